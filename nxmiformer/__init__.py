@@ -1,0 +1,1 @@
+"""Jointly sparsify and quantize Transformers with ADMM."""

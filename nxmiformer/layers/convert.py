@@ -1,0 +1,117 @@
+"""Put compressed layers into a model, and take them out again."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.plan import CompressionPlan
+
+
+def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] | None = None) -> nn.Module:
+    """Replace, in place, every layer of the plan by a CompressedLinear with the same parameters.
+
+    Args:
+        model: the dense model.
+        plan: as `CompressionPlan.check` accepts it for this model.
+        example: keyword arguments of one forward pass. Given, it is run, and a converted layer that the pass does not
+            call is an error: some modules read a child's weight directly, past anything that its forward would do.
+
+    Raises:
+        ValueError: the plan does not fit; or, with `example`, the names of the layers that were not called.
+    """
+    plan.check(model)
+    for name, spec in plan.layers.items():
+        for module in (name, *spec.aliases):
+            layer = model.get_submodule(module)
+            model.set_submodule(module, CompressedLinear.adopt(layer, spec.weight, spec.activations))  # type: ignore[arg-type]
+    if example is not None:
+        check_called(model, example)
+    return model
+
+
+def strip(model: nn.Module) -> nn.Module:
+    """Replace, in place, every CompressedLinear by a plain layer with the same parameters, as they stand."""
+    for name, layer in list(compressed_layers(model).items()):
+        model.set_submodule(name, layer.release())
+    return model
+
+
+def compressed_layers(model: nn.Module) -> dict[str, CompressedLinear]:
+    """The compressed layers by module name, aliases included, in the model's order."""
+    named = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in named if isinstance(module, CompressedLinear)}
+
+
+@torch.no_grad()
+def check_called(model: nn.Module, example: Mapping[str, Any]) -> None:
+    """Run one forward pass, and raise a ValueError that names the compressed layers which it did not call."""
+    layers = compressed_layers(model)
+    called: set[int] = set()
+    hooks = [layer.register_forward_hook(lambda module, *_: called.add(id(module))) for layer in layers.values()]
+    training = model.training
+    model.eval()
+    try:
+        model(**example)
+    finally:
+        model.train(training)
+        for hook in hooks:
+            hook.remove()
+    missed = [name for name, layer in layers.items() if id(layer) not in called]
+    if missed:
+        raise ValueError(
+            "these layers would be compressed but a forward pass does not call them (their weights are read "
+            "directly); exclude them: " + ", ".join(missed)
+        )
+
+
+@contextmanager
+def projected(model: nn.Module) -> Iterator[None]:
+    """The model as if training ended now: every compressed weight is projected, and put back afterwards."""
+    layers = list(compressed_layers(model).values())
+    kept = [(layer.weight.detach().clone(), layer.quantizer.seen) for layer in layers]
+    try:
+        project(model)
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, (weight, seen) in zip(layers, kept, strict=True):
+                layer.weight.copy_(weight)
+                layer.quantizer.seen = seen
+
+
+@torch.no_grad()
+def project(model: nn.Module) -> None:
+    """Move every compressed weight, in place, to the nearest point of its set; a frozen support stays.
+
+    The forward pass then sees the weights themselves, which is the same and costs nothing.
+
+    Raises:
+        ValueError: a weight is not finite; the layer is named.
+    """
+    for name, layer in compressed_layers(model).items():
+        try:
+            layer.matrix.copy_(layer.quantizer.project(layer.matrix))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        layer.quantizer.seen = None
+
+
+def verify(model: nn.Module, plan: CompressionPlan) -> None:
+    """Raise a ValueError that names every layer whose weight is not a point of the plan's set."""
+    outside = [
+        f"{name}: not in {spec.weight}"
+        for name, spec in plan.layers.items()
+        if not spec.weight.contains(_matrix(model.get_submodule(name), spec.transposed))
+    ]
+    if outside:
+        raise ValueError("these weights are not points of their sets:\n  " + "\n  ".join(outside))
+
+
+def _matrix(module: nn.Module, transposed: bool) -> Tensor:
+    weight = module.weight.detach()
+    assert isinstance(weight, Tensor)
+    return weight.t() if transposed else weight

@@ -1,0 +1,56 @@
+"""Linear layers that compute with a point of a set."""
+
+from typing import Self
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
+
+from nxmiformer.layers.quantizers import Activations, ActivationQuantizer, WeightQuantizer
+from nxmiformer.sets import ConstraintSet
+
+
+class CompressedLinear(nn.Linear):
+    """A linear layer whose weight and input pass through fake quantizers.
+
+    It adopts the parameters of the layer it replaces, the same objects under the same names: state-dict keys, ties
+    and optimizers that hold them stay as they are. A `transposed` one adopts a `transformers` Conv1D, which stores
+    its weight (in, out). With both quantizers inactive it computes what the layer it replaced computed.
+    """
+
+    quantizer: WeightQuantizer
+    inputs: ActivationQuantizer | None
+
+    @classmethod
+    def adopt(
+        cls, layer: nn.Linear | Conv1D, constraint: ConstraintSet, activations: Activations | None = None
+    ) -> Self:
+        """The compressed stand-in of `layer`."""
+        self = cls.__new__(cls)
+        nn.Module.__init__(self)
+        self.transposed = isinstance(layer, Conv1D)
+        rows, columns = layer.weight.shape
+        self.in_features, self.out_features = (rows, columns) if self.transposed else (columns, rows)
+        self.weight, self.bias = layer.weight, layer.bias
+        self.quantizer = WeightQuantizer(constraint)
+        self.inputs = None if activations is None else ActivationQuantizer(activations)
+        return self.train(layer.training)
+
+    @property
+    def matrix(self) -> Tensor:
+        """The weight as (out_features, in_features), a view."""
+        return self.weight.t() if self.transposed else self.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.inputs is not None:
+            x = self.inputs(x)
+        return F.linear(x, self.quantizer(self.matrix), self.bias)
+
+    def release(self) -> nn.Linear | Conv1D:
+        """A plain layer with the same parameters; what `adopt` was given, in effect."""
+        if self.transposed:
+            plain: nn.Linear | Conv1D = Conv1D(self.out_features, self.in_features)
+        else:
+            plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
+        plain.weight, plain.bias = self.weight, self.bias
+        return plain.train(self.training)

@@ -1,0 +1,213 @@
+"""Straight-through fake quantizers of weights and activations.
+
+Forward they round; backward they pass the gradient as if they had not (Bengio et al. 2013, arXiv 1308.3432), except
+where an activation was clamped, where the gradient is zero.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nxmiformer.errors import unknown
+from nxmiformer.sets import ConstraintSet, Grid, Piece
+
+RANGES = ("token", "tensor", "ema")
+
+
+@dataclass(frozen=True)
+class Activations:
+    """How a layer's input is quantized: symmetric, `bits` wide, with codes -q ... q, q = 2**(bits-1) - 1.
+
+    ranges: "token" takes the maximum of each token anew (dynamic), "tensor" that of the whole input, "ema" a moving
+    average (of `momentum`) of the latter, which evaluation uses as it stands (static).
+    """
+
+    bits: int = 8
+    ranges: Literal["token", "tensor", "ema"] = "token"
+    momentum: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"activations take 2 to 8 bits, not {self.bits}")
+        if self.ranges not in RANGES:
+            raise unknown("range of activations", self.ranges, RANGES)
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
+
+    def __str__(self) -> str:
+        return f"a{self.bits}" + ("" if self.ranges == "token" else self.ranges)
+
+
+class _Round(torch.autograd.Function):
+    """Rounds to the grid of `scale`; the gradient passes where nothing was clamped."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, top: int, clamps: bool) -> Tensor:
+        codes = x.float() / scale
+        if clamps:
+            ctx.save_for_backward(codes.abs() <= top + 0.5)
+            codes = codes.clamp_(-top, top)
+        return codes.round_().mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        return grad * ctx.saved_tensors[0] if ctx.saved_tensors else grad, None, None, None
+
+
+class ActivationQuantizer(nn.Module):
+    """Fake quantizer of a layer's input, (..., features) -> the same. Off until `active` is set."""
+
+    peak: Tensor
+
+    def __init__(self, spec: Activations) -> None:
+        super().__init__()
+        self.spec = spec
+        self.active = True
+        self.top = 2 ** (spec.bits - 1) - 1
+        if spec.ranges == "ema":
+            self.register_buffer("peak", torch.zeros(()))  # persistent: static quantization needs it after a reload
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.active:
+            return x
+        with torch.no_grad():
+            scale = (self._range(x) / self.top).clamp(min=torch.finfo(torch.float32).tiny)
+        return _Round.apply(x, scale, self.top, self.spec.ranges == "ema")
+
+    def _range(self, x: Tensor) -> Tensor:
+        if self.spec.ranges == "token":
+            return x.abs().amax(-1, keepdim=True).float()
+        now = x.abs().amax().float()
+        if self.spec.ranges == "tensor":
+            return now
+        if self.training:
+            old = torch.where(self.peak > 0, self.peak, now)
+            self.peak.copy_(old + (1 - self.spec.momentum) * (now - old))
+        return self.peak
+
+    def extra_repr(self) -> str:
+        return str(self.spec)
+
+
+class _OnPiece(torch.autograd.Function):
+    """The nearest point of a piece of a set; the gradient reaches every weight."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, constraint: ConstraintSet, piece: Piece) -> Tensor:
+        return constraint.apply(w, piece)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0], None, None
+
+
+class _LearnedScale(torch.autograd.Function):
+    """_OnPiece whose scales are trained as in LSQ (Esser et al. 2020, arXiv 1902.08153): eq. 3, with the gradient
+    scale 1 / sqrt(elements * q) of its section 2.2."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, grid: Grid, mask: Tensor | None, scales: Tensor) -> Tensor:
+        y = grid.apply(w, Piece(scales=scales))
+        ctx.grid, ctx.mask = grid, mask
+        ctx.save_for_backward(w, y, scales)
+        return y if mask is None else torch.where(mask, y, 0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        w, y, scales = ctx.saved_tensors
+        (grad,) = grads
+        s = scales.reshape(-1, 1).clamp(min=torch.finfo(torch.float32).tiny)
+        ratio, code = ctx.grid.rows(w) / s, ctx.grid.rows(y) / s
+        inside = ratio.abs() <= ctx.grid.top
+        kept = torch.ones_like(inside) if ctx.mask is None else ctx.grid.rows(ctx.mask)
+        rows = ctx.grid.rows(grad)
+        slope = torch.where(kept, code - torch.where(inside, ratio, 0), 0)
+        per_scale = (rows * slope).sum(1) / (ctx.grid.top * rows.shape[1]) ** 0.5
+        return torch.where(inside | ~kept, rows, 0).view(w.shape), None, None, per_scale.view_as(scales)
+
+
+class WeightQuantizer(nn.Module):
+    """Fake quantizer of a weight (out, in): the forward pass sees its nearest point in a piece of a set.
+
+    Attributes:
+        constraint: the set that the weight ends in.
+        seen: the set that the forward pass sees the weight through; None shows it the weight itself.
+        frozen: whether the support stays as it is when the piece is chosen anew.
+    """
+
+    mask: Tensor | None
+    scales: Tensor | None
+
+    def __init__(self, constraint: ConstraintSet) -> None:
+        super().__init__()
+        self.constraint = constraint
+        self.seen: ConstraintSet | None = None
+        self.frozen = False
+        # Not persistent: a layer keeps the state-dict keys of the linear that it was. Methods keep the pieces.
+        self.register_buffer("mask", None, persistent=False)
+        self.register_buffer("scales", None, persistent=False)
+
+    @property
+    def learned(self) -> bool:
+        """Whether the scales are trained."""
+        return isinstance(self.scales, nn.Parameter)
+
+    @property
+    def piece(self) -> Piece:
+        """The piece that the forward pass projects onto, on the side of autograd that trains nothing."""
+        return Piece(self.mask, None if self.scales is None else self.scales.detach())
+
+    def hold(self, piece: Piece) -> None:
+        """Take over a piece as it stands. Learned scales stay parameters, the same objects."""
+        self.mask = piece.mask
+        if self.learned and piece.scales is not None:
+            assert self.scales is not None
+            self.scales.data.copy_(piece.scales)
+        else:
+            self.scales = piece.scales
+
+    @torch.no_grad()
+    def refresh(self, w: Tensor, importance: Tensor | None = None) -> None:
+        """Choose the piece of `seen` nearest to `w`. A frozen support and learned scales stay."""
+        if self.seen is None:
+            return
+        piece = self.seen.piece(w, importance, self.mask if self.frozen else None)
+        self.hold(Piece(self.mask if self.frozen else piece.mask, self.piece.scales if self.learned else piece.scales))
+
+    @torch.no_grad()
+    def freeze(self, w: Tensor) -> None:
+        """Keep the support that the nearest point to `w` has in the final set."""
+        self.mask = self.constraint.piece(w).mask
+        self.frozen = True
+
+    def learn(self) -> None:
+        """Make the scales parameters, from where they stand."""
+        if self.scales is None or self.constraint.grid is None:
+            raise ValueError(f"{self.constraint} has no scales to learn")
+        scales = self.scales.detach().clone()
+        del self.scales
+        self.scales = nn.Parameter(scales)
+
+    @torch.no_grad()
+    def project(self, w: Tensor) -> Tensor:
+        """The point of the final set nearest to `w`, with the frozen support and the learned scales, if any."""
+        self.constraint.check(w)
+        mask = self.mask if self.frozen else None
+        if self.learned:
+            point = self.constraint.apply(w, Piece(mask, self.piece.scales))
+            if self.constraint.contains(point):  # in 16 bits a free scale need not be one that can be told from them
+                return point
+        return self.constraint.apply(w, self.constraint.piece(w, None, mask))
+
+    def forward(self, w: Tensor) -> Tensor:
+        if self.seen is None:
+            return w
+        if self.learned:
+            return _LearnedScale.apply(w, self.seen.grid, self.mask, self.scales)
+        return _OnPiece.apply(w, self.seen, self.piece)
+
+    def extra_repr(self) -> str:
+        return f"{self.constraint}{', frozen' if self.frozen else ''}{', learned' if self.learned else ''}"

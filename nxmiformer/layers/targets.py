@@ -1,0 +1,91 @@
+"""Which layers of a model can be compressed, and why the others are not."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from nxmiformer.errors import unknown
+from nxmiformer.sets.base import Shape
+
+Affine = nn.Linear | Conv1D
+
+
+@dataclass(frozen=True)
+class Target:
+    """One weight matrix that can be compressed.
+
+    Attributes:
+        name: the module's name in the model; its weight's name is `parameter`.
+        shape: (out_features, in_features), whichever way round the module stores it.
+        transposed: whether the module stores (in, out), as `transformers`' Conv1D does.
+        aliases: other modules that share the same weight; they are converted with it and counted once.
+    """
+
+    name: str
+    shape: Shape
+    transposed: bool = False
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def parameter(self) -> str:
+        """The weight's name in `model.named_parameters()`."""
+        return f"{self.name}.weight"
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The layers to compress, in the model's order, and the reason for each linear layer that is left out."""
+
+    layers: tuple[Target, ...]
+    skipped: Mapping[str, str]
+
+
+def find_targets(
+    model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
+) -> Targets:
+    """The linear layers (nn.Linear, transformers' Conv1D) of `model` whose names match.
+
+    Args:
+        model: any module.
+        include: shell patterns of module names, such as `*.attention.*`. None takes the layers inside the model's
+            repeated blocks (its ModuleLists): the encoder, without embeddings, pooler and heads.
+        exclude: patterns of the names to leave out of those.
+
+    Raises:
+        ValueError: a pattern that matches no linear layer, or nothing is left.
+    """
+    linears = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Affine)}
+    for pattern in [*(include or ()), *exclude]:
+        if not any(fnmatchcase(name, pattern) for name in linears):
+            raise unknown("pattern of layer names", pattern, linears)
+    blocks = [f"{name}." for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    chosen: dict[int, Target] = {}
+    skipped: dict[str, str] = {}
+    for name, module in linears.items():
+        reason = _reason(name, blocks, include, exclude)
+        if reason:
+            skipped[name] = reason
+        elif id(module.weight) in chosen:
+            first = chosen[id(module.weight)]
+            chosen[id(module.weight)] = Target(first.name, first.shape, first.transposed, (*first.aliases, name))
+            skipped[name] = f"it shares its weight with {first.name}, and is compressed with it"
+        else:
+            transposed = isinstance(module, Conv1D)
+            rows, columns = module.weight.shape
+            chosen[id(module.weight)] = Target(name, (columns, rows) if transposed else (rows, columns), transposed)
+    if not chosen:
+        raise ValueError(f"no layer is left to compress: {len(linears)} linear layers were found, all left out")
+    return Targets(tuple(chosen.values()), skipped)
+
+
+def _reason(name: str, blocks: Sequence[str], include: Sequence[str] | None, exclude: Sequence[str]) -> str | None:
+    """Why the linear layer `name` is left out, or None."""
+    for pattern in exclude:
+        if fnmatchcase(name, pattern):
+            return f"the pattern {pattern!r} excludes it"
+    if include is None:
+        return None if name.startswith(tuple(blocks)) else "it is outside the model's repeated blocks"
+    return None if any(fnmatchcase(name, pattern) for pattern in include) else "no include pattern names it"

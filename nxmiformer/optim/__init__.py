@@ -1,0 +1,6 @@
+"""The ADMM optimizer and its schedules."""
+
+from nxmiformer.optim.admm import ADMM
+from nxmiformer.optim.schedule import Balanced, Constant, Ramp, Residuals, Schedule, SupportChange, Warmup
+
+__all__ = ["ADMM", "Balanced", "Constant", "Ramp", "Residuals", "Schedule", "SupportChange", "Warmup"]

@@ -1,0 +1,271 @@
+"""ADMM around any torch optimizer."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nxmiformer.errors import unknown
+from nxmiformer.optim.schedule import Constant, Residuals, Schedule
+from nxmiformer.sets import ConstraintSet
+
+Pull = Literal["decoupled", "penalty", "manual"]
+
+
+class ADMM(torch.optim.Optimizer):
+    """min f(W) subject to W_i in S_i, by ADMM in scaled form (Boyd et al. 2011, section 3.1.1; NxMiFormer, arXiv
+    2206.15014), around a base optimizer that takes the steps on f.
+
+    Each constrained weight W has an auxiliary Z in its set and a scaled dual U:
+
+        W <- a base step on f(W), with the pull (rho / 2) ||W - Z + U||^2
+        Z <- P(W + U),  U <- dual * (U + W - Z)      every `interval` steps
+
+    Z starts at P(W), U at zero; `update()` right after construction gives the paper's code's start, U = W - Z.
+    Whenever rho changes, at an update, U is multiplied by rho_old / rho_new, so that rho * U, the multiplier, stays.
+    Weights without a set are the base optimizer's alone: with no sets at all this is the base optimizer.
+
+    The pull is applied in one of three ways:
+
+    - "decoupled": after the base step, W <- (W + rho (Z - U)) / (1 + rho), the proximal step of the penalty: no
+      learning rate, no adaptive scaling, and stable for every rho.
+    - "penalty": rho (W - Z + U) is added to the gradient inside `step`, that is after any clipping by the caller.
+    - "manual": as "penalty", but by the caller's own call of `add_penalty()`, for one who wants it clipped too.
+
+    Args:
+        base: the optimizer, already built over the parameters.
+        named_parameters: (name, parameter) pairs, as `model.named_parameters()` gives them.
+        sets: parameter name -> set of its (2-D) value. For a weight stored (in, out): `Transposed(set)`.
+        rho: a number, or a `Schedule`, which every weight follows by its own residuals.
+        interval: optimizer steps between two updates of Z and U.
+        pull: see above.
+        dual: factor on the dual at each update: 1 is ADMM, 0 keeps U at zero (the quadratic penalty method, and no
+            memory for U), between the two the dual forgets.
+        importance: "second_moment" weighs the projection by Adam's `exp_avg_sq`, a free diagonal Fisher; None does not.
+        dtype: of Z and U; None takes the parameter's. Each costs its size once per constrained weight.
+
+    Raises:
+        ValueError: a name that is not there or that `base` does not train, a set that rejects the shape, a weight
+            with a value that is not finite, or an option out of range.
+    """
+
+    def __init__(
+        self,
+        base: torch.optim.Optimizer,
+        named_parameters: Iterable[tuple[str, torch.nn.Parameter]],
+        sets: Mapping[str, ConstraintSet],
+        *,
+        rho: float | Schedule,
+        interval: int = 32,
+        pull: Pull = "decoupled",
+        dual: float = 1.0,
+        importance: Literal["second_moment"] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        if interval < 1:
+            raise ValueError(f"interval must be at least one optimizer step, not {interval}")
+        if pull not in get_args(Pull):
+            raise unknown("pull", pull, get_args(Pull))
+        if not 0 <= dual <= 1:
+            raise ValueError(f"dual must be in [0, 1], not {dual}")
+        if importance not in (None, "second_moment"):
+            raise unknown("importance", importance, ["second_moment"])
+        super().__init__(base.param_groups, base.defaults)
+        self.base = base
+        self._share()
+        self.schedule = rho if isinstance(rho, Schedule) else Constant(rho)
+        self.interval, self.pull, self.dual, self.importance = interval, pull, dual, importance
+        self.sets = dict(sets)
+        self.weights = self._find(dict(named_parameters))
+        self.steps = 0
+        self.rho = dict.fromkeys(self.sets, self.schedule.first())
+        self.residuals: dict[str, Residuals] = {}
+        self.gap = self.flips = self.dual_residual = float("nan")
+        self.z = {name: self._project(name, w.detach()).to(dtype or w.dtype) for name, w in self.weights.items()}
+        # A dual that is always zero is not stored.
+        self.u = {name: torch.zeros_like(z) for name, z in self.z.items()} if dual else {}
+
+    def _find(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
+        """The constrained parameters by name, after checking that they can be."""
+        trained = {id(p) for group in self.base.param_groups for p in group["params"]}
+        problems = []
+        for name, constraint in self.sets.items():
+            if name not in parameters:
+                raise unknown("parameter in sets", name, parameters)
+            w = parameters[name]
+            if id(w) not in trained:
+                problems.append(f"{name}: the base optimizer does not train it")
+            try:
+                constraint.check(w.detach())
+            except ValueError as error:
+                problems.append(f"{name}: {error}")
+        if problems:
+            raise ValueError("these parameters cannot be constrained:\n  " + "\n  ".join(problems))
+        return {name: parameters[name] for name in self.sets}
+
+    def _share(self) -> None:
+        """Be one with the base: learning-rate schedules write to these groups, and the base reads them."""
+        self.param_groups, self.state = self.base.param_groups, self.base.state
+
+    def _project(self, name: str, w: Tensor) -> Tensor:
+        try:
+            return self.sets[name].project(w, self._importance(name))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def _importance(self, name: str) -> Tensor | None:
+        moments = self.base.state.get(self.weights[name], {})
+        if self.importance is None or not moments:
+            return None
+        if "exp_avg_sq" not in moments:
+            raise ValueError(
+                f"importance='second_moment' needs an Adam, whose state has 'exp_avg_sq'; that of {name} under "
+                f"{type(self.base).__name__} has {sorted(moments)}"
+            )
+        return moments["exp_avg_sq"]  # type: ignore[no-any-return]
+
+    def _target(self, name: str) -> Tensor:
+        """Z - U."""
+        return self.z[name] - self.u[name] if self.u else self.z[name]
+
+    @torch.no_grad()
+    def add_penalty(self) -> None:
+        """Add the gradient rho (W - Z + U) of the penalty to the gradients that there are."""
+        for name, w in self.weights.items():
+            if w.grad is not None:
+                w.grad.add_((w - self._target(name)).to(w.grad.dtype), alpha=self.rho[name])
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """One base step, the pull, and at every `interval`-th call an update of Z and U.
+
+        `closure` evaluates the loss and its gradients, as the base optimizer wants it; its result is returned.
+        """
+        if self.pull != "penalty":
+            loss = self.base.step() if closure is None else self.base.step(closure)
+        elif closure is None:
+            self.add_penalty()
+            loss = self.base.step()
+        else:
+            loss = self.base.step(self._penalised(closure))
+        if self.pull == "decoupled":
+            self._proximal_step()
+        self.steps += 1
+        if self.steps % self.interval == 0:
+            self.update()
+        return loss
+
+    def _penalised(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def evaluate() -> Any:
+            loss = closure()
+            self.add_penalty()
+            return loss
+
+        return evaluate
+
+    @torch.no_grad()
+    def _proximal_step(self) -> None:
+        for name, w in self.weights.items():
+            share = self.rho[name] / (1 + self.rho[name])
+            w.lerp_(self._target(name).to(w.dtype), share)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Z <- P(W + U), U <- dual * (U + W - Z), the residuals, and the next rho."""
+        names, squares = list(self.weights), []
+        for name, w in self.weights.items():
+            before, z = self.z[name], self.z[name]
+            shifted = w + self.u[name].to(w.dtype) if self.u else w
+            z = self._project(name, shifted).to(before.dtype)
+            if self.u:
+                self.u[name].copy_(shifted - z).mul_(self.dual)
+            self.z[name] = z
+            flips = ((z != 0) != (before != 0)).sum()
+            norms = [(w - z).float().square().sum(), (z - before).float().square().sum(), w.float().square().sum()]
+            squares.append(torch.stack([*norms, flips.float(), torch.full_like(norms[0], w.numel())]))
+        if not names:
+            return
+        table = torch.stack(squares).double().cpu()  # one transfer for all layers
+        for name, row in zip(names, table, strict=True):
+            self.residuals[name] = _residuals(row)
+            self._set_rho(name, self.schedule.after(self.rho[name], self.steps, self.residuals[name]))
+        self.gap, self.dual_residual, self.flips = _residuals(table.sum(0))
+
+    def _set_rho(self, name: str, rho: float) -> None:
+        if rho != self.rho[name] and self.u:
+            self.u[name].mul_(self.rho[name] / rho)
+        self.rho[name] = rho
+
+    def metrics(self, layers: bool = False) -> dict[str, float]:
+        """`gap`, `dual` and `flips` over all constrained weights and the mean `rho` at the last update; with `layers`
+        the same of each, as `gap/<name>`."""
+        mean = sum(self.rho.values()) / max(1, len(self.rho))
+        overall = {"gap": self.gap, "dual": self.dual_residual, "flips": self.flips, "rho": mean}
+        if not layers:
+            return overall
+        each = {f"{key}/{name}": v for name, r in self.residuals.items() for key, v in r._asdict().items()}
+        return {**overall, **each, **{f"rho/{name}": rho for name, rho in self.rho.items()}}
+
+    @torch.no_grad()
+    def finalize(self) -> None:
+        """W <- P(W): from here on every constrained weight is a point of its set."""
+        for name, w in self.weights.items():
+            w.copy_(self._project(name, w.detach()))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the base optimizer does it."""
+        self.base.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Hand a further, unconstrained group to the base optimizer."""
+        if "base" in self.__dict__:
+            self.base.add_param_group(param_group)
+            self._share()
+        else:  # called by Optimizer.__init__, for the groups that the base has already
+            super().add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base optimizer's state, and under `admm` Z and U in their own dtypes, by parameter name.
+
+        Only tensors, numbers and strings: `torch.load(..., weights_only=True)` reads it back.
+        """
+        state = {"steps": self.steps, "rho": dict(self.rho), "sets": _described(self.sets), "z": dict(self.z)}
+        residuals = {name: list(r) for name, r in self.residuals.items()}
+        overall = [self.gap, self.dual_residual, self.flips]
+        return {**self.base.state_dict(), "admm": {**state, "u": dict(self.u), "residuals": residuals, "overall": overall}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+        """Take over a state that `state_dict` gave.
+
+        Raises:
+            ValueError: it is not an ADMM's, or that of other sets; nothing has changed then.
+        """
+        if "admm" not in state_dict:
+            raise ValueError("this is not the state of an ADMM optimizer: it has no 'admm'")
+        admm = state_dict["admm"]
+        theirs, ours = admm["sets"], _described(self.sets)
+        names = sorted({name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)})
+        if names:
+            lines = [f"{name}: {theirs.get(name, 'free')} there, {ours.get(name, 'free')} here" for name in names]
+            raise ValueError("this is the state of an ADMM over other sets:\n  " + "\n  ".join(lines))
+        if bool(admm["u"]) != bool(self.u) and self.sets:
+            raise ValueError("the state and this optimizer differ in whether they keep a dual (dual=0 keeps none)")
+        self.base.load_state_dict({key: value for key, value in state_dict.items() if key != "admm"})
+        self._share()
+        self.steps, self.rho = int(admm["steps"]), dict(admm["rho"])
+        self.residuals = {name: Residuals(*values) for name, values in admm["residuals"].items()}
+        self.gap, self.dual_residual, self.flips = admm["overall"]
+        for ours_of, theirs_of in ((self.z, admm["z"]), (self.u, admm["u"])):
+            for name, tensor in ours_of.items():
+                tensor.copy_(theirs_of[name])
+
+
+def _described(sets: Mapping[str, ConstraintSet]) -> dict[str, str]:
+    return {name: repr(constraint) for name, constraint in sets.items()}
+
+
+def _residuals(row: Tensor) -> Residuals:
+    """From sums of squares of W - Z, Z - Z_before and W, the flips and the count, to the relative figures."""
+    gap, dual, norm, flips, count = row.tolist()
+    scale = max(norm, torch.finfo(torch.float64).tiny)
+    return Residuals((gap / scale) ** 0.5, (dual / scale) ** 0.5, flips / max(1.0, count))

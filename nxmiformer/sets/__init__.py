@@ -1,0 +1,11 @@
+"""The sets that a compressed weight can be a point of."""
+
+from nxmiformer.sets.base import ConstraintSet, Piece, SparsitySet, Storage
+from nxmiformer.sets.block import Block
+from nxmiformer.sets.grid import Grid
+from nxmiformer.sets.nm import NM
+from nxmiformer.sets.then import Then
+from nxmiformer.sets.transposed import Transposed
+from nxmiformer.sets.unstructured import Unstructured
+
+__all__ = ["NM", "Block", "ConstraintSet", "Grid", "Piece", "SparsitySet", "Storage", "Then", "Transposed", "Unstructured"]

@@ -1,0 +1,216 @@
+"""What a compressed weight matrix is a point of."""
+
+import abc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from nxmiformer.sets.grid import Grid
+
+Shape = tuple[int, int]
+
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Storage:
+    """What one packed matrix costs, in bits: the kept values, where they are, and their scales."""
+
+    values: int = 0
+    indices: int = 0
+    scales: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it, in bits."""
+        return self.values + self.indices + self.scales
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the packed tensors: each part starts on a byte of its own."""
+        return sum(-(-bits // 8) for bits in (self.values, self.indices, self.scales))
+
+    def __add__(self, other: "Storage") -> "Storage":
+        return Storage(self.values + other.values, self.indices + other.indices, self.scales + other.scales)
+
+
+class Piece(NamedTuple):
+    """One easy piece of a set: the weights with this support (`mask`, bool, of the weight's shape) and on the grid
+    with these `scales` (float32, (rows, groups)). What is None does not bind."""
+
+    mask: Tensor | None = None
+    scales: Tensor | None = None
+
+
+class ConstraintSet(abc.ABC):
+    """A set of (out_features, in_features) matrices that a compressed layer's weight is a point of.
+
+    Every set here is a union of easy pieces: the matrices with one support, the grid of one scale. `piece` chooses
+    the piece nearest to a weight, `apply` projects onto it, and `project` is the two together. Training that freezes
+    a mask, or fake-quantizes with the scale of a moment ago, keeps a piece and calls `apply`.
+
+    Sets are immutable, hashable, hold no tensors, and draw no random numbers.
+    """
+
+    @abc.abstractmethod
+    def rejects(self, shape: Shape) -> str | None:
+        """Why a matrix of this shape has no point in the set, or None where it has."""
+
+    @abc.abstractmethod
+    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+        """The piece whose point is nearest to `w`, among those with support `mask` where one is given.
+
+        `importance` (of w's shape, >= 0) weighs the squared error of each element.
+        """
+
+    @abc.abstractmethod
+    def apply(self, w: Tensor, piece: Piece) -> Tensor:
+        """The point of `piece` nearest to `w`, in w's dtype."""
+
+    @abc.abstractmethod
+    def contains(self, w: Tensor) -> bool:
+        """Whether `w` is a point of the set, exactly: no tolerance."""
+
+    @abc.abstractmethod
+    def storage(self, shape: Shape, dtype: torch.dtype = torch.float32) -> Storage:
+        """Bits that `pack` makes of a matrix of this shape; `dtype` is that of values stored unquantized."""
+
+    @abc.abstractmethod
+    def pack(self, w: Tensor) -> dict[str, Tensor]:
+        """A member as its parts `values`, `indices`, `scales` (those there are), flat and byte-packed.
+
+        Raises:
+            ValueError: `w` is not a member.
+        """
+
+    @abc.abstractmethod
+    def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The member that `pack` was given, bit for bit.
+
+        Raises:
+            ValueError: the tensors are not what `pack` makes of a member of this shape.
+        """
+
+    @property
+    def sparsity(self) -> "SparsitySet | None":
+        """The part of the set that constrains the support, if any."""
+        return None
+
+    @property
+    def grid(self) -> "Grid | None":
+        """The part of the set that constrains the values, if any."""
+        return None
+
+    def project(self, w: Tensor, importance: Tensor | None = None) -> Tensor:
+        """The point of the set nearest to `w` (out, in), in w's dtype; deterministic, ties go to the lower index.
+
+        Raises:
+            ValueError: the shape is rejected, the dtype is not a float of 16 to 64 bits, or `w` or `importance`
+                holds a value that is not a number or not finite.
+        """
+        self.check(w, importance)
+        return self.apply(w, self.piece(w, importance))
+
+    def fits(self, w: Tensor) -> bool:
+        """Whether `w` is a finite matrix of a shape that the set does not reject."""
+        return w.ndim == 2 and self.rejects((w.shape[0], w.shape[1])) is None and bool(w.isfinite().all())
+
+    def check(self, w: Tensor, importance: Tensor | None = None) -> None:
+        """Raise the ValueError of `project`, without projecting."""
+        reason = f"it has {w.ndim} dimensions, not 2" if w.ndim != 2 else self.rejects((w.shape[0], w.shape[1]))
+        if reason:
+            raise ValueError(f"{self} rejects a weight of shape {tuple(w.shape)}: {reason}")
+        if w.dtype not in DTYPES:
+            raise ValueError(f"{self} projects float weights of 16 to 64 bits, not {w.dtype}")
+        check_finite(w, "weight")
+        if importance is not None:
+            if importance.shape != w.shape:
+                raise ValueError(f"importance has shape {tuple(importance.shape)}, the weight {tuple(w.shape)}")
+            check_finite(importance, "importance")
+            if (importance < 0).any():
+                raise ValueError(f"importance must not be negative, its least value is {importance.min().item():g}")
+
+
+class SparsitySet(ConstraintSet):
+    """A set that constrains which elements may be non-zero, and leaves their values free."""
+
+    @abc.abstractmethod
+    def mask(self, score: Tensor) -> Tensor:
+        """The allowed support (bool, of the score's shape) with the largest sum of `score` (>= 0); ties go to the
+        lower index, so the count is exact whatever the scores are."""
+
+    @abc.abstractmethod
+    def kept(self, shape: Shape) -> int:
+        """How many elements of a matrix of this shape a support holds."""
+
+    @abc.abstractmethod
+    def pack_mask(self, mask: Tensor) -> dict[str, Tensor]:
+        """The support as byte-packed `indices`; no entry where there is nothing to tell."""
+
+    @abc.abstractmethod
+    def unpack_mask(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
+        """The support that `pack_mask` was given; a ValueError where the indices cannot be one."""
+
+    @property
+    def sparsity(self) -> "SparsitySet":
+        return self
+
+    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+        return Piece(mask=self.mask(energy(w, importance)) if mask is None else mask)
+
+    def apply(self, w: Tensor, piece: Piece) -> Tensor:
+        assert piece.mask is not None
+        return torch.where(piece.mask, w, 0)  # not a product: -1 * False is -0
+
+    def contains(self, w: Tensor) -> bool:
+        return self.fits(w) and bool((self.mask(w.abs()) | (w == 0)).all())
+
+    def storage(self, shape: Shape, dtype: torch.dtype = torch.float32) -> Storage:
+        return Storage(values=self.kept(shape) * dtype.itemsize * 8, indices=self.index_bits(shape))
+
+    @abc.abstractmethod
+    def index_bits(self, shape: Shape) -> int:
+        """Bits of the packed support."""
+
+    def pack(self, w: Tensor) -> dict[str, Tensor]:
+        if not self.contains(w):
+            raise ValueError(f"the weight is not a point of {self}, so it cannot be packed as one: project it first")
+        mask = self.mask(w.abs())
+        return {"values": w[mask], **self.pack_mask(mask)}
+
+    def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
+        values = expect(tensors, "values", self.kept(shape), dtype)
+        w = torch.zeros(shape, dtype=dtype, device=values.device)
+        w[self.unpack_mask(tensors, shape)] = values
+        return w
+
+
+def energy(w: Tensor, importance: Tensor | None) -> Tensor:
+    """What an element is worth: importance * w^2, or |w|, which has the same order where all are equally important.
+
+    The squares are taken in float64, where those of float32's tiniest and largest weights neither vanish nor overflow.
+    """
+    if importance is None:
+        return w.abs()
+    return importance.double() * w.double().square()
+
+
+def check_finite(w: Tensor, what: str) -> None:
+    """Raise a ValueError that counts the NaN and infinite values of `w`, if there are any."""
+    if not w.isfinite().all():
+        raise ValueError(f"{what} holds {int(w.isnan().sum())} NaN and {int(w.isinf().sum())} infinite values")
+
+
+def expect(tensors: dict[str, Tensor], key: str, numel: int, dtype: torch.dtype) -> Tensor:
+    """`tensors[key]`, after checking that it is flat, of `numel` elements and of `dtype`."""
+    found = tensors.get(key)
+    if found is None:
+        raise ValueError(f"the packed weight has no {key!r}, only {sorted(tensors)}")
+    if found.shape != (numel,) or found.dtype != dtype:
+        raise ValueError(
+            f"{key!r} should be {numel} elements of {dtype}, but is {tuple(found.shape)} of {found.dtype}"
+        )
+    return found

@@ -1,0 +1,37 @@
+"""Small unsigned integers, packed back to back into bytes."""
+
+import torch
+from torch import Tensor
+
+
+def pack_bits(codes: Tensor, bits: int) -> Tensor:
+    """Codes (n,) in [0, 2**bits), 1 <= bits <= 8, as ceil(n * bits / 8) bytes (uint8), least significant bit first.
+
+    Eight codes fill `bits` bytes exactly, so they are shifted into one 64-bit word and the word is cut into bytes.
+    """
+    n = codes.numel()
+    padded = torch.zeros(-(-n // 8), 8, dtype=torch.int64, device=codes.device)
+    padded.view(padded.numel())[:n] = codes.to(torch.int64)
+    shifts = torch.arange(8, device=codes.device)
+    words = (padded << (shifts * bits)).sum(1)
+    packed = (words[:, None] >> (shifts[:bits] * 8)) & 0xFF
+    return packed.to(torch.uint8).flatten()[: -(-n * bits // 8)]
+
+
+def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The n codes (int64) that `pack_bits` was given.
+
+    Raises:
+        ValueError: `packed` is not ceil(n * bits / 8) flat bytes, or the bits after the last code are not zero.
+    """
+    size = -(-n * bits // 8)
+    if packed.dtype != torch.uint8 or packed.shape != (size,):
+        raise ValueError(f"{n} codes of {bits} bits are {size} bytes, not {tuple(packed.shape)} of {packed.dtype}")
+    padded = torch.zeros(-(-n // 8), bits, dtype=torch.int64, device=packed.device)
+    padded.view(padded.numel())[:size] = packed.to(torch.int64)
+    shifts = torch.arange(8, device=packed.device)
+    words = (padded << (shifts[:bits] * 8)).sum(1)
+    codes = ((words[:, None] >> (shifts * bits)) & (2**bits - 1)).flatten()
+    if codes[n:].any():
+        raise ValueError(f"the bits after the last of {n} codes are not zero")
+    return codes[:n]

@@ -1,0 +1,73 @@
+"""Block sparsity."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nxmiformer.sets.base import Piece, Shape, SparsitySet, energy
+from nxmiformer.sets.bits import pack_bits
+from nxmiformer.sets.unstructured import check_density, count, top, unpack_bitmap
+
+
+@dataclass(frozen=True)
+class Block(SparsitySet):
+    """At most round(density * blocks) non-zero blocks of rows x cols, tiled from the top left corner.
+
+    The nearest point keeps the blocks of largest squared Frobenius norm. One bit a block tells which.
+    """
+
+    rows: int
+    cols: int
+    density: float
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1:
+            raise ValueError(f"a block needs rows >= 1 and cols >= 1, not {self.rows} x {self.cols}")
+        check_density(self.density)
+
+    def __str__(self) -> str:
+        return f"{self.rows}x{self.cols}@{self.density:g}"
+
+    def rejects(self, shape: Shape) -> str | None:
+        if shape[0] % self.rows or shape[1] % self.cols:
+            return f"it does not divide into blocks of {self.rows} x {self.cols}"
+        return None
+
+    def _blocks(self, shape: Shape) -> int:
+        return shape[0] // self.rows * (shape[1] // self.cols)
+
+    def kept(self, shape: Shape) -> int:
+        return count(self.density, self._blocks(shape)) * self.rows * self.cols
+
+    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+        if mask is not None:
+            return Piece(mask=mask)
+        return Piece(mask=self.mask(energy(w, torch.ones_like(w) if importance is None else importance)))
+
+    def mask(self, score: Tensor) -> Tensor:
+        tiled = self._tile(score).sum((1, 3))
+        kept = top(tiled, count(self.density, tiled.numel()))
+        return kept.repeat_interleave(self.rows, 0).repeat_interleave(self.cols, 1)
+
+    def contains(self, w: Tensor) -> bool:
+        if not self.fits(w):
+            return False
+        occupied = int((self._tile(w) != 0).any(3).any(1).sum())
+        return occupied <= count(self.density, self._blocks((w.shape[0], w.shape[1])))
+
+    def _tile(self, x: Tensor) -> Tensor:
+        """(out, in) -> (block row, row, block column, column)."""
+        return x.reshape(x.shape[0] // self.rows, self.rows, x.shape[1] // self.cols, self.cols)
+
+    def index_bits(self, shape: Shape) -> int:
+        return self._blocks(shape)
+
+    def pack_mask(self, mask: Tensor) -> dict[str, Tensor]:
+        return {"indices": pack_bits(mask[:: self.rows, :: self.cols].flatten(), 1)}
+
+    def unpack_mask(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
+        total = self._blocks(shape)
+        kept = unpack_bitmap(tensors, total, count(self.density, total))
+        kept = kept.view(shape[0] // self.rows, shape[1] // self.cols)
+        return kept.repeat_interleave(self.rows, 0).repeat_interleave(self.cols, 1)

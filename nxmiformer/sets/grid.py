@@ -1,0 +1,235 @@
+"""Low-bit uniform grids."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nxmiformer.sets.base import ConstraintSet, Piece, Shape, Storage, expect
+from nxmiformer.sets.bits import pack_bits, unpack_bits
+
+CANDIDATES = 16  # clipping ratios tried by the coarse part of the scale search
+REFINEMENTS = 2  # least-squares steps after it
+LEAST_RATIO = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.5, 6: 0.6, 7: 0.8, 8: 0.8}  # the fewer the levels, the more is clipped
+CHUNK = 1 << 17  # elements that the search works on at a time on a CPU, so that they stay in its cache
+PROBES = 8  # columns that a scale must explain before the whole row is looked at
+
+
+@dataclass(frozen=True)
+class Grid(ConstraintSet):
+    """The symmetric uniform grid { scale * code } with one float32 scale for each row, or each `group` of its columns.
+
+    Codes are the integers -q ... q with q = 2**(bits-1) - 1 (the narrow range: zero is a level and the grid is
+    symmetric, so a sparse weight stays sparse); bits=2 is therefore ternary, {-s, 0, s}. bits=1 is the sign with a
+    scale, {-s, s}, the one grid without zero (Rastegari et al. 2016, arXiv 1603.05279).
+
+    The nearest point for a given scale rounds and clamps. The scale itself is max|w| / q (scale="absmax"), or is
+    searched for the least squared error (scale="mse"): a sweep of clipping ratios, then least-squares steps
+    s <- <w, c> / <c, c>; absmax is one of the candidates and is left only for a smaller error. A weight that lies on
+    a grid already keeps that grid. Groups whose maximum is below the smallest normal number go to zero.
+    """
+
+    bits: int
+    group: int | None = None
+    scale: Literal["mse", "absmax"] = "mse"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise ValueError(f"Grid needs 1 <= bits <= 8, not bits={self.bits}")
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"Grid needs a group of at least one column, not group={self.group}")
+        if self.scale not in ("mse", "absmax"):
+            raise ValueError(f"Grid knows the scales 'mse' and 'absmax', not {self.scale!r}")
+
+    def __str__(self) -> str:
+        return f"int{self.bits}" + (f"g{self.group}" if self.group else "")
+
+    @property
+    def grid(self) -> "Grid":
+        return self
+
+    @property
+    def top(self) -> int:
+        """The largest code, q."""
+        return max(1, 2 ** (self.bits - 1) - 1)
+
+    def rejects(self, shape: Shape) -> str | None:
+        if self.group and shape[1] % self.group:
+            return f"in_features {shape[1]} is not a multiple of the scale group {self.group}"
+        return None
+
+    def groups(self, shape: Shape) -> int:
+        """Scales in each row."""
+        return shape[1] // self.group if self.group else 1
+
+    def rows(self, w: Tensor) -> Tensor:
+        """`w` (out, in) with one row for each scale."""
+        groups = self.groups((w.shape[0], w.shape[1]))
+        return w.reshape(w.shape[0] * groups, w.shape[1] // groups if groups else 0)
+
+    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+        if w.numel() == 0:
+            return Piece(scales=torch.zeros(w.shape[0], self.groups((w.shape[0], w.shape[1])), device=w.device))
+        weight = importance
+        if mask is not None and (importance is not None or self.bits == 1):
+            weight = mask.float() if importance is None else importance * mask  # zeros are off the sign grid
+        rows, weights = self.rows(w), None if weight is None else self.rows(weight)
+        scales = [self._scales(x, f) for x, f in _chunks(rows, weights)]
+        return Piece(scales=torch.cat(scales).view(w.shape[0], -1))
+
+    def apply(self, w: Tensor, piece: Piece) -> Tensor:
+        assert piece.scales is not None
+        return self._round(self.rows(w), piece.scales.flatten()).view(w.shape)
+
+    def codes(self, w: Tensor, scales: Tensor) -> Tensor:
+        """The nearest codes (rows, columns), float32 or w's own float64, for `rows(w)` and scales (rows,)."""
+        x = w if w.dtype == torch.float64 else w.float()
+        if self.bits == 1:
+            return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
+        safe = torch.where(scales > 0, scales, 1)[:, None]
+        return (x / safe).round_().clamp_(-self.top, self.top).add_(0.0)  # -0 + 0 is 0
+
+    def _round(self, x: Tensor, scales: Tensor) -> Tensor:
+        """The points on the grids of `scales` (rows,) nearest to x (rows, columns)."""
+        return self.codes(x, scales).mul_(scales[:, None]).to(x.dtype)
+
+    def _scales(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """The scale (rows,) of each row of x (rows, columns), squared errors weighed by `weight`."""
+        if weight is not None:  # a row where nothing is important is weighed evenly
+            weight = weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+            weight = torch.where(weight.amax(1, keepdim=True) > 0, weight, 1)
+        known, found = self._recover(x, None if weight is None else weight > 0)
+        if bool(found.all()):
+            return known
+        counted = x if weight is None else torch.where(weight > 0, x, 0)
+        peak = counted.abs().amax(1).to(weight.dtype if weight is not None else _compute(x))
+        alive = peak >= self._floor(x.dtype)
+        ratio = torch.ones_like(peak) if self.scale == "absmax" else self._search(counted, peak, weight)
+        return torch.where(found, known, torch.where(alive, self._canonical(peak * (ratio / self.top), x.dtype), 0))
+
+    def _search(self, x: Tensor, peak: Tensor, weight: Tensor | None) -> Tensor:
+        """The scale in units of absmax's, (rows,), that has the least squared error."""
+        u = x.to(peak.dtype) * (self.top / peak.clamp(min=torch.finfo(peak.dtype).tiny))[:, None]
+        if weight is not None:
+            weight = weight / weight.amax(1, keepdim=True)
+
+        def mean(values: Tensor) -> Tensor:
+            return (values if weight is None else values * weight).sum(1)
+
+        if self.bits == 1:
+            return mean(u.abs()) / (float(x.shape[1]) if weight is None else weight.sum(1))
+        best = torch.ones_like(peak)
+        # A sum of n squares is wrong by a few units in the last place; only a real gain moves the scale off absmax.
+        least = mean((u - self.codes(u, best)).square_()) * (1 - 1e-5)
+        sweep = torch.logspace(0, 1, CANDIDATES + 1, base=LEAST_RATIO[self.bits])[1:].tolist()
+        for step in range(CANDIDATES + REFINEMENTS):
+            ratio = torch.full_like(best, sweep[step]) if step < CANDIDATES else refined
+            codes = self.codes(u, ratio)
+            error = mean((u - codes * ratio[:, None]).square_())
+            best, least = torch.where(error < least, ratio, best), torch.minimum(error, least)
+            if step >= CANDIDATES - 1:
+                codes = self.codes(u, best)
+                refined = mean(u * codes) / mean(codes.square()).clamp(min=torch.finfo(peak.dtype).tiny)
+                refined = torch.where(refined > 0, refined, best).clamp(max=1)  # the top code stays in use
+        return best
+
+    def _floor(self, dtype: torch.dtype) -> float:
+        """The least maximum of a row that still has a scale: scale and maximum must be normal numbers."""
+        return max(torch.finfo(torch.float32).tiny * self.top, torch.finfo(dtype).tiny)
+
+    def _canonical(self, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """The scales, float32, moved to where a member's maximum tells them: top * scale is a number of `dtype`."""
+        most = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max) * (1 - 1e-6)
+        peak = (scales * self.top).clamp(max=most)
+        if dtype in (torch.bfloat16, torch.float16):
+            peak = peak.to(dtype).clamp(max=torch.finfo(dtype).max).to(scales.dtype)
+        return (peak / self.top).float()
+
+    def _recover(self, x: Tensor, support: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The scales (rows,) of the rows of x that lie on a grid already, and which rows those are (bool).
+
+        The largest element is some code m times the scale, up to a unit in the last place: every m is tried, first
+        on a few columns, then on the whole row.
+        """
+        counted = x.abs() if support is None else torch.where(support, x.abs(), 0)
+        peak = counted.amax(1).double()
+        base = (peak[:, None] / torch.arange(self.top, 0, -1, device=x.device)).float()
+        near = [base, base.nextafter(torch.full_like(base, torch.inf)), base.nextafter(torch.zeros_like(base))]
+        scales = torch.cat(near, dim=1)  # (rows, tries)
+        stride = max(1, x.shape[1] // PROBES)
+        probe = x[:, ::stride]
+        allowed = torch.ones_like(probe, dtype=torch.bool) if support is None else support[:, ::stride]
+        tries = scales.shape[1]
+        wide = probe[:, None, :].expand(-1, tries, -1).reshape(-1, probe.shape[1])
+        explained = (self._round(wide, scales.flatten()) == wide).view(-1, tries, probe.shape[1])
+        row, attempt = (explained | ~allowed[:, None, :]).all(2).nonzero(as_tuple=True)
+        exact = (self._round(x[row], scales[row, attempt]) == x[row]) | (~support[row] if support is not None else False)
+        row, attempt = row[exact.all(1)], attempt[exact.all(1)]
+        known = torch.zeros(x.shape[0], device=x.device)
+        known[row.flip(0)] = scales[row, attempt].flip(0)  # the first that fits is written last
+        found = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
+        found[row] = True
+        return known, found
+
+    def contains(self, w: Tensor) -> bool:
+        return self.fits(w) and self.explains(w, None)
+
+    def explains(self, w: Tensor, support: Tensor | None) -> bool:
+        """Whether the elements of `w` in `support` (all where None) lie on grids of one scale a group."""
+        return all(bool(self._recover(x, None if f is None else f > 0)[1].all()) for x, f in self._supported(w, support))
+
+    def _supported(self, w: Tensor, support: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        return _chunks(self.rows(w), None if support is None else self.rows(support))
+
+    def storage(self, shape: Shape, dtype: torch.dtype = torch.float32) -> Storage:
+        return Storage(values=shape[0] * shape[1] * self.bits, scales=shape[0] * self.groups(shape) * 32)
+
+    def pack(self, w: Tensor) -> dict[str, Tensor]:
+        return self.pack_codes(w, None)
+
+    def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
+        codes = self.unpack_codes(tensors, shape[0] * shape[1]).view(shape)
+        return self.scale_codes(codes, tensors, dtype)
+
+    def pack_codes(self, w: Tensor, support: Tensor | None) -> dict[str, Tensor]:
+        """`values` (codes of the elements in `support`, all where None, shifted to be >= 0) and `scales`."""
+        if w.ndim != 2 or not w.isfinite().all() or not self.explains(w, support):
+            raise ValueError(f"the weight is not a point of {self}, so it cannot be packed as one: project it first")
+        found = [self._recover(x, None if f is None else f > 0)[0] for x, f in self._supported(w, support)]
+        scales = torch.cat(found) if found else torch.zeros(0)
+        codes = self.codes(self.rows(w), scales).view(w.shape)
+        codes = codes.flatten() if support is None else codes[support]
+        shifted = codes > 0 if self.bits == 1 else codes + self.top
+        return {"values": pack_bits(shifted, self.bits), "scales": scales}
+
+    def unpack_codes(self, tensors: dict[str, Tensor], n: int) -> Tensor:
+        """The n codes (float32) that `pack_codes` was given; a ValueError where they cannot be codes."""
+        packed = expect(tensors, "values", -(-n * self.bits // 8), torch.uint8)
+        shifted = unpack_bits(packed, self.bits, n)
+        if self.bits == 1:
+            return shifted.float() * 2 - 1
+        if (shifted > 2 * self.top).any():
+            raise ValueError(f"the values hold codes above {2 * self.top}, which {self} does not have")
+        return shifted.float() - self.top
+
+    def scale_codes(self, codes: Tensor, tensors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """codes (out, in) times the packed scales, in `dtype`."""
+        shape = (codes.shape[0], codes.shape[1])
+        scales = expect(tensors, "scales", shape[0] * self.groups(shape), torch.float32)
+        if not scales.isfinite().all() or (scales < 0).any():
+            raise ValueError("the scales hold values that are negative or not finite")
+        compute = torch.float64 if dtype == torch.float64 else torch.float32
+        return (self.rows(codes).to(compute) * scales[:, None] + 0.0).to(dtype).view(shape)
+
+
+def _compute(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _chunks(rows: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """The rows, and their weights, in parts that fit the cache of a CPU; an accelerator takes them whole."""
+    size = max(1, CHUNK // max(1, rows.shape[1])) if rows.device.type == "cpu" else max(1, rows.shape[0])
+    for start in range(0, rows.shape[0], size):
+        yield rows[start : start + size], None if weight is None else weight[start : start + size]

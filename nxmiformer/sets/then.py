@@ -1,0 +1,92 @@
+"""Sparse and low-bit at once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage
+from nxmiformer.sets.grid import Grid
+
+ALTERNATIONS = 3  # of mask and scale, where importance couples them
+
+
+@dataclass(frozen=True)
+class Then(ConstraintSet):
+    """The intersection of a sparsity set and a grid, projected onto in this order: sparsify, then round.
+
+    For a symmetric uniform grid and a fixed scale this is the exact joint projection: keeping an element gains
+    w^2 - (w - Q(w))^2, which never falls as |w| grows, so the mask is that of the magnitudes, whatever the scale; the
+    scale is then searched on the survivors alone. The other order is not exact, and is refused. With importance f
+    the gain f * (w^2 - (w - Q(w))^2) depends on the scale: mask and scale are found in turn.
+    """
+
+    first: SparsitySet
+    second: Grid
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.first, SparsitySet) or not isinstance(self.second, Grid):
+            raise ValueError(
+                f"Then(first, second) sparsifies and then rounds: first must be a sparsity set and second a Grid, "
+                f"not {self.first!r} and {self.second!r}"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.first}+{self.second}"
+
+    @property
+    def sparsity(self) -> SparsitySet:
+        return self.first
+
+    @property
+    def grid(self) -> Grid:
+        return self.second
+
+    def rejects(self, shape: Shape) -> str | None:
+        return self.first.rejects(shape) or self.second.rejects(shape)
+
+    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+        frozen = mask is not None
+        mask = self.first.piece(w, importance).mask if mask is None else mask
+        assert mask is not None
+        scales = self._scales(w, importance, mask)
+        if importance is None or frozen:
+            return Piece(mask, scales)
+        for _ in range(ALTERNATIONS):
+            rounded = self.second.apply(w, Piece(scales=scales))
+            gain = importance.double() * (w.double().square() - (w.double() - rounded.double()).square())
+            mask = self.first.mask(gain.clamp(min=0))
+            scales = self._scales(w, importance, mask)
+        return Piece(mask, scales)
+
+    def _scales(self, w: Tensor, importance: Tensor | None, mask: Tensor) -> Tensor | None:
+        return self.second.piece(torch.where(mask, w, 0), importance, mask).scales
+
+    def apply(self, w: Tensor, piece: Piece) -> Tensor:
+        assert piece.mask is not None
+        return torch.where(piece.mask, self.second.apply(w, piece), 0)
+
+    def contains(self, w: Tensor) -> bool:
+        return self.fits(w) and self.first.contains(w) and self.second.explains(w, self._support(w))
+
+    def _support(self, w: Tensor) -> Tensor:
+        return self.first.mask(w.abs())
+
+    def storage(self, shape: Shape, dtype: torch.dtype = torch.float32) -> Storage:
+        return Storage(
+            values=self.first.kept(shape) * self.second.bits,
+            indices=self.first.index_bits(shape),
+            scales=self.second.storage(shape).scales,
+        )
+
+    def pack(self, w: Tensor) -> dict[str, Tensor]:
+        if not self.contains(w):
+            raise ValueError(f"the weight is not a point of {self}, so it cannot be packed as one: project it first")
+        support = self._support(w)
+        return {**self.second.pack_codes(w, support), **self.first.pack_mask(support)}
+
+    def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
+        mask = self.first.unpack_mask(tensors, shape)
+        codes = torch.zeros(shape)
+        codes[mask] = self.second.unpack_codes(tensors, self.first.kept(shape))
+        return self.second.scale_codes(codes, tensors, dtype)
