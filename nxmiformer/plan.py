@@ -80,11 +80,15 @@ class PlanStorage:
     def compression(self) -> dict[str, float]:
         """1 - stored / dense float32 bits: by values alone, with indices, with scales too, and of the whole model."""
         return {
-            "values": 1 - self.values / self.dense,
-            "indices": 1 - (self.values + self.indices) / self.dense,
-            "all": 1 - self.total / self.dense,
-            "model": 1 - (self.total + self.rest) / (self.dense + self.rest),
+            "values": _saved(self.values, self.dense),
+            "indices": _saved(self.values + self.indices, self.dense),
+            "all": _saved(self.total, self.dense),
+            "model": _saved(self.total + self.rest, self.dense + self.rest),
         }
+
+
+def _saved(stored: int, dense: int) -> float:
+    return 1 - stored / dense if dense else 0.0
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,7 @@ class CompressionPlan:
                 raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
             layers = {name: _layer_from_dict(spec) for name, spec in content["layers"].items()}
             return cls(layers, {str(k): str(v) for k, v in content["skipped"].items()}, int(content["rest"]))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             raise ValueError(f"this is not a compression plan: {type(error).__name__}: {error}") from error
 
     def save(self, path: str | Path) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.quantizers import WeightQuantizer
 from nxmiformer.plan import CompressionPlan
 
 
@@ -21,16 +23,27 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
             call is an error: some modules read a child's weight directly, past anything that its forward would do.
 
     Raises:
-        ValueError: the plan does not fit; or, with `example`, the names of the layers that were not called.
+        ValueError: the plan does not fit, or names a layer that is not a plain linear one, in which case nothing has
+            changed; or, with `example`, the names of the layers that were not called.
     """
     plan.check(model)
+    modules = {m: model.get_submodule(m) for name, spec in plan.layers.items() for m in (name, *spec.aliases)}
+    odd = [f"{name}: it is a {type(m).__name__}" for name, m in modules.items() if not _plain(m)]
+    if odd:
+        raise ValueError("only plain linear layers can be converted:\n  " + "\n  ".join(odd))
     for name, spec in plan.layers.items():
+        quantizer = WeightQuantizer(spec.weight)  # one for all modules that share the weight
         for module in (name, *spec.aliases):
-            layer = model.get_submodule(module)
-            model.set_submodule(module, CompressedLinear.adopt(layer, spec.weight, spec.activations))  # type: ignore[arg-type]
+            layer = modules[module]
+            assert isinstance(layer, nn.Linear | Conv1D)
+            model.set_submodule(module, CompressedLinear.adopt(layer, quantizer, spec.activations))
     if example is not None:
         check_called(model, example)
     return model
+
+
+def _plain(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | Conv1D) and not isinstance(module, CompressedLinear)
 
 
 def strip(model: nn.Module) -> nn.Module:
@@ -44,6 +57,15 @@ def compressed_layers(model: nn.Module) -> dict[str, CompressedLinear]:
     """The compressed layers by module name, aliases included, in the model's order."""
     named = model.named_modules(remove_duplicate=False)
     return {name: module for name, module in named if isinstance(module, CompressedLinear)}
+
+
+def distinct_layers(model: nn.Module) -> dict[str, CompressedLinear]:
+    """The compressed layers by module name, one for each weight."""
+    first: dict[int, str] = {}
+    layers = compressed_layers(model)
+    for name, layer in layers.items():
+        first.setdefault(id(layer.weight), name)
+    return {name: layers[name] for name in first.values()}
 
 
 @torch.no_grad()
@@ -71,7 +93,7 @@ def check_called(model: nn.Module, example: Mapping[str, Any]) -> None:
 @contextmanager
 def projected(model: nn.Module) -> Iterator[None]:
     """The model as if training ended now: every compressed weight is projected, and put back afterwards."""
-    layers = list(compressed_layers(model).values())
+    layers = list(distinct_layers(model).values())
     kept = [(layer.weight.detach().clone(), layer.quantizer.seen) for layer in layers]
     try:
         project(model)
@@ -92,7 +114,7 @@ def project(model: nn.Module) -> None:
     Raises:
         ValueError: a weight is not finite; the layer is named.
     """
-    for name, layer in compressed_layers(model).items():
+    for name, layer in distinct_layers(model).items():
         try:
             layer.matrix.copy_(layer.quantizer.project(layer.matrix))
         except ValueError as error:

@@ -6,8 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
-from nxmiformer.layers.quantizers import Activations, ActivationQuantizer, WeightQuantizer
-from nxmiformer.sets import ConstraintSet
+from nxmiformer.layers.quantizers import ActivationQuantizer, Activations, WeightQuantizer
 
 
 class CompressedLinear(nn.Linear):
@@ -15,7 +14,8 @@ class CompressedLinear(nn.Linear):
 
     It adopts the parameters of the layer it replaces, the same objects under the same names: state-dict keys, ties
     and optimizers that hold them stay as they are. A `transposed` one adopts a `transformers` Conv1D, which stores
-    its weight (in, out). With both quantizers inactive it computes what the layer it replaced computed.
+    its weight (in, out). Without activations to quantize, and until its quantizer is told what to see the weight
+    through, it computes what that layer computed.
     """
 
     quantizer: WeightQuantizer
@@ -23,16 +23,16 @@ class CompressedLinear(nn.Linear):
 
     @classmethod
     def adopt(
-        cls, layer: nn.Linear | Conv1D, constraint: ConstraintSet, activations: Activations | None = None
+        cls, layer: nn.Linear | Conv1D, quantizer: WeightQuantizer, activations: Activations | None = None
     ) -> Self:
-        """The compressed stand-in of `layer`."""
+        """The compressed stand-in of `layer`; layers that share their weight share its quantizer."""
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self.transposed = isinstance(layer, Conv1D)
         rows, columns = layer.weight.shape
         self.in_features, self.out_features = (rows, columns) if self.transposed else (columns, rows)
         self.weight, self.bias = layer.weight, layer.bias
-        self.quantizer = WeightQuantizer(constraint)
+        self.quantizer = quantizer
         self.inputs = None if activations is None else ActivationQuantizer(activations)
         return self.train(layer.training)
 

@@ -58,7 +58,7 @@ class _Round(torch.autograd.Function):
 
 
 class ActivationQuantizer(nn.Module):
-    """Fake quantizer of a layer's input, (..., features) -> the same. Off until `active` is set."""
+    """Fake quantizer of a layer's input, (..., features) -> the same; with `active` unset it does nothing."""
 
     peak: Tensor
 
@@ -86,7 +86,7 @@ class ActivationQuantizer(nn.Module):
         if self.training:
             old = torch.where(self.peak > 0, self.peak, now)
             self.peak.copy_(old + (1 - self.spec.momentum) * (now - old))
-        return self.peak
+        return torch.where(self.peak > 0, self.peak, now)  # a range that was never seen would round all to zero
 
     def extra_repr(self) -> str:
         return str(self.spec)
@@ -136,6 +136,7 @@ class WeightQuantizer(nn.Module):
         constraint: the set that the weight ends in.
         seen: the set that the forward pass sees the weight through; None shows it the weight itself.
         frozen: whether the support stays as it is when the piece is chosen anew.
+        active: whether the forward pass sees it already.
     """
 
     mask: Tensor | None
@@ -146,6 +147,7 @@ class WeightQuantizer(nn.Module):
         self.constraint = constraint
         self.seen: ConstraintSet | None = None
         self.frozen = False
+        self.active = True
         # Not persistent: a layer keeps the state-dict keys of the linear that it was. Methods keep the pieces.
         self.register_buffer("mask", None, persistent=False)
         self.register_buffer("scales", None, persistent=False)
@@ -169,13 +171,23 @@ class WeightQuantizer(nn.Module):
         else:
             self.scales = piece.scales
 
+    def reset(self) -> None:
+        """Forget the piece: nothing is seen, nothing is frozen, nothing is learned."""
+        del self.scales
+        self.register_buffer("scales", None, persistent=False)
+        self.mask, self.seen, self.frozen = None, None, False
+
     @torch.no_grad()
-    def refresh(self, w: Tensor, importance: Tensor | None = None) -> None:
-        """Choose the piece of `seen` nearest to `w`. A frozen support and learned scales stay."""
-        if self.seen is None:
+    def refresh(self, w: Tensor, importance: Tensor | None = None, rescale: bool = True) -> None:
+        """Choose the piece of `seen` nearest to `w`; without `rescale` its support only, under the scales there are.
+
+        A frozen support and learned scales stay.
+        """
+        chosen = self.seen if rescale and not self.learned else self.seen and self.seen.sparsity
+        if chosen is None or (self.frozen and chosen.grid is None):
             return
-        piece = self.seen.piece(w, importance, self.mask if self.frozen else None)
-        self.hold(Piece(self.mask if self.frozen else piece.mask, self.piece.scales if self.learned else piece.scales))
+        mask, scales = chosen.piece(w, importance, self.mask if self.frozen else None)
+        self.hold(Piece(self.mask if self.frozen else mask, self.piece.scales if scales is None else scales))
 
     @torch.no_grad()
     def freeze(self, w: Tensor) -> None:
@@ -197,13 +209,14 @@ class WeightQuantizer(nn.Module):
         self.constraint.check(w)
         mask = self.mask if self.frozen else None
         if self.learned:
-            point = self.constraint.apply(w, Piece(mask, self.piece.scales))
+            support = self.constraint.piece(w).mask if mask is None else mask
+            point = self.constraint.apply(w, Piece(support, self.piece.scales))
             if self.constraint.contains(point):  # in 16 bits a free scale need not be one that can be told from them
                 return point
         return self.constraint.apply(w, self.constraint.piece(w, None, mask))
 
     def forward(self, w: Tensor) -> Tensor:
-        if self.seen is None:
+        if self.seen is None or not self.active:
             return w
         if self.learned:
             return _LearnedScale.apply(w, self.seen.grid, self.mask, self.scales)

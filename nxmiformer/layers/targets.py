@@ -43,9 +43,7 @@ class Targets:
     skipped: Mapping[str, str]
 
 
-def find_targets(
-    model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
-) -> Targets:
+def find_targets(model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()) -> Targets:
     """The linear layers (nn.Linear, transformers' Conv1D) of `model` whose names match.
 
     Args:

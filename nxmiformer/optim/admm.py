@@ -174,8 +174,8 @@ class ADMM(torch.optim.Optimizer):
         """Z <- P(W + U), U <- dual * (U + W - Z), the residuals, and the next rho."""
         names, squares = list(self.weights), []
         for name, w in self.weights.items():
-            before, z = self.z[name], self.z[name]
-            shifted = w + self.u[name].to(w.dtype) if self.u else w
+            before = self.z[name]
+            shifted = w + self.u[name] if self.u else w  # in the wider dtype: the dual adds up small steps
             z = self._project(name, shifted).to(before.dtype)
             if self.u:
                 self.u[name].copy_(shifted - z).mul_(self.dual)
@@ -229,10 +229,16 @@ class ADMM(torch.optim.Optimizer):
 
         Only tensors, numbers and strings: `torch.load(..., weights_only=True)` reads it back.
         """
-        state = {"steps": self.steps, "rho": dict(self.rho), "sets": _described(self.sets), "z": dict(self.z)}
+        state = {"steps": self.steps, "rho": dict(self.rho), "sets": self._described(), "z": dict(self.z)}
         residuals = {name: list(r) for name, r in self.residuals.items()}
         overall = [self.gap, self.dual_residual, self.flips]
-        return {**self.base.state_dict(), "admm": {**state, "u": dict(self.u), "residuals": residuals, "overall": overall}}
+        return {
+            **self.base.state_dict(),
+            "admm": {**state, "u": dict(self.u), "residuals": residuals, "overall": overall},
+        }
+
+    def _described(self) -> dict[str, str]:
+        return {name: f"{constraint!r} of {tuple(self.z[name].shape)}" for name, constraint in self.sets.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
         """Take over a state that `state_dict` gave.
@@ -243,7 +249,7 @@ class ADMM(torch.optim.Optimizer):
         if "admm" not in state_dict:
             raise ValueError("this is not the state of an ADMM optimizer: it has no 'admm'")
         admm = state_dict["admm"]
-        theirs, ours = admm["sets"], _described(self.sets)
+        theirs, ours = admm["sets"], self._described()
         names = sorted({name for name in {*theirs, *ours} if theirs.get(name) != ours.get(name)})
         if names:
             lines = [f"{name}: {theirs.get(name, 'free')} there, {ours.get(name, 'free')} here" for name in names]
@@ -258,10 +264,6 @@ class ADMM(torch.optim.Optimizer):
         for ours_of, theirs_of in ((self.z, admm["z"]), (self.u, admm["u"])):
             for name, tensor in ours_of.items():
                 tensor.copy_(theirs_of[name])
-
-
-def _described(sets: Mapping[str, ConstraintSet]) -> dict[str, str]:
-    return {name: repr(constraint) for name, constraint in sets.items()}
 
 
 def _residuals(row: Tensor) -> Residuals:

@@ -8,4 +8,15 @@ from nxmiformer.sets.then import Then
 from nxmiformer.sets.transposed import Transposed
 from nxmiformer.sets.unstructured import Unstructured
 
-__all__ = ["NM", "Block", "ConstraintSet", "Grid", "Piece", "SparsitySet", "Storage", "Then", "Transposed", "Unstructured"]
+__all__ = [
+    "NM",
+    "Block",
+    "ConstraintSet",
+    "Grid",
+    "Piece",
+    "SparsitySet",
+    "Storage",
+    "Then",
+    "Transposed",
+    "Unstructured",
+]

@@ -137,9 +137,11 @@ class ConstraintSet(abc.ABC):
 class SparsitySet(ConstraintSet):
     """A set that constrains which elements may be non-zero, and leaves their values free."""
 
+    elementwise = True  # elements are chosen one by one, so that their order alone decides which
+
     @abc.abstractmethod
     def mask(self, score: Tensor) -> Tensor:
-        """The allowed support (bool, of the score's shape) with the largest sum of `score` (>= 0); ties go to the
+        """The allowed support (bool, of the score's shape) with the largest sum of `score`; ties go to the
         lower index, so the count is exact whatever the scores are."""
 
     @abc.abstractmethod
@@ -210,7 +212,5 @@ def expect(tensors: dict[str, Tensor], key: str, numel: int, dtype: torch.dtype)
     if found is None:
         raise ValueError(f"the packed weight has no {key!r}, only {sorted(tensors)}")
     if found.shape != (numel,) or found.dtype != dtype:
-        raise ValueError(
-            f"{key!r} should be {numel} elements of {dtype}, but is {tuple(found.shape)} of {found.dtype}"
-        )
+        raise ValueError(f"{key!r} should be {numel} elements of {dtype}, but is {tuple(found.shape)} of {found.dtype}")
     return found

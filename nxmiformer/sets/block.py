@@ -21,6 +21,8 @@ class Block(SparsitySet):
     cols: int
     density: float
 
+    elementwise = False
+
     def __post_init__(self) -> None:
         if self.rows < 1 or self.cols < 1:
             raise ValueError(f"a block needs rows >= 1 and cols >= 1, not {self.rows} x {self.cols}")

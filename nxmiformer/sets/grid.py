@@ -15,6 +15,8 @@ REFINEMENTS = 2  # least-squares steps after it
 LEAST_RATIO = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.5, 6: 0.6, 7: 0.8, 8: 0.8}  # the fewer the levels, the more is clipped
 CHUNK = 1 << 17  # elements that the search works on at a time on a CPU, so that they stay in its cache
 PROBES = 8  # columns that a scale must explain before the whole row is looked at
+OFFSETS = (0.0, 0.0, -0.5, 0.5, -0.25, 0.25)  # in units of eps, where the scale of 16-bit weights is looked for
+CENTRINGS = 3  # steps to the middle of the scales that explain all of a row of 16-bit weights
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Grid(ConstraintSet):
     def rows(self, w: Tensor) -> Tensor:
         """`w` (out, in) with one row for each scale."""
         groups = self.groups((w.shape[0], w.shape[1]))
-        return w.reshape(w.shape[0] * groups, w.shape[1] // groups if groups else 0)
+        return w.contiguous().view(w.shape[0] * groups, w.shape[1] // groups if groups else 0)
 
     def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
         if w.numel() == 0:
@@ -88,12 +90,13 @@ class Grid(ConstraintSet):
         x = w if w.dtype == torch.float64 else w.float()
         if self.bits == 1:
             return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
-        safe = torch.where(scales > 0, scales, 1)[:, None]
+        safe = torch.where(scales > 0, scales, torch.inf)[:, None]
         return (x / safe).round_().clamp_(-self.top, self.top).add_(0.0)  # -0 + 0 is 0
 
     def _round(self, x: Tensor, scales: Tensor) -> Tensor:
         """The points on the grids of `scales` (rows,) nearest to x (rows, columns)."""
-        return self.codes(x, scales).mul_(scales[:, None]).to(x.dtype)
+        points = self.codes(x, scales).mul_(scales[:, None])
+        return (points.add_(0.0) if self.bits == 1 else points).to(x.dtype)  # the sign of a row of zeros
 
     def _scales(self, x: Tensor, weight: Tensor | None) -> Tensor:
         """The scale (rows,) of each row of x (rows, columns), squared errors weighed by `weight`."""
@@ -106,8 +109,20 @@ class Grid(ConstraintSet):
         counted = x if weight is None else torch.where(weight > 0, x, 0)
         peak = counted.abs().amax(1).to(weight.dtype if weight is not None else _compute(x))
         alive = peak >= self._floor(x.dtype)
-        ratio = torch.ones_like(peak) if self.scale == "absmax" else self._search(counted, peak, weight)
-        return torch.where(found, known, torch.where(alive, self._canonical(peak * (ratio / self.top), x.dtype), 0))
+        scales = self._canonical(peak * (torch.ones_like(peak) / self.top), x.dtype)
+        if self.scale == "mse":
+            searched = self._canonical(peak * (self._search(counted, peak, weight) / self.top), x.dtype)
+            scales = searched if _compute(x) == x.dtype else self._better(counted, weight, searched, scales)
+        return torch.where(found, known, torch.where(alive, scales, 0))
+
+    def _better(self, x: Tensor, weight: Tensor | None, scales: Tensor, other: Tensor) -> Tensor:
+        """Of two scales for each row the one of less error, now that scales and points are rounded to x's dtype."""
+
+        def error(scales: Tensor) -> Tensor:
+            squares = (x.float() - self._round(x, scales).float()).square_()
+            return (squares if weight is None else squares * weight).sum(1)
+
+        return torch.where(error(scales) < error(other), scales, other)
 
     def _search(self, x: Tensor, peak: Tensor, weight: Tensor | None) -> Tensor:
         """The scale in units of absmax's, (rows,), that has the least squared error."""
@@ -120,7 +135,7 @@ class Grid(ConstraintSet):
 
         if self.bits == 1:
             return mean(u.abs()) / (float(x.shape[1]) if weight is None else weight.sum(1))
-        best = torch.ones_like(peak)
+        best = refined = torch.ones_like(peak)
         # A sum of n squares is wrong by a few units in the last place; only a real gain moves the scale off absmax.
         least = mean((u - self.codes(u, best)).square_()) * (1 - 1e-5)
         sweep = torch.logspace(0, 1, CANDIDATES + 1, base=LEAST_RATIO[self.bits])[1:].tolist()
@@ -150,35 +165,74 @@ class Grid(ConstraintSet):
     def _recover(self, x: Tensor, support: Tensor | None) -> tuple[Tensor, Tensor]:
         """The scales (rows,) of the rows of x that lie on a grid already, and which rows those are (bool).
 
-        The largest element is some code m times the scale, up to a unit in the last place: every m is tried, first
-        on a few columns, then on the whole row.
+        The largest element is some code m times the scale, but for its rounding. Every m is tried: first on the
+        smallest element, then on a few columns, both by whether they are near a multiple of the scale, and what is
+        left on the whole row, exactly.
         """
-        counted = x.abs() if support is None else torch.where(support, x.abs(), 0)
-        peak = counted.amax(1).double()
-        base = (peak[:, None] / torch.arange(self.top, 0, -1, device=x.device)).float()
-        near = [base, base.nextafter(torch.full_like(base, torch.inf)), base.nextafter(torch.zeros_like(base))]
-        scales = torch.cat(near, dim=1)  # (rows, tries)
-        stride = max(1, x.shape[1] // PROBES)
-        probe = x[:, ::stride]
-        allowed = torch.ones_like(probe, dtype=torch.bool) if support is None else support[:, ::stride]
-        tries = scales.shape[1]
-        wide = probe[:, None, :].expand(-1, tries, -1).reshape(-1, probe.shape[1])
-        explained = (self._round(wide, scales.flatten()) == wide).view(-1, tries, probe.shape[1])
-        row, attempt = (explained | ~allowed[:, None, :]).all(2).nonzero(as_tuple=True)
-        exact = (self._round(x[row], scales[row, attempt]) == x[row]) | (~support[row] if support is not None else False)
-        row, attempt = row[exact.all(1)], attempt[exact.all(1)]
         known = torch.zeros(x.shape[0], device=x.device)
-        known[row.flip(0)] = scales[row, attempt].flip(0)  # the first that fits is written last
-        found = torch.zeros(x.shape[0], dtype=torch.bool, device=x.device)
-        found[row] = True
+        if x.numel() == 0:
+            return known, torch.ones_like(known, dtype=torch.bool)
+        counted = x.abs() if support is None else torch.where(support, x.abs(), 0)
+        peak = counted.amax(1)
+        found = peak == 0
+        info, half = torch.finfo(x.dtype), x.dtype in (torch.bfloat16, torch.float16)
+        probe = counted[:, :: max(1, x.shape[1] // (PROBES * (16 if half else 1)))]
+        least = _least(probe)
+        blind = least >= peak
+        least[blind] = _least(counted[blind])
+        peak = peak.double()
+        near = max(1.1 * info.eps, 8 * torch.finfo(torch.float32).eps)  # two roundings, of the peak and the element
+        steps = torch.arange(self.top, 0, -1, device=x.device)
+        slack = (info.tiny * info.eps / peak).float()[:, None]  # and what subnormal numbers are rounded by
+
+        def fit(ratio: Tensor, m: Tensor, slack: Tensor) -> Tensor:
+            multiple = ratio * m
+            return (multiple - multiple.round()).abs_() <= multiple * near + slack * m
+
+        fits = fit((least / peak).float()[:, None], steps, slack) & ~found[:, None]
+        row, attempt = fits.nonzero(as_tuple=True)
+        ratio = (probe / peak[:, None]).float()
+        fits[row, attempt] = fit(ratio[row], steps[attempt, None], slack[row]).all(1)
+        for kind in range(len(OFFSETS) if half else 3):
+            left = fits & ~found[:, None]
+            while (row := left.any(1).nonzero().flatten()).numel():
+                attempt = left[row].byte().argmax(1)  # the first
+                left[row, attempt] = False
+                rows, mask = x[row], None if support is None else support[row]
+                scales = self._attempt(kind, rows, mask, (peak[row] / steps[attempt]).float())
+                exact = self._round(rows, scales) == rows
+                good = (exact if mask is None else exact | ~mask).all(1)
+                known[row[good]], found[row[good]] = scales[good], True
+                left[row[good]] = False
         return known, found
+
+    def _attempt(self, kind: int, x: Tensor, support: Tensor | None, scales: Tensor) -> Tensor:
+        """The scale (rows,) that a grid through x may have, near `scales`, which are off by a rounding of the peak:
+        that of float32 is made good by a unit in the last place, a coarser one by the roundings of all elements."""
+        if kind == 0:
+            return scales
+        if x.dtype not in (torch.bfloat16, torch.float16):
+            return scales.nextafter(torch.full_like(scales, torch.inf if kind == 1 else 0))
+        size = x.abs()
+        less, more = (size.view(torch.int16) + step for step in (-1, 1))
+        low, high = ((size.double() + other.view(x.dtype).double()) / 2 for other in (less, more))
+        scales = scales * (1 + OFFSETS[kind] * torch.finfo(x.dtype).eps)
+        for _ in range(CENTRINGS):
+            codes = self.codes(x, scales).abs_()
+            unbound = codes == 0 if support is None else (codes == 0) | ~support
+            lower = torch.where(unbound, 0, low / codes).amax(1)
+            upper = torch.where(unbound, torch.inf, high / codes).amin(1)
+            scales = torch.where(upper.isfinite(), (lower + upper) / 2, scales).float()
+        return scales
 
     def contains(self, w: Tensor) -> bool:
         return self.fits(w) and self.explains(w, None)
 
     def explains(self, w: Tensor, support: Tensor | None) -> bool:
         """Whether the elements of `w` in `support` (all where None) lie on grids of one scale a group."""
-        return all(bool(self._recover(x, None if f is None else f > 0)[1].all()) for x, f in self._supported(w, support))
+        return all(
+            bool(self._recover(x, None if f is None else f > 0)[1].all()) for x, f in self._supported(w, support)
+        )
 
     def _supported(self, w: Tensor, support: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         return _chunks(self.rows(w), None if support is None else self.rows(support))
@@ -187,6 +241,8 @@ class Grid(ConstraintSet):
         return Storage(values=shape[0] * shape[1] * self.bits, scales=shape[0] * self.groups(shape) * 32)
 
     def pack(self, w: Tensor) -> dict[str, Tensor]:
+        if not self.contains(w):
+            raise ValueError(f"the weight is not a point of {self}, so it cannot be packed as one: project it first")
         return self.pack_codes(w, None)
 
     def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -195,8 +251,6 @@ class Grid(ConstraintSet):
 
     def pack_codes(self, w: Tensor, support: Tensor | None) -> dict[str, Tensor]:
         """`values` (codes of the elements in `support`, all where None, shifted to be >= 0) and `scales`."""
-        if w.ndim != 2 or not w.isfinite().all() or not self.explains(w, support):
-            raise ValueError(f"the weight is not a point of {self}, so it cannot be packed as one: project it first")
         found = [self._recover(x, None if f is None else f > 0)[0] for x, f in self._supported(w, support)]
         scales = torch.cat(found) if found else torch.zeros(0)
         codes = self.codes(self.rows(w), scales).view(w.shape)
@@ -226,6 +280,11 @@ class Grid(ConstraintSet):
 
 def _compute(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _least(x: Tensor) -> Tensor:
+    """The least positive element of each row of x >= 0, inf where there is none."""
+    return torch.where(x > 0, x, torch.inf).amin(1)
 
 
 def _chunks(rows: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:

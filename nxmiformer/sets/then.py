@@ -8,7 +8,7 @@ from torch import Tensor
 from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage
 from nxmiformer.sets.grid import Grid
 
-ALTERNATIONS = 3  # of mask and scale, where importance couples them
+ALTERNATIONS = 3  # of scale and mask, where they are coupled
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,9 @@ class Then(ConstraintSet):
     For a symmetric uniform grid and a fixed scale this is the exact joint projection: keeping an element gains
     w^2 - (w - Q(w))^2, which never falls as |w| grows, so the mask is that of the magnitudes, whatever the scale; the
     scale is then searched on the survivors alone. The other order is not exact, and is refused. With importance f
-    the gain f * (w^2 - (w - Q(w))^2) depends on the scale: mask and scale are found in turn.
+    the gain f * (w^2 - (w - Q(w))^2), and with blocks the sum of the gains of a block, depend on the scale: scale and
+    mask are then found in turn, the mask last, so that the point is the exact joint projection for its scale (but for
+    bits=1, where the scale is last).
     """
 
     first: SparsitySet
@@ -46,18 +48,23 @@ class Then(ConstraintSet):
         return self.first.rejects(shape) or self.second.rejects(shape)
 
     def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
-        frozen = mask is not None
-        mask = self.first.piece(w, importance).mask if mask is None else mask
+        if mask is not None:
+            return Piece(mask, self._scales(w, importance, mask))
+        mask = self.first.piece(w, importance).mask
         assert mask is not None
-        scales = self._scales(w, importance, mask)
-        if importance is None or frozen:
-            return Piece(mask, scales)
-        for _ in range(ALTERNATIONS):
-            rounded = self.second.apply(w, Piece(scales=scales))
-            gain = importance.double() * (w.double().square() - (w.double() - rounded.double()).square())
-            mask = self.first.mask(gain.clamp(min=0))
+        coupled = importance is not None or not self.first.elementwise
+        for _ in range(ALTERNATIONS if coupled else 1):
+            scales = self._scales(w, importance, mask)
+            mask = self._best(w, importance, scales) if coupled else mask
+        if coupled and self.second.bits == 1:  # a row that has only now something to keep has no scale yet
             scales = self._scales(w, importance, mask)
         return Piece(mask, scales)
+
+    def _best(self, w: Tensor, importance: Tensor | None, scales: Tensor | None) -> Tensor:
+        """The support of the nearest point on the grid of `scales`."""
+        point = self.second.apply(w, Piece(scales=scales)).double()
+        gain = point * (2 * w.double() - point)
+        return self.first.mask(gain if importance is None else gain * importance)
 
     def _scales(self, w: Tensor, importance: Tensor | None, mask: Tensor) -> Tensor | None:
         return self.second.piece(torch.where(mask, w, 0), importance, mask).scales

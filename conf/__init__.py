@@ -1,0 +1,1 @@
+"""The configuration groups; Hydra reads them from here."""

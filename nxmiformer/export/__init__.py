@@ -1,0 +1,5 @@
+"""Files that a compressed model leaves the framework in."""
+
+from nxmiformer.export.packed import PackedError, PackedSize, load_packed, save_packed
+
+__all__ = ["PackedError", "PackedSize", "load_packed", "save_packed"]

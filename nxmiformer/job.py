@@ -1,0 +1,291 @@
+"""One run: a dense model in; a verified, packed, sparse and low-bit one out, and a report."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+
+from nxmiformer.data.batches import encode
+from nxmiformer.data.task import Task
+from nxmiformer.export.packed import PackedSize, load_packed, save_packed
+from nxmiformer.layers.convert import convert, distinct_layers, verify
+from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.targets import find_targets
+from nxmiformer.methods.base import Length
+from nxmiformer.methods.dense import Dense
+from nxmiformer.methods.one_shot import OneShot
+from nxmiformer.models import Source
+from nxmiformer.plan import CompressionPlan
+from nxmiformer.report.document import write_report
+from nxmiformer.sets import ConstraintSet
+from nxmiformer.train.checkpoint import Checkpoints, Position, write_text
+from nxmiformer.train.evaluate import predict
+from nxmiformer.train.loop import Settings, Stage, train_phase
+from nxmiformer.train.recipe import Recipe
+from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
+
+PACKAGES = ("nxmiformer", "torch", "transformers", "datasets", "accelerate", "safetensors", "hydra-core")
+
+
+@dataclass(frozen=True)
+class Planning:
+    """How a plan comes about: a set for all layers that match, or a plan file.
+
+    Attributes:
+        name: how reports call it.
+        weight: the set of every target's weight.
+        activations: how inputs are quantized; None leaves them.
+        include, exclude: patterns of layer names; see `find_targets`.
+        path: a plan.json; it wins over `weight` and `activations`.
+    """
+
+    name: str
+    weight: ConstraintSet | None = None
+    activations: Activations | None = None
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.weight is None:
+            raise ValueError("a plan needs plan.weight or plan.path")
+        if self.path is not None and not Path(self.path).is_file():
+            raise ValueError(f"plan.path={self.path}: there is no such file")
+
+    def __call__(self, model: nn.Module) -> CompressionPlan:
+        """The plan for `model`."""
+        if self.path is not None:
+            plan = CompressionPlan.load(self.path)
+            plan.check(model)
+            return plan
+        assert self.weight is not None
+        targets = find_targets(model, self.include, self.exclude)
+        return CompressionPlan.uniform(model, targets, self.weight, self.activations)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run is made of. Building it checks every value; nothing has been read or computed yet.
+
+    Attributes:
+        name: of the run.
+        directory: where everything goes.
+        config: the whole configuration as plain values, for the record.
+        report_on: "validation", or "holdout" for a run whose score a choice is made by.
+        resume: go on from the latest checkpoint in `directory`.
+        wandb: arguments of `wandb.init`; None: no wandb.
+    """
+
+    name: str
+    directory: Path
+    seed: int
+    task: Task
+    source: Source
+    planning: Planning
+    recipe: Recipe
+    settings: Settings
+    config: Mapping[str, Any] = field(default_factory=dict)
+    report_on: str = "validation"
+    resume: bool = False
+    wandb: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.report_on not in ("validation", "holdout"):
+            raise ValueError(f"report_on is 'validation' or 'holdout', not {self.report_on!r}")
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Run the job; give the content of its `report.json`.
+
+    Raises:
+        ValueError: the plan does not fit the model, the checkpoint is of another run, or training went astray.
+    """
+    job.directory.mkdir(parents=True, exist_ok=True)
+    if job.settings.threads is not None:
+        torch.set_num_threads(job.settings.threads)
+    transformers.set_seed(job.seed)
+    tokenizer = job.source.tokenizer(job.task)
+    model = job.source.model(job.task, tokenizer, job.seed)
+    plan = job.planning(model)
+    plan.save(job.directory / "plan.json")
+    splits = job.task.splits()
+    data = {name: encode(splits[name], job.task, tokenizer, job.settings.max_length) for name in splits}
+    example = data["holdout"].batch([0], "cpu")
+    convert(model, plan, {key: value for key, value in example.items() if key != "labels"})
+    accelerator = job.settings.accelerator()
+    checkpoints = Checkpoints(job.directory, _identity(job, plan))
+    position, resumed = checkpoints.load("latest", model) if job.resume else (Position(), None)
+    facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
+    wrapped = accelerator.prepare_model(model)
+    with _tracker(job, position if job.resume else None) as tracker:
+        stage = Stage(model, wrapped, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts)
+        _train(job, stage, position, resumed)
+        verify(model, plan)
+        size = save_packed(model, plan, job.directory / "packed", tokenizer)
+        facts["scores"]["final"], facts["scores"]["packed"] = _reload(job, stage)
+        content = _report(job, stage, plan, size)
+        write_text(job.directory / "report.json", json.dumps(content, indent=1) + "\n")
+        write_report(job.directory)
+        tracker.report(job.directory)
+    return content
+
+
+def _train(job: Job, stage: Stage, position: Position, resumed: Mapping[str, Any] | None) -> None:
+    """The phases from the position on. Where compression begins, the dense model is scored and kept."""
+    names, phases = list(job.recipe.phases), list(job.recipe.phases.values())
+    compressing = next((i for i, phase in enumerate(phases) if not isinstance(phase.method, Dense)), len(phases))
+    teacher: nn.Module | None = None
+    for index in range(position.phase, len(phases)):
+        if index >= compressing and "dense" not in stage.facts["scores"]:
+            _leave_dense(job, stage)
+        if teacher is None and any(phase.objective.distils for phase in phases[index:]) and index >= compressing:
+            teacher = _teacher(job, stage)
+        position = train_phase(stage, names[index], phases[index], teacher, position, resumed)
+        resumed = None
+        spent = stage.facts["phases"]
+        before = sum(phase["seconds"] for phase in spent.values()), sum(phase["steps"] for phase in spent.values())
+        spent[names[index]] = {
+            "method": type(phases[index].method).__name__,
+            "steps": position.total_step - before[1],
+            "seconds": position.seconds - before[0],
+        }
+        stage.save("latest", position, {})
+    if "dense" not in stage.facts["scores"]:
+        raise ValueError("the recipe never compresses: every one of its phases is dense")
+
+
+def _leave_dense(job: Job, stage: Stage) -> None:
+    """Score the dense model and its projection, and keep it in `dense/`, as `transformers` does."""
+    _attach_dense(stage.model)
+    stage.facts["scores"]["dense"] = stage.score(job.report_on)
+    stage.model.save_pretrained(job.directory / "dense")
+    one_shot = OneShot()
+    one_shot.attach(stage.model, Length(0, 1))
+    with one_shot.as_finished():
+        stage.facts["scores"]["one_shot"] = stage.score(job.report_on)
+        errors = _errors(job, stage.model)
+    stage.facts["projection_error"] = errors
+
+
+def _attach_dense(model: nn.Module) -> None:
+    Dense().attach(model, Length(0, 1))
+
+
+def _teacher(job: Job, stage: Stage) -> nn.Module:
+    """The dense model, frozen, in evaluation mode."""
+    architecture = type(stage.model)
+    teacher = architecture.from_pretrained(job.directory / "dense")  # type: ignore[attr-defined]
+    return teacher.to(stage.accelerator.device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+
+
+def _errors(job: Job, model: nn.Module) -> dict[str, float]:
+    """||W_dense - W||^2 / ||W_dense||^2 of each compressed layer, as the model stands."""
+    errors = {}
+    with safe_open(job.directory / "dense" / "model.safetensors", framework="pt") as dense:
+        for name, layer in distinct_layers(model).items():
+            before = dense.get_tensor(f"{name}.weight").float()
+            distance = (before - layer.weight.detach().cpu().float()).square().sum()
+            errors[name] = (distance / before.square().sum()).item()
+    return errors
+
+
+def _reload(job: Job, stage: Stage) -> tuple[dict[str, float], dict[str, float]]:
+    """The scores of the model as trained, and as read back from its packed files; their logits must be the same."""
+    examples, size = stage.data[job.report_on], job.settings.eval_batch_size
+    loaded = load_packed(job.directory / "packed").to(stage.accelerator.device)
+    logits = [predict(model, examples, size, stage.accelerator) for model in (stage.model, loaded)]
+    if not np.array_equal(*logits):
+        raise RuntimeError(
+            f"the packed model does not give the logits of the trained one: they differ by up to "
+            f"{np.abs(logits[0] - logits[1]).max():g}; please report this"
+        )
+    final, packed = (job.task.score(each, examples.labels.numpy()) for each in logits)
+    return final, packed
+
+
+def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> dict[str, Any]:
+    """The content of report.json."""
+    storage, facts, metric = plan.storage(), stage.facts, job.task.metric
+    errors, layers = _errors(job, stage.model), distinct_layers(stage.model)
+    scores = facts["scores"]
+    dense_bytes = sum(file.stat().st_size for file in (job.directory / "dense").rglob("*") if file.is_file())
+    return {
+        "format": 1,
+        "name": job.name,
+        "command": " ".join(["nxmiformer", *sys.argv[1:]]),
+        "seed": job.seed,
+        "task": {"name": job.task.name, "metric": metric, **{k: len(v) for k, v in stage.data.items()}},
+        "model": {"name": job.source.name, "parameters": (storage.dense + storage.rest) // 32},
+        "plan": {"name": job.planning.name, "fingerprint": plan.fingerprint},
+        "scores": scores,
+        "report_on": job.report_on,
+        "retention": scores["final"][metric] / scores["dense"][metric] if scores["dense"][metric] else 0.0,
+        "storage": {
+            "dense_bits": storage.dense,
+            "value_bits": storage.values,
+            "index_bits": storage.indices,
+            "scale_bits": storage.scales,
+            "rest_bits": storage.rest,
+            "compression": storage.compression,
+            "bytes": {"dense_model": dense_bytes, "packed_model": size.total, "packed_weights": size.weights},
+        },
+        "layers": {
+            name: {
+                "set": str(spec),
+                "error": errors[name],
+                "projection_error": facts["projection_error"][name],
+                "gap": facts.get("gaps", {}).get(name),
+                "kept": (layers[name].weight != 0).float().mean().item(),
+            }
+            for name, spec in plan.layers.items()
+        },
+        "phases": facts["phases"],
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "revision": revision(),
+        "device": _device(stage.accelerator.device),
+        "seconds": sum(phase["seconds"] for phase in facts["phases"].values()),
+    }
+
+
+def _identity(job: Job, plan: CompressionPlan) -> dict[str, Any]:
+    """What a checkpoint must agree with to be gone on from."""
+    passing = {"resume", "tracker", "name", "hydra", "report_on"}
+    config = {key: value for key, value in job.config.items() if key not in passing}
+    return {"config": config, "plan": plan.fingerprint, "model": job.source.name, "seed": job.seed}
+
+
+def _tracker(job: Job, position: Position | None) -> Tracker:
+    trackers: list[Tracker] = [Jsonl(job.directory, None if position is None else position.total_step)]
+    if job.wandb is not None:
+        trackers.append(Wandb(job.directory, job.config, job.wandb))
+    return Several(trackers)
+
+
+def revision() -> str | None:
+    """The git revision that the package runs from, with a + where the work tree differs; None outside a checkout."""
+    where = Path(__file__).parent
+    try:
+        head, changed = (
+            subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return head + ("+" if changed else "")
+
+
+def _device(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

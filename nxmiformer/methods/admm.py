@@ -1,0 +1,98 @@
+"""ADMM, as we do it."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from nxmiformer.errors import unknown
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.methods.base import Method
+from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup
+from nxmiformer.sets import ConstraintSet, Transposed
+
+Course = Literal["constant", "warmup", "ramp", "balanced", "support_change"]
+Target = Literal["joint", "sparsity"]
+
+
+@dataclass(kw_only=True)
+class Admm(Method):
+    """Joint ADMM with the loss taken at the projected weights.
+
+    The forward pass sees P(W) straight-through, so the loss already knows the network that will remain, while the
+    auxiliary variables pull W towards its set until the hard projection moves almost nothing. Afterwards a
+    `FixedMask` phase trains the values under the support that was found.
+
+    Attributes:
+        rho: strength of the pull, its final one where it moves.
+        course: how rho gets there. "ramp" rises geometrically from rho / 50, "warmup" linearly from nothing, both in
+            the first 80 % of the phase; "balanced" and "support_change" follow the residuals from rho on.
+        interval: optimizer steps between updates of Z and U; the pieces of the forward pass are chosen anew with them.
+        pull: "decoupled" or "penalty"; see `nxmiformer.optim.ADMM`.
+        dual: factor on the dual; see there.
+        target: which set Z is in: the layer's whole set ("joint"), or its support alone ("sparsity"), which leaves
+            kept weights free to cross the cells of a low-bit grid. A layer that has no sparsity set is always joint.
+        importance: None or "second_moment"; see there.
+        see: "projection" as said above; "dense" takes the loss at W itself.
+    """
+
+    rho: float = 0.05
+    course: Course = "ramp"
+    interval: int = 16
+    pull: Literal["decoupled", "penalty"] = "decoupled"
+    dual: float = 0.0
+    target: Target = "sparsity"
+    importance: Literal["second_moment"] | None = None
+    see: Literal["projection", "dense"] = "projection"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for what, value, valid in (
+            ("course of rho", self.course, get_args(Course)),
+            ("target of Z", self.target, get_args(Target)),
+            ("view of the forward pass", self.see, ("projection", "dense")),
+        ):
+            if value not in valid:
+                raise unknown(what, value, valid)
+        Constant(self.rho)  # checks it
+        self.refresh = self.rescale = self.interval
+
+    def prepare(self, layer: CompressedLinear) -> None:
+        layer.quantizer.frozen = False
+        layer.quantizer.seen = layer.quantizer.constraint if self.see == "projection" else None
+
+    def schedule(self) -> Schedule:
+        """The course of rho over the phase."""
+        rise = max(1, int(0.8 * self.length.steps))
+        return {
+            "constant": lambda: Constant(self.rho),
+            "warmup": lambda: Warmup(self.rho, rise),
+            "ramp": lambda: Ramp(self.rho / 50, self.rho, rise),
+            "balanced": lambda: Balanced(self.rho),
+            "support_change": lambda: SupportChange(self.rho),
+        }[self.course]()
+
+    def sets(self) -> dict[str, ConstraintSet]:
+        """What Z is projected onto, by parameter name."""
+        chosen = {}
+        for name, layer in self.layers.items():
+            whole = layer.quantizer.constraint
+            constraint = (whole.sparsity or whole) if self.target == "sparsity" else whole
+            chosen[f"{name}.weight"] = Transposed(constraint) if layer.transposed else constraint
+        return chosen
+
+    def optimizer(self, base: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        self.admm = ADMM(
+            base,
+            self.model.named_parameters(),
+            self.sets(),
+            rho=self.schedule(),
+            interval=self.interval,
+            pull=self.pull,
+            dual=self.dual,
+            importance=self.importance,
+        )
+        return self.admm
+
+    def metrics(self, layers: bool = False) -> dict[str, float]:
+        return self.admm.metrics(layers) if self.admm.residuals else {}

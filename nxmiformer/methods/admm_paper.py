@@ -1,0 +1,51 @@
+"""ADMM as the paper's code does it: the baseline."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.methods.base import Method
+from nxmiformer.optim import ADMM
+from nxmiformer.sets import ConstraintSet, Transposed
+
+
+@dataclass(kw_only=True)
+class AdmmPaper(Method):
+    """NxMiFormer's ADMM with STE-based QAT (Holmes et al. 2022, arXiv 2206.15014; details after the ADMM-DS code).
+
+    N:M sparsity is in the projection, the grid straight-through in the forward pass; the penalty has a constant rho and
+    goes into the gradient before clipping; Z and U are updated once an epoch, and once before training, so that U
+    starts at W - Z; only weights and biases of the compressed layers train; no finish follows the hard projection.
+
+    Attributes:
+        rho: constant; the code's sweep is 1e-3, 4e-3, 1e-2.
+    """
+
+    rho: float = 4e-3
+
+    def prepare(self, layer: CompressedLinear) -> None:
+        layer.quantizer.frozen = False
+        layer.quantizer.seen = layer.quantizer.constraint.grid
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((f"{n}.{part}", p) for n, layer in self.layers.items() for part, p in layer.named_parameters())
+
+    def optimizer(self, base: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        sets: dict[str, ConstraintSet] = {}
+        for name, layer in self.layers.items():
+            constraint = layer.quantizer.constraint.sparsity
+            if constraint is not None:
+                sets[f"{name}.weight"] = Transposed(constraint) if layer.transposed else constraint
+        named = self.model.named_parameters()
+        self.admm = ADMM(base, named, sets, rho=self.rho, interval=self.length.epoch, pull="manual")
+        self.admm.update()
+        return self.admm
+
+    def before_clip(self) -> None:
+        self.admm.add_penalty()
+
+    def metrics(self, layers: bool = False) -> dict[str, float]:
+        return self.admm.metrics(layers) if self.admm.residuals else {}

@@ -1,0 +1,117 @@
+"""What a compression method does within one phase of training."""
+
+import abc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nxmiformer.layers.convert import distinct_layers, project, projected
+from nxmiformer.layers.linear import CompressedLinear
+
+
+class Length(NamedTuple):
+    """Optimizer steps of a phase, and of one pass over the training data."""
+
+    steps: int
+    epoch: int
+
+
+@dataclass(kw_only=True)
+class Method(abc.ABC):
+    """How the compressed layers of a model are treated while it trains.
+
+    A phase calls, in this order: `attach`; `parameters` and `optimizer`, to build what trains; for every optimizer
+    step `before_step` and `before_clip` (the gradients are there, not yet clipped); and `finalize`, which leaves every compressed weight in its set.
+
+    Attributes:
+        refresh: optimizer steps between two choices of the support.
+        rescale: optimizer steps between two searches of the scales.
+        delay: optimizer steps at the start of the phase without any quantizer.
+        learned_scales: train the scales (LSQ) instead of choosing them anew.
+    """
+
+    refresh: int = 16
+    rescale: int = 16
+    delay: int = 0
+    learned_scales: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("refresh", 1), ("rescale", 1), ("delay", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least} optimizer steps, not {getattr(self, name)}")
+
+    def attach(self, model: nn.Module, length: Length) -> None:
+        """Take hold of the model's compressed layers."""
+        self.model, self.length = model, length
+        self.layers = distinct_layers(model)
+        for layer in self.layers.values():
+            layer.quantizer.reset()
+            self.prepare(layer)
+            layer.quantizer.refresh(layer.matrix)
+            if self.learned_scales:
+                layer.quantizer.learn()
+        self._activate(self.delay == 0)
+
+    @abc.abstractmethod
+    def prepare(self, layer: CompressedLinear) -> None:
+        """Say what the layer's forward pass sees (`quantizer.seen`), and which support it keeps, if any."""
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """What this phase trains: everything, unless a method says otherwise."""
+        return ((name, p) for name, p in self.model.named_parameters() if p.requires_grad)
+
+    def optimizer(self, base: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """The optimizer to train with, around `base`."""
+        return base
+
+    def before_step(self, step: int) -> None:
+        """Before the forward pass of optimizer step `step` (from 0)."""
+        if step == self.delay:
+            self._activate(True)
+        rescale = step % self.rescale == 0
+        if step and (rescale or step % self.refresh == 0):
+            for layer in self.layers.values():
+                layer.quantizer.refresh(layer.matrix, rescale=rescale)
+
+    def before_clip(self) -> None:  # noqa: B027 (most methods have nothing to do here)
+        """After the backward pass, before the gradients are clipped."""
+
+    def _activate(self, active: bool) -> None:
+        for layer in self.layers.values():
+            layer.quantizer.active = active
+            if layer.inputs is not None:
+                layer.inputs.active = active
+
+    @contextmanager
+    def as_finished(self) -> Iterator[None]:
+        """The model as it would be if the phase ended now, for an evaluation."""
+        with projected(self.model):
+            yield
+
+    def finalize(self) -> None:
+        """Leave every compressed weight in its set."""
+        project(self.model)
+
+    def metrics(self, layers: bool = False) -> dict[str, float]:
+        """Figures to log, overall and, with `layers`, of each layer."""
+        return {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pieces that the forward pass sees; tensors only, by layer and part."""
+        pieces: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            parts = layer.quantizer.piece._asdict()
+            pieces.update({f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None})
+        return {"pieces": pieces}
+
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        """Go on from `state`, at optimizer step `step`."""
+        for name, layer in self.layers.items():
+            quantizer = layer.quantizer
+            parts = (state["pieces"].get(f"{name}.{part}") for part in quantizer.piece._fields)
+            quantizer.hold(type(quantizer.piece)(*parts))
+        self._activate(step > self.delay or self.delay == 0)

@@ -1,0 +1,26 @@
+"""No compression: ordinary fine-tuning, the phase that makes the dense model."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.methods.base import Method
+
+
+@dataclass(kw_only=True)
+class Dense(Method):
+    """Train the model as it is, with every quantizer off."""
+
+    def prepare(self, layer: CompressedLinear) -> None:
+        layer.quantizer.seen = None
+
+    def _activate(self, active: bool) -> None:
+        super()._activate(False)
+
+    @contextmanager
+    def as_finished(self) -> Iterator[None]:
+        yield
+
+    def finalize(self) -> None:
+        """Nothing is compressed, and nothing is moved."""

@@ -1,0 +1,19 @@
+"""A support that is chosen once."""
+
+from dataclasses import dataclass
+
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.methods.base import Method
+
+
+@dataclass(kw_only=True)
+class FixedMask(Method):
+    """Keep the support of the nearest point from the start of the phase on, and train the values under it.
+
+    From a dense model this is magnitude pruning and retraining (ASP; Mishra et al. 2021, arXiv 2104.08378), from a
+    projected one the finish of ADMM. The grid, if there is one, is trained straight-through.
+    """
+
+    def prepare(self, layer: CompressedLinear) -> None:
+        layer.quantizer.freeze(layer.matrix)
+        layer.quantizer.seen = layer.quantizer.constraint

@@ -1,0 +1,26 @@
+"""Sparse-refined straight-through estimation."""
+
+from dataclasses import dataclass
+
+from nxmiformer.methods.ste_qat import SteQat
+
+
+@dataclass(kw_only=True)
+class SrSte(SteQat):
+    """SR-STE (Zhou et al. 2021, arXiv 2102.04010, eq. 8): the gradient of each weight outside the support gets
+    `decay` * W added, so that what is pruned shrinks and the support settles. Combines with any grid.
+
+    Attributes:
+        decay: lambda_W of the paper.
+        refresh: 1 is the paper's: the support is chosen anew at every step.
+    """
+
+    decay: float = 2e-4
+    refresh: int = 1
+
+    def before_clip(self) -> None:
+        for layer in self.layers.values():
+            mask, gradient = layer.quantizer.mask, layer.weight.grad
+            if mask is not None and gradient is not None:
+                outside = ~(mask.t() if layer.transposed else mask)
+                gradient.add_(layer.weight.detach() * outside, alpha=self.decay)

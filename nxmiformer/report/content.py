@@ -1,0 +1,114 @@
+"""The tables of a report, as text cells; the document and the console lay them out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nxmiformer.report import words
+from nxmiformer.report.numbers import STAGES, Run
+
+NOTES = {
+    "Scores": "Kept: final / dense. One-shot: the dense model projected onto the same sets, without training. "
+    "Packed, reloaded: read back from the packed file.",
+    "Storage": "Compression: 1 − stored / float32 bits. The first rows count the compressed layers only, each "
+    "with what is above it; the last two count the whole model. On disk: measured, headers and all.",
+    "Layers": "Error: ‖W_dense − W_final‖² / ‖W_dense‖². Gap: ‖W − Z‖ / ‖W‖ when ADMM ended. Kept: the share of the "
+    "weights that may be non-zero.",
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; the first `named` columns hold words, the others numbers."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    named: int = 1
+
+
+def scores(run: Run) -> Table:
+    """Each metric at each stage, the task's own first, and what the final model keeps of it."""
+    taken = run.report.scores
+    stages = [stage for stage in STAGES if stage in taken]
+    metrics = dict.fromkeys([run.report.task.metric, *(name for stage in stages for name in taken[stage])])
+    rows = [
+        (metric, *(words.score(metric, taken[stage].get(metric)) for stage in stages), _kept(run, metric))
+        for metric in metrics
+    ]
+    return Table(("metric", *(STAGES[stage] for stage in stages), "kept"), tuple(rows))
+
+
+def storage(run: Run) -> Table:
+    """The bits, one part after the other added; the bytes on disk are those of whole files."""
+    s = run.report.storage
+    ratios, measured = s.compression, s.bytes
+    whole = s.packed_bits + s.rest_bits
+    return Table(
+        ("stored", "bits", "compression", "on disk"),
+        (
+            ("dense layers", _count(s.dense_bits), words.NONE, words.NONE),
+            ("values", _count(s.value_bits), words.percent(ratios.values, 2), words.NONE),
+            ("+ indices", _count(s.value_bits + s.index_bits), words.percent(ratios.indices, 2), words.NONE),
+            ("+ scales", _count(s.packed_bits), words.percent(ratios.all, 2), words.size(measured.packed_weights)),
+            ("dense model", _count(s.dense_bits + s.rest_bits), words.NONE, words.size(measured.dense_model)),
+            ("packed model", _count(whole), words.percent(ratios.model, 2), words.size(measured.packed_model)),
+        ),
+    )
+
+
+def phases(run: Run) -> Table:
+    """The time of each phase, and of the whole run."""
+    rows = [
+        (name, phase.method, str(phase.steps), words.duration(phase.seconds), _pace(phase.seconds, phase.steps))
+        for name, phase in run.report.phases.items()
+    ]
+    steps = sum(phase.steps for phase in run.report.phases.values())
+    rows.append(("whole run", "", str(steps), words.duration(run.report.seconds), ""))
+    return Table(("phase", "method", "steps", "time", "per step"), tuple(rows), named=2)
+
+
+def layers(run: Run) -> Table:
+    """Every compressed layer: its set, its shape, and how far it is from the dense one."""
+    rows = []
+    for name, layer in run.report.layers.items():
+        spec = run.plan.layers.get(name)
+        shape = f"{spec.shape[0]} × {spec.shape[1]}" if spec else words.NONE
+        errors = (words.percent(layer.projection_error), words.percent(layer.error), words.small(layer.gap))
+        rows.append((name, layer.set, shape, words.percent(layer.kept), *errors))
+    header = ("layer", "set", "out × in", "kept", "one-shot error", "final error", "gap")
+    return Table(header, tuple(rows), named=2)
+
+
+def skipped(run: Run) -> Table:
+    """Every linear layer that stays dense, and why."""
+    return Table(("layer", "reason"), tuple(run.plan.skipped.items()), named=2)
+
+
+def facts(run: Run) -> Table:
+    """What the result depends on: data, model, plan, seed, versions, revision and device."""
+    r = run.report
+    examples = f"{r.task.train:,} train, {r.task.holdout:,} holdout, {r.task.validation:,} validation"
+    rows: Sequence[tuple[str, str]] = [
+        ("task", f"{r.task.name} ({examples})"),
+        ("model", f"{r.model.name} ({r.model.parameters:,} parameters)"),
+        ("plan", f"{r.plan.name} ({r.plan.fingerprint})"),
+        ("seed", str(r.seed)),
+        ("versions", ", ".join(f"{name} {version}" for name, version in r.versions.items())),
+        ("revision", r.revision or "unknown"),
+        ("device", r.device),
+    ]
+    return Table(("", ""), tuple(rows), named=2)
+
+
+def _kept(run: Run, metric: str) -> str:
+    if metric == run.report.task.metric:
+        return words.percent(run.report.retention)
+    before, after = (run.report.scores.get(stage, {}).get(metric) for stage in ("dense", "final"))
+    return words.percent(after / before) if before and after is not None and not words.is_loss(metric) else words.NONE
+
+
+def _count(bits: int) -> str:
+    return f"{bits:,}"
+
+
+def _pace(seconds: float, steps: int) -> str:
+    return f"{1000 * seconds / steps:.0f} ms" if steps else words.NONE

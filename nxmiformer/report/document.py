@@ -1,0 +1,93 @@
+"""The report of a run as files: Markdown with images, and one HTML page that needs no other file."""
+
+import html
+import os
+import re
+import uuid
+from pathlib import Path
+
+from nxmiformer.report import content, words
+from nxmiformer.report.figures import figures_of
+from nxmiformer.report.numbers import Run, read_run
+from nxmiformer.report.page import page
+from nxmiformer.report.style import png, svg
+
+
+def write_report(directory: str | Path) -> dict[str, Path]:
+    """Write `report.md`, `report.html` and `figures/*.png` into the directory of a finished run.
+
+    Each file appears whole or not at all; those of an earlier report are replaced.
+
+    Returns:
+        The paths, by "markdown", "html" and the names of the figures.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_run`.
+        OSError: a file cannot be written.
+    """
+    run = read_run(directory)
+    figures = figures_of(run)
+    written = {name: run.directory / "figures" / f"{name}.png" for name in figures}
+    for name, path in written.items():
+        _replace(path, png(figures[name]))
+    titles = {name: " ".join(figure.get_suptitle().split()) for name, figure in figures.items()}
+    texts = {
+        "markdown": (run.directory / "report.md", markdown(run, titles)),
+        "html": (
+            run.directory / "report.html",
+            page(run, {name: (titles[name], svg(figures[name])) for name in figures}),
+        ),
+    }
+    for path, text in texts.values():
+        _replace(path, text.encode("utf-8"))
+    return {**{name: path for name, (path, _) in texts.items()}, **written}
+
+
+def markdown(run: Run, titles: dict[str, str]) -> str:
+    """The report as Markdown; `titles` are those of the figures in `figures/`."""
+    parts = [f"# {_text(run.report.name)}", f"**{_text(words.headline(run))}.**", _image("size", titles)]
+    for heading, table, figures in (
+        ("Scores", content.scores(run), ()),
+        ("Storage", content.storage(run), ("storage",)),
+        ("Layers", content.layers(run), ("heatmap",)),
+        ("Training", content.phases(run), ("training", "convergence")),
+        ("Layers left dense", content.skipped(run), ()),
+    ):
+        if table.rows:
+            pictures = [_image(name, titles) for name in figures]
+            parts += [f"## {heading}", *pictures, _table(table), content.NOTES.get(heading, "")]
+    parts += ["## How to reproduce", _fenced(run.report.command), _table(content.facts(run))]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _table(table: content.Table) -> str:
+    rule = ["---" if column < table.named else "---:" for column in range(len(table.header))]
+    rows = [[_text(cell) for cell in row] for row in (table.header, *table.rows)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+
+
+def _image(name: str, titles: dict[str, str]) -> str:
+    return f"![{_text(titles[name])}](figures/{name}.png)" if name in titles else ""
+
+
+def _text(text: str) -> str:
+    """One line of plain text: nothing in it is HTML, or Markdown."""
+    line = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*|\[\]~]|(?<!\w)_|_(?!\w))", r"\\\1", line)
+
+
+def _fenced(text: str) -> str:
+    """A block of code, with a fence longer than any in it."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}sh\n{text}\n{fence}"
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write a file beside `path`, then put it in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        draft.write_bytes(content)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)

@@ -1,0 +1,34 @@
+"""The end of a console run, on one screen."""
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from nxmiformer.report import content, words
+from nxmiformer.report.numbers import Run
+
+
+def summary(run: Run) -> Group:
+    """The scores, the storage and the time of a run, 80 columns wide or less where names are of ordinary length."""
+    phases = content.phases(run)
+    return Group(
+        Text(words.headline(run), style="bold"),
+        Text(""),
+        _table(content.scores(run)),
+        _table(content.storage(run)),
+        _table(phases),
+    )
+
+
+def _table(source: content.Table) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim")
+    for column, name in enumerate(source.header):
+        words_column = column < source.named
+        # Only words may fold: a number that is cut is a wrong number.
+        table.add_column(
+            Text(name), justify="left" if words_column else "right", no_wrap=not words_column, overflow="fold"
+        )
+    for row in source.rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table

@@ -1,0 +1,248 @@
+"""The training loop: one phase, from its first step to its last."""
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
+from torch import nn
+from transformers import get_scheduler
+
+from nxmiformer.data.batches import Examples, batches_per_epoch, shuffled
+from nxmiformer.data.task import Task
+from nxmiformer.errors import unknown
+from nxmiformer.methods.base import Length, Method
+from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
+from nxmiformer.train.evaluate import evaluate
+from nxmiformer.train.progress import Progress
+from nxmiformer.train.recipe import Phase
+from nxmiformer.train.tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How training runs, whatever the method.
+
+    Attributes:
+        batch_size: examples of one forward pass, on each process.
+        accumulation: forward passes of one optimizer step.
+        eval_batch_size: examples of one forward pass in an evaluation.
+        max_length: tokens that an example is truncated to.
+        clip: largest norm of the gradient; None leaves it.
+        precision: "no" (float32) or "bf16" (autocast).
+        evaluate_every: optimizer steps between two scores on the holdout; 0: at the end of a phase only.
+        checkpoint_every: optimizer steps between two checkpoints; 0: at the end of a phase only.
+        log_every: optimizer steps between two rows of figures.
+        cpu: stay on the CPU where there is an accelerator.
+        threads: CPU threads of torch; None leaves torch's choice.
+    """
+
+    batch_size: int = 32
+    accumulation: int = 1
+    eval_batch_size: int = 64
+    max_length: int = 128
+    clip: float | None = 1.0
+    precision: Literal["no", "bf16"] = "no"
+    evaluate_every: int = 0
+    checkpoint_every: int = 0
+    log_every: int = 1
+    cpu: bool = False
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation", "eval_batch_size", "max_length", "log_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("evaluate_every", "checkpoint_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"train.{name} must not be negative, not {getattr(self, name)}")
+        if self.precision not in ("no", "bf16"):
+            raise unknown("precision", self.precision, ("no", "bf16"))
+
+    def accelerator(self) -> Accelerator:
+        """The `accelerate` that the loop runs on."""
+        plugin = GradientAccumulationPlugin(num_steps=self.accumulation, sync_with_dataloader=False)
+        return Accelerator(cpu=self.cpu, mixed_precision=self.precision, gradient_accumulation_plugin=plugin)
+
+    def steps_per_epoch(self, examples: int, world: int = 1) -> int:
+        """Optimizer steps of one pass over so many training examples."""
+        return max(1, batches_per_epoch(examples, self.batch_size * world) // self.accumulation)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the phases of a run share.
+
+    Attributes:
+        model: what is trained; `wrapped` is the same, as `accelerate` prepared it.
+        data: the splits by name.
+        facts: what has been found out so far, as JSON values; every checkpoint holds it.
+    """
+
+    model: nn.Module
+    wrapped: nn.Module
+    task: Task
+    data: dict[str, Examples]
+    settings: Settings
+    accelerator: Accelerator
+    checkpoints: Checkpoints
+    tracker: Tracker
+    seed: int
+    facts: dict[str, Any]
+
+    def score(self, split: str) -> dict[str, float]:
+        """The task's metrics on a split, as the model stands."""
+        return evaluate(self.model, self.task, self.data[split], self.settings.eval_batch_size, self.accelerator)
+
+    def save(self, name: str, position: Position, state: Mapping[str, Any]) -> None:
+        """Write checkpoint `name`, once for all processes."""
+        if self.accelerator.is_main_process:
+            self.checkpoints.save(name, self.model, position, {**state, "facts": json.dumps(self.facts)})
+
+
+@dataclass
+class Training:
+    """What trains in one phase; its state is what a checkpoint needs besides the model's."""
+
+    method: Method
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+    best: float = float("-inf")
+
+    def state_dict(self) -> dict[str, Any]:
+        parts = {"method": self.method, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        return {**{name: part.state_dict() for name, part in parts.items()}, "best": self.best}
+
+    def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
+        self.method.load_state_dict(state["method"], step)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.best = state["best"]
+
+
+def train_phase(
+    stage: Stage,
+    name: str,
+    phase: Phase,
+    teacher: nn.Module | None,
+    position: Position,
+    resumed: Mapping[str, Any] | None = None,
+) -> Position:
+    """Train the stage's model through one phase, finalize its method, and give the position after it.
+
+    `position` is where the phase starts or goes on; `resumed` is the state of the checkpoint that was taken there.
+    The model that leaves the phase is the last, not the one that scored best on the holdout: a checkpoint keeps that.
+
+    Raises:
+        ValueError: the loss is not finite; a weight is not; the data do not fill a batch.
+    """
+    settings, accelerator = stage.settings, stage.accelerator
+    length = phase.length(settings.steps_per_epoch(len(stage.data["train"]), accelerator.num_processes))
+    training = _training(stage.model, phase, length)
+    if resumed is not None:
+        if position.step:
+            training.load_state_dict(resumed, position.step)
+        restore_rng(resumed["rng"])
+    method, optimizer = training.method, accelerator.prepare_optimizer(training.optimizer)
+    trained = [p for group in training.optimizer.param_groups for p in group["params"]]
+    batches = _batches(stage, position)
+    clock = _Clock(position)
+    stage.model.train()
+    with Progress(name, length.steps, position.step, accelerator.is_main_process) as progress:
+        for step in range(position.step, length.steps):
+            method.before_step(step)
+            loss = 0.0
+            for _ in range(settings.accumulation):
+                with accelerator.accumulate(stage.wrapped):
+                    with accelerator.autocast():
+                        part = phase.objective(stage.wrapped, teacher, next(batches))
+                    accelerator.backward(part)
+                    loss += part.item() / settings.accumulation
+                    if accelerator.sync_gradients:
+                        method.before_clip()
+                        if settings.clip is not None:
+                            accelerator.clip_grad_norm_(trained, settings.clip)
+                    optimizer.step()
+                    optimizer.zero_grad()
+            if not math.isfinite(loss):
+                raise ValueError(f"the loss of phase {name!r} is {loss} at step {step + 1}: lower its learning rate")
+            row = {"loss": loss, "lr": training.scheduler.get_last_lr()[0], **method.metrics()}
+            training.scheduler.step()
+            position = clock.tick(step + 1)
+            due, last = partial(_due, step + 1), step + 1 == length.steps
+            if due(settings.evaluate_every) or last:
+                with method.as_finished():
+                    scores = stage.score("holdout")
+                    progress.score(stage.task.metric, scores[stage.task.metric])
+                    if scores[stage.task.metric] > training.best and due(settings.evaluate_every):
+                        training.best = scores[stage.task.metric]
+                        stage.save("best", position, {})
+                row |= {f"holdout/{key}": value for key, value in scores.items()} | method.metrics(layers=True)
+            if due(settings.log_every) or due(settings.evaluate_every) or last:
+                place = {"phase": name, "step": position.step, "total_step": position.total_step}
+                stage.tracker.log({**place, "seconds": position.seconds, **row})
+            progress.step(row)
+            if due(settings.checkpoint_every) and not last:
+                stage.save("latest", position, training.state_dict())
+    method.finalize()
+    return clock.tick(position.step).after_phase()
+
+
+def _training(model: nn.Module, phase: Phase, length: Length) -> Training:
+    """Attach the phase's method to the model, and build what trains it."""
+    phase.method.attach(model, length)
+    optimizer = phase.method.optimizer(phase.optimizer(_groups(phase.method.parameters(), phase.weight_decay)))
+    scheduler = get_scheduler(phase.schedule, optimizer, round(phase.warmup * length.steps), length.steps)
+    return Training(phase.method, optimizer, scheduler)
+
+
+def _groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups: weight matrices with weight decay; biases, norms and scales without."""
+    parameters = list(named)
+    matrices = [p for name, p in parameters if p.ndim > 1 and not name.endswith(".scales")]
+    others = [p for name, p in parameters if p.ndim <= 1 or name.endswith(".scales")]
+    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0})
+    return [group for group in groups if group["params"]]
+
+
+def _batches(stage: Stage, position: Position) -> Iterator[dict[str, torch.Tensor]]:
+    """Training batches of the phase from the position on; every phase shuffles in its own order."""
+    settings, accelerator = stage.settings, stage.accelerator
+    return shuffled(
+        stage.data["train"],
+        settings.batch_size,
+        seed=stage.seed * 1009 + position.phase,
+        start=position.step * settings.accumulation,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+
+
+class _Clock:
+    """Counts steps and seconds on from a position."""
+
+    def __init__(self, position: Position) -> None:
+        self.position, self.began = position, time.perf_counter()
+
+    def tick(self, step: int) -> Position:
+        """The position after optimizer step `step` of the phase."""
+        first, elapsed = self.position, time.perf_counter() - self.began
+        return replace(
+            first,
+            step=step,
+            total_step=first.total_step + step - first.step,
+            seconds=first.seconds + elapsed,
+            phase_seconds=first.phase_seconds + elapsed,
+        )
+
+
+def _due(step: int, every: int) -> bool:
+    """Whether something that happens every so many steps (0: never) happens after this one."""
+    return every > 0 and step % every == 0

@@ -1,0 +1,63 @@
+"""The phases of a run."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import SchedulerType
+
+from nxmiformer.errors import unknown
+from nxmiformer.methods.base import Length, Method
+from nxmiformer.train.objective import Objective
+
+MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One stretch of training with one method.
+
+    Attributes:
+        method: how the layers are compressed in it.
+        optimizer: builds the base optimizer from parameter groups (a partial of any torch optimizer).
+        objective: what it minimises.
+        epochs: its length in passes over the training data; or
+        steps: its length in optimizer steps, which wins where given. A phase of no steps still applies its method.
+        schedule: the learning rate's course, a name that `transformers.get_scheduler` knows.
+        warmup: share of the steps in which the learning rate rises.
+        weight_decay: of weight matrices; biases, norms and scales have none.
+    """
+
+    method: Method
+    optimizer: MakeOptimizer
+    objective: Objective = field(default_factory=Objective)
+    epochs: float = 1.0
+    steps: int | None = None
+    schedule: str = "linear"
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or (self.steps is not None and self.steps < 0):
+            raise ValueError(f"a phase cannot have {self.epochs} epochs or {self.steps} steps")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup is a share of the steps in [0, 1], not {self.warmup}")
+        names = [kind.value for kind in SchedulerType]
+        if self.schedule not in names:
+            raise unknown("schedule of the learning rate", self.schedule, names)
+
+    def length(self, epoch: int) -> Length:
+        """Its length, where one pass over the data takes `epoch` optimizer steps."""
+        return Length(round(self.epochs * epoch) if self.steps is None else self.steps, epoch)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Phases by name, in order."""
+
+    phases: Mapping[str, Phase]
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("a recipe needs at least one phase")

@@ -1,0 +1,116 @@
+"""Where the figures of a run go."""
+
+import abc
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+
+class Tracker(abc.ABC):
+    """Takes rows of figures; used as a context, which ends it in the state that the run ended in."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.finish(failed=kind is not None)
+
+    @abc.abstractmethod
+    def log(self, row: Mapping[str, Any]) -> None:
+        """One row; `total_step` orders them."""
+
+    def report(self, directory: Path) -> None:
+        """The run's report is in `directory`."""
+
+    def finish(self, failed: bool) -> None:
+        """The run has ended."""
+
+
+class Jsonl(Tracker):
+    """One JSON object a line in `metrics.jsonl`.
+
+    Args:
+        directory: the run's.
+        resumed_at: `total_step` of the checkpoint that the run goes on from; later rows are dropped, because the steps
+            that made them are taken again. None starts the file anew.
+    """
+
+    def __init__(self, directory: Path, resumed_at: int | None = None) -> None:
+        self.path = directory / "metrics.jsonl"
+        rows = []
+        if resumed_at is not None and self.path.exists():
+            rows = [line for line in self.path.read_text().splitlines() if _step(line) <= resumed_at]
+        self.path.write_text("".join(f"{row}\n" for row in rows))
+        self.file = self.path.open("a", encoding="utf-8")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self.file.write(json.dumps(dict(row), allow_nan=False) + "\n")
+        self.file.flush()
+
+    def finish(self, failed: bool) -> None:
+        self.file.close()
+
+
+def _step(line: str) -> float:
+    """The row's `total_step`; a line cut short by a kill belongs to no step that was kept."""
+    try:
+        return float(json.loads(line)["total_step"])
+    except (ValueError, KeyError):
+        return float("inf")
+
+
+class Wandb(Tracker):
+    """A Weights & Biases run: one a job, the same one when the job resumes.
+
+    Args:
+        directory: the run's; wandb writes below it, and the run's id is kept there.
+        config: plain values.
+        options: further arguments of `wandb.init`, such as project, entity, group or mode="offline".
+    """
+
+    def __init__(self, directory: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise ValueError("tracker=wandb needs the wandb package: pip install nxmiformer[wandb]") from error
+        identity = directory / "wandb_id"
+        if not identity.exists():
+            identity.write_text(wandb.util.generate_id())
+        self.run = wandb.init(
+            dir=os.fspath(directory), config=dict(config), id=identity.read_text(), resume="allow", **options
+        )
+        self.run.define_metric("*", step_metric="total_step")
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        self.run.log(dict(row))
+
+    def report(self, directory: Path) -> None:
+        import wandb
+
+        content = json.loads((directory / "report.json").read_text())
+        self.run.summary.update(content)
+        self.run.log({path.stem: wandb.Image(os.fspath(path)) for path in sorted(directory.glob("figures/*.png"))})
+
+    def finish(self, failed: bool) -> None:
+        self.run.finish(exit_code=int(failed))
+
+
+class Several(Tracker):
+    """Hands everything to each of several trackers."""
+
+    def __init__(self, trackers: list[Tracker]) -> None:
+        self.trackers = trackers
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        for tracker in self.trackers:
+            tracker.log(row)
+
+    def report(self, directory: Path) -> None:
+        for tracker in self.trackers:
+            tracker.report(directory)
+
+    def finish(self, failed: bool) -> None:
+        for tracker in self.trackers:
+            tracker.finish(failed)
