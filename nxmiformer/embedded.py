@@ -50,7 +50,7 @@ def model(
     heads: int = 2,
     intermediate: int = 256,
 ) -> transformers.BertForSequenceClassification:
-    """A BERT without dropout, with weights drawn from `seed`, in float32; the global generator is left as it was.
+    """A BERT without dropout, with weights drawn from `seed` in PyTorch's default type (float32); the global generator is left alone.
 
     Args:
         tokenizer: gives the number of words and the padding token.
@@ -81,10 +81,11 @@ def model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         bert: transformers.BertForSequenceClassification = transformers.BertForSequenceClassification(config)
-        bert.to(dtype=torch.float32)
+    weights = dict(bert.named_parameters())
     with torch.no_grad():
-        for layer in bert.bert.encoder.layer:
+        for name, key in weights.items():
             # Equal query and key weights let a word attend to its own repetition from the start (the diagonal of
             # mimetic initialisation, Trockman and Kolter 2023, arXiv 2305.09828): pairs are compared much sooner.
-            layer.attention.self.key.weight.copy_(layer.attention.self.query.weight)
+            if name.endswith(".key.weight"):
+                key.copy_(weights[name.replace(".key.", ".query.")])
     return bert

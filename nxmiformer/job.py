@@ -153,13 +153,6 @@ def _train(job: Job, stage: Stage, position: Position, resumed: Mapping[str, Any
             teacher = _teacher(job, stage)
         position = train_phase(stage, names[index], phases[index], teacher, position, resumed)
         resumed = None
-        spent = stage.facts["phases"]
-        before = sum(phase["seconds"] for phase in spent.values()), sum(phase["steps"] for phase in spent.values())
-        spent[names[index]] = {
-            "method": type(phases[index].method).__name__,
-            "steps": position.total_step - before[1],
-            "seconds": position.seconds - before[0],
-        }
         stage.save("latest", position, {})
     if "dense" not in stage.facts["scores"]:
         raise ValueError("the recipe never compresses: every one of its phases is dense")
@@ -218,7 +211,8 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
     """The content of report.json."""
     storage, facts, metric = plan.storage(), stage.facts, job.task.metric
     errors, layers = _errors(job, stage.model), distinct_layers(stage.model)
-    scores = facts["scores"]
+    scores, phases = facts["scores"], facts["phases"]
+    gaps = next((phase["gaps"] for phase in phases.values() if phase["gaps"]), {})  # at the first hard projection
     dense_bytes = sum(file.stat().st_size for file in (job.directory / "dense").rglob("*") if file.is_file())
     return {
         "format": 1,
@@ -245,16 +239,16 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
                 "set": str(spec),
                 "error": errors[name],
                 "projection_error": facts["projection_error"][name],
-                "gap": facts.get("gaps", {}).get(name),
+                "gap": gaps.get(name),
                 "kept": (layers[name].weight != 0).float().mean().item(),
             }
             for name, spec in plan.layers.items()
         },
-        "phases": facts["phases"],
+        "phases": {name: {k: v for k, v in phase.items() if k != "gaps"} for name, phase in phases.items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "revision": revision(),
         "device": _device(stage.accelerator.device),
-        "seconds": sum(phase["seconds"] for phase in facts["phases"].values()),
+        "seconds": sum(phase["seconds"] for phase in phases.values()),
     }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -105,8 +105,15 @@ def projected(model: nn.Module) -> Iterator[None]:
                 layer.quantizer.seen = seen
 
 
+class Moved(NamedTuple):
+    """How far a projection moved weights: ||W - P(W)|| / ||W||, of each layer and of all of them together."""
+
+    layers: dict[str, float]
+    overall: float
+
+
 @torch.no_grad()
-def project(model: nn.Module) -> None:
+def project(model: nn.Module) -> Moved:
     """Move every compressed weight, in place, to the nearest point of its set; a frozen support stays.
 
     The forward pass then sees the weights themselves, which is the same and costs nothing.
@@ -114,12 +121,23 @@ def project(model: nn.Module) -> None:
     Raises:
         ValueError: a weight is not finite; the layer is named.
     """
+    squares = {}
     for name, layer in distinct_layers(model).items():
+        weight = layer.matrix
         try:
-            layer.matrix.copy_(layer.quantizer.project(layer.matrix))
+            point = layer.quantizer.project(weight)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        squares[name] = torch.stack([(weight - point).float().square().sum(), weight.float().square().sum()]).double()
+        weight.copy_(point)
         layer.quantizer.seen = None
+    total = sum(squares.values(), torch.zeros(2, dtype=torch.float64))
+    return Moved({name: _ratio(pair) for name, pair in squares.items()}, _ratio(total))
+
+
+def _ratio(pair: Tensor) -> float:
+    moved, norm = pair.tolist()
+    return float((moved / norm) ** 0.5) if norm else 0.0
 
 
 def verify(model: nn.Module, plan: CompressionPlan) -> None:

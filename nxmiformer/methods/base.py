@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.convert import distinct_layers, project, projected
+from nxmiformer.layers.convert import Moved, distinct_layers, project, projected
 from nxmiformer.layers.linear import CompressedLinear
 
 
@@ -25,7 +25,8 @@ class Method(abc.ABC):
     """How the compressed layers of a model are treated while it trains.
 
     A phase calls, in this order: `attach`; `parameters` and `optimizer`, to build what trains; for every optimizer
-    step `before_step` and `before_clip` (the gradients are there, not yet clipped); and `finalize`, which leaves every compressed weight in its set.
+    step `before_step` and `before_clip` (the gradients are there, not yet clipped); and `finalize`, which leaves every
+    compressed weight in its set.
 
     Attributes:
         refresh: optimizer steps between two choices of the support.
@@ -92,9 +93,9 @@ class Method(abc.ABC):
         with projected(self.model):
             yield
 
-    def finalize(self) -> None:
-        """Leave every compressed weight in its set."""
-        project(self.model)
+    def finalize(self) -> Moved:
+        """Leave every compressed weight in its set, and tell how far each was from it."""
+        return project(self.model)
 
     def metrics(self, layers: bool = False) -> dict[str, float]:
         """Figures to log, overall and, with `layers`, of each layer."""

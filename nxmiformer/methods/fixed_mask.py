@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.methods.base import Method
 
@@ -16,4 +18,7 @@ class FixedMask(Method):
 
     def prepare(self, layer: CompressedLinear) -> None:
         layer.quantizer.freeze(layer.matrix)
+        if layer.quantizer.mask is not None:
+            with torch.no_grad():  # pruned is pruned: no latent value waits behind the mask
+                layer.matrix.mul_(layer.quantizer.mask)
         layer.quantizer.seen = layer.quantizer.constraint

@@ -39,8 +39,9 @@ def training(run: Run) -> Figure:
     if final is None:
         title(figure, f"The training loss goes from {loss.values[0]:.3g} to {_smooth(loss.values)[-1]:.3g}")
     else:
-        way = "below" if final < dense else "above"
-        text = f"{metric} ends at {words.percent(final)}, {words.points(final - dense)} {way} the dense model"
+        way = "level with" if abs(final - dense) < 5e-4 else "below" if final < dense else "above"
+        apart = "" if way == "level with" else f"{words.points(final - dense)} "
+        text = f"{metric} ends at {words.percent(final)}, {apart}{way} the dense model"
         title(figure, text[0].upper() + text[1:])
 
     axes(panels[0], "training loss: each step, and its running mean\n")

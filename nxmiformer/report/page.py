@@ -21,10 +21,10 @@ h1 { margin: .2rem 0 1.2rem; font-size: clamp(1.4rem, 4.5vw, 2rem); line-height:
   overflow-wrap: anywhere; }
 h2 { margin: 2.8rem 0 .8rem; font-size: 1.15rem; }
 p.note { color: var(--muted); font-size: .88rem; margin: .6rem 0; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 0 0 1.5rem; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(11rem, 1fr)); gap: .7rem; margin: 0 0 1.5rem; }
 .facts div { background: var(--card); border-radius: .5rem; padding: .7rem .9rem; }
 .facts dt { color: var(--muted); font-size: .82rem; }
-.facts dd { margin: 0; font-size: 1.4rem; font-weight: 600; font-variant-numeric: tabular-nums; }
+.facts dd { margin: 0; font-size: 1.2rem; font-weight: 600; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th { color: var(--muted); font-weight: 500; text-align: left; }

@@ -2,6 +2,7 @@
 
 import io
 import math
+import re
 import textwrap
 from collections.abc import Sequence
 from itertools import pairwise
@@ -39,6 +40,7 @@ def canvas(height: float, width: float = WIDTH) -> Figure:
 
 def title(figure: Figure, finding: str) -> None:
     """Set the sentence that a figure shows, wrapped to its width."""
+    finding = re.sub(r"(?<=\d) (?=%|[kMG]?B\b)", "\N{NO-BREAK SPACE}", finding)
     characters = int(figure.get_figwidth() * 72 / (TITLE * _BOLD_WIDTH))
     lines = len(textwrap.wrap(finding, characters))
     while lines > 1 and len(textwrap.wrap(finding, characters - 1)) == lines:
@@ -70,14 +72,14 @@ def label(ax: Axes, text: str, xy: tuple[float, float], colour: str = INK, **opt
 
 def score_axis(ax: Axes, metric: str) -> None:
     """Write the scores of an axis as `words.score` does."""
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if not words.is_loss(metric):
         percentages(ax)
 
 
 def percentages(ax: Axes) -> None:
     """Write the fractions of an axis as percentages."""
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %"))
 
 

@@ -190,7 +190,14 @@ def train_phase(
             progress.step(row)
             if due(settings.checkpoint_every) and not last:
                 stage.save("latest", position, training.state_dict())
-    method.finalize()
+    moved = method.finalize()
+    stage.facts["phases"][name] = {
+        "method": type(method).__name__,
+        "steps": length.steps,
+        "seconds": clock.tick(position.step).phase_seconds,
+        "gap": moved.overall,
+        "gaps": moved.layers,
+    }
     return clock.tick(position.step).after_phase()
 
 

@@ -1,0 +1,109 @@
+"""Every figure draws, for every run that has its data."""
+
+import io
+import sys
+from itertools import combinations
+
+import matplotlib as mpl
+import pytest
+from fabricated import BERT, alike, mixed
+
+from nxmiformer.report.figures import figures_of, heatmap
+from nxmiformer.report.style import png, spread, svg
+from nxmiformer.sets import Grid, Then, Unstructured
+
+ALL = {"size", "storage", "heatmap", "training", "convergence"}
+ONLY_DENSE = {"dense": ("dense", 60)}
+
+
+@pytest.mark.parametrize("assign", [alike, mixed])
+def test_all_figures_draw(make, assign):
+    run = make(assign=assign)
+    before = dict(mpl.rcParams)
+    figures = figures_of(run)
+    assert set(figures) == ALL
+    for figure in figures.values():
+        assert png(figure).startswith(b"\x89PNG")
+        assert svg(figure).count("<svg") == 1
+        assert figure.get_suptitle()
+    assert dict(mpl.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+
+
+def test_without_admm_there_is_no_convergence(make):
+    run = make(phases=ONLY_DENSE)
+    figures = figures_of(run)
+    assert set(figures) == ALL - {"convergence"}
+    for figure in figures.values():
+        png(figure)
+
+
+def test_a_run_of_one_step_draws(make):
+    for figure in figures_of(make(layers=1, phases={"admm": ("admm", 1)})).values():
+        png(figure)
+
+
+def test_a_run_without_metrics_draws_what_it_has(make):
+    assert set(figures_of(make(phases={}))) == {"size", "storage", "heatmap"}
+
+
+@pytest.mark.parametrize("layers", [2, 48])
+@pytest.mark.parametrize("prefix", ["bert.encoder.layer", "transformer.h"])
+def test_cell_texts_stay_in_their_cells(make, layers, prefix):
+    long = Then(Unstructured(0.125), Grid(4, group=16))
+    run = make(
+        assign=lambda index, name: long if index % 2 and "query" in name else mixed(index, name),
+        layers=layers,
+        prefix=prefix,
+        components={**BERT, "mlp.c_fc": (64, 64), "mlp.c_proj": (64, 64)},
+    )
+    figure = heatmap(run)
+    figure.savefig(io.BytesIO())
+    ax = figure.axes[0]
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == layers * 8
+    (x0, y0), (x1, y1) = ax.transData.transform([(0, 0), (1, 1)])
+    assert all(box.width < abs(x1 - x0) and box.height < abs(y1 - y0) for box in boxes)
+    labels = [label.get_window_extent() for label in ax.get_xticklabels()]
+    assert not any(a.overlaps(b) for a, b in combinations(labels, 2))
+
+
+def test_heatmap_tells_sets_apart_and_keeps_the_order(make):
+    figure = heatmap(make(assign=mixed))
+    ax = figure.axes[0]
+    assert [label.get_text().replace("\n", ".") for label in ax.get_xticklabels()] == list(BERT)
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0", "1"]
+    texts = [text.get_text() for text in ax.texts]
+    assert {"2:4+int4", "1:4+int4g16", "int8", "0.25dense", "dense"} <= set(texts)
+    common = max(set(texts), key=texts.count)
+    assert all((text.get_fontweight() == "bold") == (text.get_text() not in (common, "dense")) for text in ax.texts)
+
+
+def test_heatmap_takes_names_without_an_index(make):
+    run = make(layers=1, prefix="encoder.blocks", components={"q": (8, 8)})
+    (layer,) = run.report.layers.values()
+    layers = run.report.layers
+    layers["decoder.blocks.0.q"] = layer
+    layers["head"] = layer
+    ax = heatmap(run).axes[0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["decoder 0", "encoder 0", "other"]
+
+
+@pytest.mark.parametrize("assign", [alike, mixed])
+@pytest.mark.parametrize("rest", [0, 40_000, 4_000_000])
+def test_labels_do_not_overlap(make, assign, rest):
+    for name, figure in figures_of(make(assign=assign, rest=rest)).items():
+        figure.savefig(io.BytesIO())
+        for ax in figure.axes:
+            texts = [text for text in ax.texts if text.get_text()]
+            for a, b in combinations(texts, 2):
+                boxes = [text.get_window_extent() for text in (a, b)]
+                assert not boxes[0].overlaps(boxes[1]), (name, a.get_text(), b.get_text())
+
+
+def test_spread_moves_no_more_than_it_must():
+    assert spread([0.1, 0.5, 0.9], [0.2] * 3) == [0.1, 0.5, 0.9]
+    assert spread([0.5, 0.5], [0.2, 0.2]) == pytest.approx([0.4, 0.6])
+    assert spread([0.0, 1.0], [0.2, 0.2], 0, 1) == pytest.approx([0.1, 0.9])
+    places = spread([0.98, 0.97, 0.99, 0.1], [0.2] * 4, 0, 1)
+    assert places == pytest.approx([0.7, 0.5, 0.9, 0.1])
