@@ -65,7 +65,8 @@ def _main(config: DictConfig) -> float:
     console.print(summary(read_run(directory)))
     console.print(f"report: {os.path.relpath(directory / 'report.html')}")
     metric: str = content["task"]["metric"]
-    return content["scores"]["packed"][metric]  # type: ignore[no-any-return]
+    score: float = content["scores"]["packed"][metric]
+    return score
 
 
 def main() -> None:
@@ -113,7 +114,7 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     if not isinstance(node, DictConfig):
         return []
     names = []
-    for key in node:
+    for key in map(str, node):
         names.append(f"{prefix}{key}")
         if not OmegaConf.is_missing(node, key):
             names += _keys(node._get_node(key), f"{prefix}{key}.")

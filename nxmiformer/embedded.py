@@ -50,7 +50,7 @@ def model(
     heads: int = 2,
     intermediate: int = 256,
 ) -> transformers.BertForSequenceClassification:
-    """A BERT without dropout, with weights drawn from `seed` in PyTorch's default type (float32); the global generator is left alone.
+    """A BERT without dropout, in PyTorch's default type (float32); the global generator is left as it was.
 
     Args:
         tokenizer: gives the number of words and the padding token.

@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors import safe_open
 from torch import nn
+from transformers import PreTrainedModel
 
 from nxmiformer.data.batches import encode
 from nxmiformer.data.task import Task
@@ -25,7 +26,7 @@ from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.one_shot import OneShot
-from nxmiformer.models import Source
+from nxmiformer.models import Source, quiet
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.report.document import write_report
 from nxmiformer.sets import ConstraintSet
@@ -162,7 +163,8 @@ def _leave_dense(job: Job, stage: Stage) -> None:
     """Score the dense model and its projection, and keep it in `dense/`, as `transformers` does."""
     _attach_dense(stage.model)
     stage.facts["scores"]["dense"] = stage.score(job.report_on)
-    stage.model.save_pretrained(job.directory / "dense")
+    with quiet():
+        stage.model.save_pretrained(job.directory / "dense")
     one_shot = OneShot()
     one_shot.attach(stage.model, Length(0, 1))
     with one_shot.as_finished():
@@ -175,11 +177,11 @@ def _attach_dense(model: nn.Module) -> None:
     Dense().attach(model, Length(0, 1))
 
 
-def _teacher(job: Job, stage: Stage) -> nn.Module:
+def _teacher(job: Job, stage: Stage) -> PreTrainedModel:
     """The dense model, frozen, in evaluation mode."""
-    architecture = type(stage.model)
-    teacher = architecture.from_pretrained(job.directory / "dense")  # type: ignore[attr-defined]
-    return teacher.to(stage.accelerator.device).eval().requires_grad_(False)  # type: ignore[no-any-return]
+    with quiet():
+        teacher = type(stage.model).from_pretrained(job.directory / "dense")
+    return teacher.to(stage.accelerator.device).eval().requires_grad_(False)
 
 
 def _errors(job: Job, model: nn.Module) -> dict[str, float]:
@@ -198,7 +200,7 @@ def _reload(job: Job, stage: Stage) -> tuple[dict[str, float], dict[str, float]]
     examples, size = stage.data[job.report_on], job.settings.eval_batch_size
     loaded = load_packed(job.directory / "packed").to(stage.accelerator.device)
     logits = [predict(model, examples, size, stage.accelerator) for model in (stage.model, loaded)]
-    if not np.array_equal(*logits):
+    if not np.array_equal(logits[0], logits[1]):
         raise RuntimeError(
             f"the packed model does not give the logits of the trained one: they differ by up to "
             f"{np.abs(logits[0] - logits[1]).max():g}; please report this"
@@ -212,7 +214,9 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
     storage, facts, metric = plan.storage(), stage.facts, job.task.metric
     errors, layers = _errors(job, stage.model), distinct_layers(stage.model)
     scores, phases = facts["scores"], facts["phases"]
-    gaps = next((phase["gaps"] for phase in phases.values() if phase["gaps"]), {})  # at the first hard projection
+    gaps: dict[str, float] = next(
+        (phase["gaps"] for phase in phases.values() if phase["gaps"]), {}
+    )  # at the first hard projection
     dense_bytes = sum(file.stat().st_size for file in (job.directory / "dense").rglob("*") if file.is_file())
     return {
         "format": 1,

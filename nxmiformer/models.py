@@ -1,12 +1,15 @@
 """Where a model and its tokenizer come from."""
 
 import abc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from nxmiformer import embedded
 from nxmiformer.data.grammar import Grammar
@@ -110,12 +113,14 @@ def labels(task: Task) -> dict[str, dict]:
     }
 
 
-class quiet:
-    """Silence the report that `transformers` prints of a head drawn anew, which is expected here."""
-
-    def __enter__(self) -> None:
-        self.level = transformers.logging.get_verbosity()
-        transformers.logging.set_verbosity_error()
-
-    def __exit__(self, *_: object) -> None:
-        transformers.logging.set_verbosity(self.level)
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars of `transformers`, and its report of a head drawn anew, which is expected here."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        logging.enable_progress_bar()

@@ -16,7 +16,7 @@ from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Storage, Then, Unstr
 from nxmiformer.sets.base import Shape
 
 FORMAT = 1
-SETS = {kind.__name__: kind for kind in (NM, Unstructured, Block, Grid, Then)}
+SETS: dict[str, type[Any]] = {kind.__name__: kind for kind in (NM, Unstructured, Block, Grid, Then)}
 FLOAT = 32  # bits of a dense weight, the base of every ratio
 
 
@@ -222,7 +222,7 @@ def set_from_dict(content: Mapping[str, Any]) -> ConstraintSet:
     if content["set"] not in SETS:
         raise unknown("set", content["set"], SETS)
     fields = {name: set_from_dict(v) if isinstance(v, Mapping) else v for name, v in content.items() if name != "set"}
-    return SETS[content["set"]](**fields)  # type: ignore[no-any-return]
+    return SETS[content["set"]](**fields)
 
 
 def _layer_to_dict(spec: LayerSpec) -> dict[str, Any]:

@@ -19,10 +19,8 @@ import yaml
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
-COLUMNS = (
-    "model,task,plan,method,seed,steps,score,dense_score,retention,"
-    "compression_values,compression_indices,compression_all,gap,seconds,device,revision"
-).split(",")
+COLUMNS = ["model", "task", "plan", "method", "seed", "steps", "score", "dense_score", "retention"]
+COLUMNS += ["compression_values", "compression_indices", "compression_all", "gap", "seconds", "device", "revision"]
 CELL = ("model", "task", "plan", "method", "seed")
 HUB = "sentence-transformers"
 

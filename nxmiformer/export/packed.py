@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from nxmiformer.layers.convert import compressed_layers, convert, verify
+from nxmiformer.layers.convert import convert, matrix, verify
 from nxmiformer.plan import CompressionPlan
 
 FORMAT = "nxmiformer-packed-1"
@@ -110,10 +110,9 @@ def load_packed(path: str | Path) -> PreTrainedModel:
 
 def _pack(model: PreTrainedModel, plan: CompressionPlan) -> dict[str, Tensor]:
     """The parts of every compressed weight, by `<layer>.weight.<part>`."""
-    layers = compressed_layers(model)
-    parts = {}
+    parts: dict[str, Tensor] = {}
     for name, spec in plan.layers.items():
-        weight = layers[name].matrix.detach().cpu() if name in layers else model.get_submodule(name).weight.detach()
+        weight = matrix(model, name, spec).cpu()
         parts |= {f"{name}.weight.{part}": tensor for part, tensor in spec.weight.pack(weight).items()}
     return parts
 
@@ -148,7 +147,7 @@ def _manifest(path: Path) -> dict[str, Any]:
             raise PackedError(f"{path / name} is missing")
         if _digest(path / name) != digest:
             raise PackedError(f"{path / name} is damaged: it is not the file that was saved (its SHA-256 differs)")
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def _architecture(path: Path, manifest: Mapping[str, Any]) -> tuple[type[PreTrainedModel], Any]:

@@ -1,6 +1,6 @@
 """Put compressed layers into a model, and take them out again."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.quantizers import WeightQuantizer
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan import CompressionPlan, LayerSpec
 
 
 def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] | None = None) -> nn.Module:
@@ -23,8 +23,8 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
             call is an error: some modules read a child's weight directly, past anything that its forward would do.
 
     Raises:
-        ValueError: the plan does not fit, or names a layer that is not a plain linear one, in which case nothing has
-            changed; or, with `example`, the names of the layers that were not called.
+        ValueError: the plan does not fit, or names a layer that is not a plain linear one, or, with `example`, a
+            forward pass does not call layers (each is named); the model is as it was then.
     """
     plan.check(model)
     modules = {m: model.get_submodule(m) for name, spec in plan.layers.items() for m in (name, *spec.aliases)}
@@ -38,7 +38,11 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
             assert isinstance(layer, nn.Linear | Conv1D)
             model.set_submodule(module, CompressedLinear.adopt(layer, quantizer, spec.activations))
     if example is not None:
-        check_called(model, example)
+        try:
+            check_called(model, example)
+        except Exception:
+            strip(model)
+            raise
     return model
 
 
@@ -72,17 +76,27 @@ def distinct_layers(model: nn.Module) -> dict[str, CompressedLinear]:
 def check_called(model: nn.Module, example: Mapping[str, Any]) -> None:
     """Run one forward pass, and raise a ValueError that names the compressed layers which it did not call."""
     layers = compressed_layers(model)
-    called: set[int] = set()
-    hooks = [layer.register_forward_hook(lambda module, *_: called.add(id(module))) for layer in layers.values()]
+    called: set[str] = set()
+
+    def recording(name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def record(*inputs: Tensor) -> Tensor:
+            called.add(name)
+            return forward(*inputs)
+
+        return record
+
+    # Not by hooks: with hooks in place, torch's own TransformerEncoderLayer leaves the path that goes past the layers.
+    for name, layer in layers.items():
+        layer.forward = recording(name, layer.forward)  # type: ignore[method-assign]
     training = model.training
     model.eval()
     try:
         model(**example)
     finally:
         model.train(training)
-        for hook in hooks:
-            hook.remove()
-    missed = [name for name, layer in layers.items() if id(layer) not in called]
+        for layer in layers.values():
+            del layer.forward
+    missed = [name for name in layers if name not in called]
     if missed:
         raise ValueError(
             "these layers would be compressed but a forward pass does not call them (their weights are read "
@@ -145,13 +159,13 @@ def verify(model: nn.Module, plan: CompressionPlan) -> None:
     outside = [
         f"{name}: not in {spec.weight}"
         for name, spec in plan.layers.items()
-        if not spec.weight.contains(_matrix(model.get_submodule(name), spec.transposed))
+        if not spec.weight.contains(matrix(model, name, spec))
     ]
     if outside:
         raise ValueError("these weights are not points of their sets:\n  " + "\n  ".join(outside))
 
 
-def _matrix(module: nn.Module, transposed: bool) -> Tensor:
-    weight = module.weight.detach()
-    assert isinstance(weight, Tensor)
-    return weight.t() if transposed else weight
+def matrix(model: nn.Module, name: str, spec: LayerSpec) -> Tensor:
+    """The weight of layer `name` as (out_features, in_features), detached, whether the model is converted or not."""
+    weight = model.get_parameter(f"{name}.weight").detach()
+    return weight.t() if spec.transposed else weight

@@ -18,6 +18,7 @@ class CompressedLinear(nn.Linear):
     through, it computes what that layer computed.
     """
 
+    transposed: bool
     quantizer: WeightQuantizer
     inputs: ActivationQuantizer | None
 

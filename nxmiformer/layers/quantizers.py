@@ -110,7 +110,7 @@ class _LearnedScale(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, grid: Grid, mask: Tensor | None, scales: Tensor) -> Tensor:
-        y = grid.apply(w, Piece(scales=scales))
+        y = grid.apply(w, Piece(scales=scales.abs()))
         ctx.grid, ctx.mask = grid, mask
         ctx.save_for_backward(w, y, scales)
         return y if mask is None else torch.where(mask, y, 0)
@@ -119,14 +119,19 @@ class _LearnedScale(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         w, y, scales = ctx.saved_tensors
         (grad,) = grads
-        s = scales.reshape(-1, 1).clamp(min=torch.finfo(torch.float32).tiny)
+        s = scales.abs().reshape(-1, 1).clamp(min=torch.finfo(torch.float32).tiny)
         ratio, code = ctx.grid.rows(w) / s, ctx.grid.rows(y) / s
         inside = ratio.abs() <= ctx.grid.top
         kept = torch.ones_like(inside) if ctx.mask is None else ctx.grid.rows(ctx.mask)
         rows = ctx.grid.rows(grad)
         slope = torch.where(kept, code - torch.where(inside, ratio, 0), 0)
         per_scale = (rows * slope).sum(1) / (ctx.grid.top * rows.shape[1]) ** 0.5
-        return torch.where(inside | ~kept, rows, 0).view(w.shape), None, None, per_scale.view_as(scales)
+        return (
+            torch.where(inside | ~kept, rows, 0).view(w.shape),
+            None,
+            None,
+            per_scale.view_as(scales) * torch.where(scales < 0, -1, 1),
+        )
 
 
 class WeightQuantizer(nn.Module):
@@ -159,8 +164,8 @@ class WeightQuantizer(nn.Module):
 
     @property
     def piece(self) -> Piece:
-        """The piece that the forward pass projects onto, on the side of autograd that trains nothing."""
-        return Piece(self.mask, None if self.scales is None else self.scales.detach())
+        """The piece that the forward pass projects onto, detached. A learned scale counts by its magnitude."""
+        return Piece(self.mask, None if self.scales is None else self.scales.detach().abs())
 
     def hold(self, piece: Piece) -> None:
         """Take over a piece as it stands. Learned scales stay parameters, the same objects."""

@@ -29,9 +29,13 @@ class ADMM(torch.optim.Optimizer):
     The pull is applied in one of three ways:
 
     - "decoupled": after the base step, W <- (W + rho (Z - U)) / (1 + rho), the proximal step of the penalty: no
-      learning rate, no adaptive scaling, and stable for every rho.
+      learning rate, no adaptive scaling, and stable for every rho. It pulls weights without a gradient as well.
     - "penalty": rho (W - Z + U) is added to the gradient inside `step`, that is after any clipping by the caller.
     - "manual": as "penalty", but by the caller's own call of `add_penalty()`, for one who wants it clipped too.
+
+    An adaptive base such as Adam divides the penalty by the size of its gradients: there "decoupled" closes the gap,
+    and a penalty of the same rho mostly does not. The loss that a closure returns is without the penalty, so a line
+    search needs "decoupled".
 
     Args:
         base: the optimizer, already built over the parameters.
@@ -123,7 +127,7 @@ class ADMM(torch.optim.Optimizer):
                 f"importance='second_moment' needs an Adam, whose state has 'exp_avg_sq'; that of {name} under "
                 f"{type(self.base).__name__} has {sorted(moments)}"
             )
-        return moments["exp_avg_sq"]  # type: ignore[no-any-return]
+        return moments["exp_avg_sq"]
 
     def _target(self, name: str) -> Tensor:
         """Z - U."""
@@ -136,7 +140,7 @@ class ADMM(torch.optim.Optimizer):
             if w.grad is not None:
                 w.grad.add_((w - self._target(name)).to(w.grad.dtype), alpha=self.rho[name])
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One base step, the pull, and at every `interval`-th call an update of Z and U.
 
         `closure` evaluates the loss and its gradients, as the base optimizer wants it; its result is returned.
@@ -224,7 +228,7 @@ class ADMM(torch.optim.Optimizer):
         else:  # called by Optimizer.__init__, for the groups that the base has already
             super().add_param_group(param_group)
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state, and under `admm` Z and U in their own dtypes, by parameter name.
 
         Only tensors, numbers and strings: `torch.load(..., weights_only=True)` reads it back.
@@ -240,7 +244,7 @@ class ADMM(torch.optim.Optimizer):
     def _described(self) -> dict[str, str]:
         return {name: f"{constraint!r} of {tuple(self.z[name].shape)}" for name, constraint in self.sets.items()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state that `state_dict` gave.
 
         Raises:

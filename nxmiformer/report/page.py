@@ -44,7 +44,7 @@ def page(run: Run, figures: Mapping[str, tuple[str, str]]) -> str:
     measured = run.report.storage.bytes
     shares = [
         ("score kept", words.percent(run.report.retention)),
-        ("whole model, on disk", f"{words.size(measured.dense_model)} → {words.size(measured.packed_model)}"),
+        (f"on disk, {words.size(measured.dense_model)} dense", words.size(measured.packed_model)),
         ("compressed layers", words.percent(run.report.storage.compression.all) + " smaller"),
         ("time", words.duration(run.report.seconds)),
     ]

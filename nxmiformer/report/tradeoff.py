@@ -81,7 +81,7 @@ def _gain(ax: Axes, nbytes: float, before: float, after: float, side: int) -> No
     arrow = {"arrowstyle": "-|>", "color": MUTED, "linewidth": 1, "shrinkA": 7, "shrinkB": 7}
     ax.annotate("", (nbytes, after), (nbytes, before), arrowprops=arrow)
     text = f"training {'regains' if after > before else 'loses'}\n{words.points(after - before)}"
-    label(ax, text, (nbytes, (before + after) / 2), MUTED, **_beside(side))
+    label(ax, text, (nbytes, (before + after) / 2), MUTED, bbox=BACKED, **_beside(side))
 
 
 def _beside(side: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxmiformer.sets.base import ConstraintSet, Piece, Shape, Storage
+from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage
 from nxmiformer.sets.grid import Grid
 
 
@@ -20,6 +20,10 @@ class Transposed(ConstraintSet):
 
     def __str__(self) -> str:
         return f"{self.inner}ᵀ"
+
+    @property
+    def sparsity(self) -> SparsitySet | None:
+        return self.inner.sparsity
 
     @property
     def grid(self) -> Grid | None:

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
-from transformers import get_scheduler
+from transformers import PreTrainedModel, get_scheduler
 
 from nxmiformer.data.batches import Examples, batches_per_epoch, shuffled
 from nxmiformer.data.task import Task
@@ -85,7 +85,7 @@ class Stage:
         facts: what has been found out so far, as JSON values; every checkpoint holds it.
     """
 
-    model: nn.Module
+    model: PreTrainedModel
     wrapped: nn.Module
     task: Task
     data: dict[str, Examples]
@@ -116,7 +116,7 @@ class Training:
     best: float = float("-inf")
 
     def state_dict(self) -> dict[str, Any]:
-        parts = {"method": self.method, "optimizer": self.optimizer, "scheduler": self.scheduler}
+        parts: dict[str, Any] = {"method": self.method, "optimizer": self.optimizer, "scheduler": self.scheduler}
         return {**{name: part.state_dict() for name, part in parts.items()}, "best": self.best}
 
     def load_state_dict(self, state: Mapping[str, Any], step: int) -> None:
@@ -172,7 +172,7 @@ def train_phase(
                     optimizer.zero_grad()
             if not math.isfinite(loss):
                 raise ValueError(f"the loss of phase {name!r} is {loss} at step {step + 1}: lower its learning rate")
-            row = {"loss": loss, "lr": training.scheduler.get_last_lr()[0], **method.metrics()}
+            row: dict[str, float] = {"loss": loss, "lr": float(training.scheduler.get_last_lr()[0]), **method.metrics()}
             training.scheduler.step()
             position = clock.tick(step + 1)
             due, last = partial(_due, step + 1), step + 1 == length.steps

@@ -3,6 +3,7 @@
 import abc
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -21,9 +22,10 @@ class Tracker(abc.ABC):
     def log(self, row: Mapping[str, Any]) -> None:
         """One row; `total_step` orders them."""
 
-    def report(self, directory: Path) -> None:
+    def report(self, directory: Path) -> None:  # noqa: B027 (not every tracker keeps reports)
         """The run's report is in `directory`."""
 
+    @abc.abstractmethod
     def finish(self, failed: bool) -> None:
         """The run has ended."""
 
@@ -77,7 +79,7 @@ class Wandb(Tracker):
             raise ValueError("tracker=wandb needs the wandb package: pip install nxmiformer[wandb]") from error
         identity = directory / "wandb_id"
         if not identity.exists():
-            identity.write_text(wandb.util.generate_id())
+            identity.write_text(secrets.token_hex(4))
         self.run = wandb.init(
             dir=os.fspath(directory), config=dict(config), id=identity.read_text(), resume="allow", **options
         )

@@ -1,6 +1,7 @@
 """The documents say what the report says, need no other file, and trust no name."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -127,7 +128,7 @@ def test_hostile_names_are_text(tmp_path):
     prose, _, _ = written["markdown"].read_text().partition("## How to reproduce")
     assert "<script" not in prose
     assert "<img" not in prose
-    assert "](http" not in prose
+    assert not re.search(r"(?<!\\)\]\(http", prose)
     for block in prose.split("\n\n"):
         if block.startswith("|"):  # a table: every row has the cells of its header
             assert len({line.replace("\\|", "").count("|") for line in block.splitlines()}) == 1
