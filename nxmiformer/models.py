@@ -78,10 +78,10 @@ class Embedded(Source):
         hidden, layers, heads, intermediate: its sizes.
     """
 
-    hidden: int = 128
-    layers: int = 2
-    heads: int = 4
-    intermediate: int = 512
+    hidden: int = 64
+    layers: int = 3
+    heads: int = 2
+    intermediate: int = 256
     name: str = "embedded BERT"
 
     def tokenizer(self, task: Task) -> PreTrainedTokenizerBase:

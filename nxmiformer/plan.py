@@ -12,7 +12,7 @@ from torch import nn
 from nxmiformer.errors import unknown
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import Target, Targets
-from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Storage, Then, Unstructured
+from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Storage, Then, Transposed, Unstructured
 from nxmiformer.sets.base import Shape
 
 FORMAT = 1
@@ -156,6 +156,13 @@ class CompressionPlan:
                     problems.append(f"{module}: its weight is {tuple(weight.shape)}, the plan's {tuple(expected)}")
         if problems:
             raise ValueError("the plan does not fit the model:\n  " + "\n  ".join(problems))
+
+    def sets(self) -> dict[str, ConstraintSet]:
+        """The set of each compressed parameter by its name, as `nxmiformer.optim.ADMM` takes them."""
+        return {
+            f"{name}.weight": Transposed(spec.weight) if spec.transposed else spec.weight
+            for name, spec in self.layers.items()
+        }
 
     def storage(self) -> PlanStorage:
         """What the packed weights cost, exactly."""

@@ -235,8 +235,8 @@ class Grammar(Task):
     holdout: int = 1_200
     validation: int = 2_400
     seed: int = 0
+    name: str = "grammar"
 
-    name = "grammar"
     columns = ("premise", "hypothesis")
     labels = ("entailment", "not_entailment")
     metric = "accuracy"

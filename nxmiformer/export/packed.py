@@ -2,29 +2,44 @@
 
 The directory holds `packed.safetensors` (the parts that each set's `pack` makes, as `<layer>.weight.<part>`, and every
 other tensor as it is), `plan.json`, the `transformers` config and tokenizer, and `packed.json`, which names the format
-and the SHA-256 of each of the others. Reading it executes nothing: safetensors and JSON only.
+and the SHA-256 of each of the others. Reading it executes nothing: safetensors and JSON only. The digests find damage,
+not malice: whoever rewrites a file can rewrite its digest. So the model is first laid out on the meta device, and
+memory is taken only once the header of the weights agrees with it.
 """
 
+import copy
 import hashlib
 import json
+import math
 import shutil
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.layers.convert import convert, matrix, verify
 from nxmiformer.plan import CompressionPlan
 
 FORMAT = "nxmiformer-packed-1"
-WEIGHTS, PLAN, MANIFEST = "packed.safetensors", "plan.json", "packed.json"
+WEIGHTS, PLAN, MANIFEST, CONFIG = "packed.safetensors", "plan.json", "packed.json", "config.json"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of a model
+SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes; those of a packed part are single ones otherwise
+ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses
+# A model larger than both is not what its file says: the smallest sets, 1:64 of 1 bit, save a factor of 300.
+LEAST_BOUND, BOUND = 2**30, 512  # bytes, and times the bytes of the file
 
 
 class PackedError(ValueError):
@@ -53,34 +68,57 @@ def save_packed(
     """Write the model, whose weights are points of the plan's sets, to a new directory; all of it or nothing.
 
     Raises:
-        ValueError: the plan does not fit the model, or weights are not in their sets (each is named).
+        ValueError: the plan does not fit the model, weights are not in their sets (each is named), or `load_packed`
+            could not build the model again: it is not one of `transformers`' own, or has weights of several dtypes.
         FileExistsError: `path` is there already and is not a packed model, which would be replaced.
     """
-    path = Path(path)
-    if path.exists() and not (path / MANIFEST).exists():
-        raise FileExistsError(f"{path} exists and is not a packed model; it is left as it is")
+    path = Path(path).resolve()
+    if path.exists() and not _replaceable(path):
+        raise FileExistsError(f"{path} exists and is not a packed model and nothing else; it is left as it is")
     plan.check(model)
     verify(model, plan)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    try:
+        temporary.mkdir(parents=True)
+        weights = _write(model, plan, temporary, tokenizer)
+        _check(temporary, _manifest(temporary), plan)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            path.rename(old)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    return PackedSize(weights, sum(file.stat().st_size for file in _files(path)))
+
+
+def _write(
+    model: PreTrainedModel, plan: CompressionPlan, directory: Path, tokenizer: PreTrainedTokenizerBase | None
+) -> int:
+    """Write all files; give the bytes of the packed weights."""
     packed = _pack(model, plan)
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
-    save_file({**packed, **_rest(model, plan)}, temporary / WEIGHTS, metadata={"format": FORMAT})
-    plan.save(temporary / PLAN)
-    model.config.save_pretrained(temporary)
+    rest, shared = _rest(model, plan)
+    plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in rest.items()}
+    save_file({**packed, **plain}, directory / WEIGHTS, metadata={"format": FORMAT})
+    plan.save(directory / PLAN)
+    config = copy.deepcopy(model.config)
+    config.architectures, config.dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(directory)
     if tokenizer is not None:
-        tokenizer.save_pretrained(temporary)
+        tokenizer.save_pretrained(directory)
+    attention = model.config._attn_implementation
     manifest = {
         "format": FORMAT,
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
-        "files": {str(file.relative_to(temporary)): _digest(file) for file in _files(temporary)},
+        "attention": attention if attention in ATTENTION else None,
+        "shared": shared,
+        "files": {file.relative_to(directory).as_posix(): _digest(file) for file in _files(directory)},
     }
-    (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    shutil.rmtree(path, ignore_errors=True)
-    temporary.rename(path)
-    return PackedSize(weights, sum(file.stat().st_size for file in _files(path)))
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
 
 
 def load_packed(path: str | Path) -> PreTrainedModel:
@@ -94,18 +132,26 @@ def load_packed(path: str | Path) -> PreTrainedModel:
     """
     path = Path(path)
     manifest = _manifest(path)
-    try:
+    with _reading(path / PLAN):
         plan = CompressionPlan.load(path / PLAN)
-        architecture, config = _architecture(path, manifest)
-        with torch.random.fork_rng(devices=[]):
-            model = architecture._from_config(config, dtype=getattr(torch, manifest["dtype"]))
-        convert(model, plan)
+    _check(path, manifest, plan)
+    with _reading(path / CONFIG):
+        model = _blank(path, manifest, plan)
+    with _reading(path / WEIGHTS):
         _load(model, plan, path / WEIGHTS)
+    return model.eval()
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    """Whatever goes wrong in here is the file's fault: nobody knows all that a wrong config makes a model raise."""
+    try:
+        yield
     except PackedError:
         raise
-    except (ValueError, KeyError, AttributeError, TypeError, SafetensorError, OSError) as error:
-        raise PackedError(f"{path} is not a whole packed model: {error}") from error
-    return model.eval()
+    except Exception as error:
+        what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise PackedError(f"{file} is not that of a whole packed model: {what}") from error
 
 
 def _pack(model: PreTrainedModel, plan: CompressionPlan) -> dict[str, Tensor]:
@@ -117,51 +163,132 @@ def _pack(model: PreTrainedModel, plan: CompressionPlan) -> dict[str, Tensor]:
     return parts
 
 
-def _rest(model: PreTrainedModel, plan: CompressionPlan) -> dict[str, Tensor]:
-    """Every tensor of the model that is not packed; one that is shared, once."""
-    packed = {f"{module}.weight" for name, spec in plan.layers.items() for module in (name, *spec.aliases)}
-    first: dict[int, str] = {}
-    state = {k: v for k, v in model.state_dict().items() if k not in packed and not k.endswith(".quantizer.scales")}
+def _rest(model: PreTrainedModel, plan: CompressionPlan) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor of the model that is not packed; and, of a parameter with several names, which others have which."""
+    state = {k: v for k, v in model.state_dict(keep_vars=True).items() if not k.endswith(".quantizer.scales")}
+    packed = {f"{name}.weight" for name in plan.layers}
+    first = {id(state[key]): key for key in packed}
+    shared: dict[str, str] = {}
     for key, tensor in state.items():
-        first.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), key)
-    return {key: state[key].cpu().contiguous() for key in first.values()}
+        if isinstance(tensor, nn.Parameter) and first.setdefault(id(tensor), key) != key:
+            shared[key] = first[id(tensor)]
+    return {key: tensor for key, tensor in state.items() if key not in packed and key not in shared}, shared
 
 
 def _manifest(path: Path) -> dict[str, Any]:
     """The manifest, after checking every file against it."""
     if not (path / MANIFEST).is_file():
         raise PackedError(f"{path} is not a packed model: it has no {MANIFEST}")
-    try:
+    with _reading(path / MANIFEST):
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files = dict(manifest["files"])
         if manifest["format"] != FORMAT:
             raise PackedError(f"{path / MANIFEST}: its format is {manifest['format']!r}, not {FORMAT!r}")
-        if not {WEIGHTS, PLAN, "config.json"} <= set(files):
+        files = dict(manifest["files"])
+        if not {WEIGHTS, PLAN, CONFIG} <= set(files):
             raise PackedError(f"{path / MANIFEST} names the files {sorted(files)} only")
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, PackedError):
-            raise
-        raise PackedError(f"{path / MANIFEST} is damaged: {type(error).__name__}: {error}") from error
-    for name, digest in files.items():
-        if not (path / name).resolve().is_relative_to(path.resolve()) or not (path / name).is_file():
-            raise PackedError(f"{path / name} is missing")
-        if _digest(path / name) != digest:
-            raise PackedError(f"{path / name} is damaged: it is not the file that was saved (its SHA-256 differs)")
-    return manifest
+        for name, digest in files.items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise PackedError(f"{path / MANIFEST} names {name!r}, which is outside of {path}")
+            if not (path / name).is_file():
+                raise PackedError(f"{path / name} is missing")
+            if _digest(path / name) != digest:
+                raise PackedError(f"{path / name} is damaged: it is not the file that was saved (its SHA-256 differs)")
+        if manifest["dtype"] not in [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]:
+            raise PackedError(f"{path / MANIFEST}: weights cannot have the dtype {manifest['dtype']!r}")
+        if manifest["attention"] not in ATTENTION:
+            raise PackedError(f"{path / MANIFEST}: there is no attention {manifest['attention']!r}")
+        architecture = getattr(transformers, str(manifest["architecture"]), None)
+        if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+            raise PackedError(f"{path / MANIFEST}: transformers has no model {manifest['architecture']!r}")
+        return {**manifest, "shared": dict(manifest["shared"])}
 
 
-def _architecture(path: Path, manifest: Mapping[str, Any]) -> tuple[type[PreTrainedModel], Any]:
-    """The model class, which must be one of `transformers`' own, and the config."""
-    architecture = getattr(transformers, str(manifest["architecture"]), None)
-    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
-        raise PackedError(f"{path}: transformers has no model {manifest['architecture']!r}")
-    if manifest["dtype"] not in ("float32", "bfloat16", "float16"):
-        raise PackedError(f"{path}: weights cannot have the dtype {manifest['dtype']!r}")
-    return architecture, AutoConfig.from_pretrained(path, local_files_only=True)
+def _blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
+    """The model, converted and tied, with any weights; on the device that torch takes for new tensors."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    architecture: type[PreTrainedModel] = getattr(transformers, manifest["architecture"])
+    if type(config) is not architecture.config_class:
+        raise PackedError(f"{path / CONFIG} is a {type(config).__name__}, not that of a {manifest['architecture']}")
+    with torch.random.fork_rng(devices=[]):
+        dtype, attention = getattr(torch, manifest["dtype"]), manifest["attention"]
+        model: PreTrainedModel = architecture._from_config(config, dtype=dtype, attn_implementation=attention)
+    for name, key in manifest["shared"].items():
+        parameter = model.get_parameter(key)
+        module, _, attribute = name.rpartition(".")
+        if model.get_parameter(name).shape != parameter.shape:
+            raise PackedError(f"{path / MANIFEST}: {name} and {key} cannot be the same, their shapes differ")
+        setattr(model.get_submodule(module), attribute, parameter)
+    with _reading(path / PLAN):
+        convert(model, plan)
+    return model
+
+
+def _check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> None:
+    """Raise a PackedError unless the weights have the names, shapes and dtypes that the plan and the config need."""
+    file = path / WEIGHTS
+    with _reading(file), safe_open(file, framework="pt") as stored:
+        slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
+        header = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+    with _reading(path / CONFIG):
+        _check_counts(json.loads((path / CONFIG).read_text(encoding="utf-8")), len(header))
+        with torch.device("meta"), _at_most(64 + 16 * len(header)):
+            model = _blank(path, manifest, plan)
+        size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        if size > max(LEAST_BOUND, BOUND * file.stat().st_size):
+            raise PackedError(f"{path / CONFIG} asks for {size} bytes, which {file} cannot be")
+    with _reading(file):
+        rest, shared = _rest(model, plan)
+        if shared != manifest["shared"]:
+            raise PackedError(f"{path / MANIFEST}: {manifest['shared']} are to be the same, the model has {shared}")
+        for name, spec in plan.layers.items():
+            bits = {key: header.pop(key) for key in list(header) if key.startswith(f"{name}.weight.")}
+            stored_bytes = sum(math.prod(shape) * SIZES.get(dtype, 1) for shape, dtype in bits.values())
+            if stored_bytes != (needed := spec.weight.storage(spec.shape, model.dtype).nbytes):
+                raise PackedError(
+                    f"{file}: {name} is {sorted(bits)} of {stored_bytes} bytes, and {spec} takes {needed}"
+                )
+        if header.keys() != rest.keys():
+            missing, odd = sorted(rest.keys() - header.keys()), sorted(header.keys() - rest.keys())
+            raise PackedError(f"{file} does not fit its plan and config: missing {missing}, not expected {odd}")
+        for key, tensor in rest.items():
+            shape, dtype = header[key]
+            same = DTYPES.get(dtype) == tensor.dtype or not isinstance(tensor, nn.Parameter)  # a buffer is converted
+            if shape != tuple(tensor.shape) or not same:
+                raise PackedError(
+                    f"{file}: {key} is {shape} of {dtype}, and the model needs {tuple(tensor.shape)} of {tensor.dtype}"
+                )
+
+
+def _check_counts(config: Any, most: int) -> None:
+    """Raise a ValueError where a config, or one in it, asks for more layers or labels than there are tensors."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, int) and ("layer" in key or "label" in key) and value > most:
+            raise ValueError(f"{key} is {value}, and there are {most} tensors")
+        _check_counts(value, most)
+
+
+@contextmanager
+def _at_most(most: int) -> Iterator[None]:
+    """Raise a ValueError in here as soon as this thread has put more modules and parameters together than that."""
+    count, thread = 0, threading.get_ident()
+
+    def registered(*_: Any) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > most:
+            raise ValueError(f"it asks for more than {most} modules and tensors")
+
+    modules = register_module_module_registration_hook(registered)
+    parameters = register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        modules.remove()
+        parameters.remove()
 
 
 def _load(model: PreTrainedModel, plan: CompressionPlan, file: Path) -> None:
-    """Fill the model from the file, which must hold exactly what it needs."""
+    """Fill the model from the file, which `_check` has seen."""
     state: dict[str, Tensor] = {}
     with safe_open(file, framework="pt") as stored:
         keys = set(stored.keys())
@@ -175,13 +302,17 @@ def _load(model: PreTrainedModel, plan: CompressionPlan, file: Path) -> None:
             state[f"{name}.weight"] = weight.t() if spec.transposed else weight
             keys -= {prefix + part for part in parts}
         state |= {key: stored.get_tensor(key) for key in keys}
-    expected = _rest(model, plan).keys() | {f"{name}.weight" for name in plan.layers}
-    if state.keys() != expected:
-        raise PackedError(
-            f"{file} does not fit its plan and config: missing {sorted(expected - state.keys())}, "
-            f"not expected {sorted(state.keys() - expected)}"
-        )
     model.load_state_dict(state, strict=False)
+
+
+def _replaceable(path: Path) -> bool:
+    """Whether the directory holds a packed model, and nothing else."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        ours = {MANIFEST, *manifest["files"]}
+        return manifest["format"] == FORMAT and {f.relative_to(path).as_posix() for f in _files(path)} <= ours
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _files(directory: Path) -> list[Path]:

@@ -196,8 +196,10 @@ class WeightQuantizer(nn.Module):
 
     @torch.no_grad()
     def freeze(self, w: Tensor) -> None:
-        """Keep the support that the nearest point to `w` has in the final set."""
-        self.mask = self.constraint.piece(w).mask
+        """Keep the support that the nearest point to `w` has in the final set; that of `w` itself, if it has one."""
+        sparsity = self.constraint.sparsity
+        found = sparsity if sparsity is not None and sparsity.contains(w) else self.constraint
+        self.mask = found.piece(w).mask
         self.frozen = True
 
     def learn(self) -> None:

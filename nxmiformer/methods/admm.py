@@ -1,9 +1,11 @@
 """ADMM, as we do it."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+from torch import nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.layers.linear import CompressedLinear
@@ -54,7 +56,7 @@ class Admm(Method):
         ):
             if value not in valid:
                 raise unknown(what, value, valid)
-        Constant(self.rho)  # checks it
+        self._around(torch.optim.SGD([torch.zeros(1)]), (), {}, Constant(self.rho))  # checks the other options
         self.refresh = self.rescale = self.interval
 
     def prepare(self, layer: CompressedLinear) -> None:
@@ -82,17 +84,26 @@ class Admm(Method):
         return chosen
 
     def optimizer(self, base: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        self.admm = ADMM(
+        self.admm = self._around(base, self.model.named_parameters(), self.sets(), self.schedule())
+        return self.admm
+
+    def _around(
+        self,
+        base: torch.optim.Optimizer,
+        named: Iterable[tuple[str, nn.Parameter]],
+        sets: Mapping[str, ConstraintSet],
+        rho: Schedule,
+    ) -> ADMM:
+        return ADMM(
             base,
-            self.model.named_parameters(),
-            self.sets(),
-            rho=self.schedule(),
+            named,
+            sets,
+            rho=rho,
             interval=self.interval,
             pull=self.pull,
             dual=self.dual,
             importance=self.importance,
         )
-        return self.admm
 
     def metrics(self, layers: bool = False) -> dict[str, float]:
         return self.admm.metrics(layers) if self.admm.residuals else {}

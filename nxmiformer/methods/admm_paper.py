@@ -8,7 +8,7 @@ from torch import nn
 
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.methods.base import Method
-from nxmiformer.optim import ADMM
+from nxmiformer.optim import ADMM, Constant
 from nxmiformer.sets import ConstraintSet, Transposed
 
 
@@ -25,6 +25,10 @@ class AdmmPaper(Method):
     """
 
     rho: float = 4e-3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        Constant(self.rho)  # checks it
 
     def prepare(self, layer: CompressedLinear) -> None:
         layer.quantizer.frozen = False

@@ -102,10 +102,11 @@ class Method(abc.ABC):
         return {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The pieces that the forward pass sees; tensors only, by layer and part."""
+        """The pieces that the forward pass sees, learned scales with their signs; tensors only, by layer and part."""
         pieces: dict[str, Tensor] = {}
         for name, layer in self.layers.items():
-            parts = layer.quantizer.piece._asdict()
+            scales = layer.quantizer.scales
+            parts = {"mask": layer.quantizer.mask, "scales": None if scales is None else scales.detach()}
             pieces.update({f"{name}.{part}": tensor for part, tensor in parts.items() if tensor is not None})
         return {"pieces": pieces}
 

@@ -22,3 +22,9 @@ class FixedMask(Method):
             with torch.no_grad():  # pruned is pruned: no latent value waits behind the mask
                 layer.matrix.mul_(layer.quantizer.mask)
         layer.quantizer.seen = layer.quantizer.constraint
+
+    def before_clip(self) -> None:
+        for layer in self.layers.values():
+            mask, gradient = layer.quantizer.mask, layer.weight.grad
+            if mask is not None and gradient is not None:  # the straight-through one reaches pruned weights as well
+                gradient.mul_(mask.t() if layer.transposed else mask)

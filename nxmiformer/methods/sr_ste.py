@@ -18,6 +18,11 @@ class SrSte(SteQat):
     decay: float = 2e-4
     refresh: int = 1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.decay < float("inf"):
+            raise ValueError(f"decay must be a number that is not negative, not {self.decay}")
+
     def before_clip(self) -> None:
         for layer in self.layers.values():
             mask, gradient = layer.quantizer.mask, layer.weight.grad

@@ -1,0 +1,27 @@
+"""The README's Python runs, as it stands there."""
+
+import re
+from pathlib import Path
+
+import torch
+import transformers
+
+from nxmiformer import CompressionPlan, load_packed, verify
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_python_lines_of_the_readme_run_and_leave_a_packed_model_in_its_sets(tmp_path, monkeypatch):
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert 8 <= len([line for line in code.splitlines() if line.strip()]) <= 16
+    monkeypatch.chdir(tmp_path)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=50, **sizes))
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        {"input_ids": torch.randint(50, (4, 6), generator=generator), "labels": torch.tensor([0, 1, 0, 1])}
+        for _ in range(8)
+    ]
+    exec(compile(code, str(README), "exec"), {"model": model, "batches": batches})
+    packed = next(tmp_path.glob("**/packed.json")).parent
+    verify(load_packed(packed), CompressionPlan.load(packed / "plan.json"))
