@@ -3,46 +3,106 @@
 import difflib
 import os
 import sys
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra
+import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    InterpolationToMissingValueError,
+    OmegaConfBaseException,
+)
 from rich.console import Console
 
+from nxmiformer.errors import unknown
 from nxmiformer.job import Job, run
 from nxmiformer.report.numbers import read_run
 from nxmiformer.report.table import summary
+
+PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
+PLAIN = ("name", "seed", "report_on", "resume")
 
 
 def build(config: DictConfig, directory: Path) -> Job:
     """The job that a composed configuration describes.
 
     Raises:
-        ValueError: a value is missing, unknown or out of range; the message says which.
+        ValueError: a value is missing, unknown, of another type or out of range; the message says which.
     """
     missing = sorted(OmegaConf.missing_keys(config))
     if missing:
-        raise ValueError(f"these values must be given: {', '.join(f'{key}=...' for key in missing)}")
+        raise ValueError(_missing(missing))
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    parts = {key: _instantiate(key, config[key]) for key in ("task", "model", "plan", "recipe", "train")}
-    return Job(
-        name=config.name,
-        directory=directory,
-        seed=config.seed,
-        task=parts["task"],
-        source=parts["model"],
-        planning=parts["plan"],
-        recipe=parts["recipe"],
-        settings=parts["train"],
-        config=plain,
-        report_on=config.report_on,
-        resume=config.resume,
-        wandb=plain["tracker"]["wandb"],
-    )
+    valid = [*PARTS, *PLAIN, "tracker"]
+    for key in plain:
+        if key not in valid:
+            raise unknown("key", key, valid)
+    hints = get_type_hints(Job)
+    wanted = {key: hints[name] for key, name in {**PARTS, **dict(zip(PLAIN, PLAIN, strict=True))}.items()}
+    mistakes = [line for key, hint in wanted.items() for line in _mistakes(plain[key], hint, key)]
+    if mistakes:
+        raise ValueError("\n  ".join(mistakes))
+    parts: dict[str, Any] = {name: _instantiate(key, config[key]) for key, name in PARTS.items()}
+    for name, phase in parts["recipe"].phases.items():
+        _try_optimizer(f"recipe.phases.{name}", phase)
+    values = {key: plain[key] for key in PLAIN}
+    return Job(**values, **parts, directory=directory, config=plain, wandb=plain["tracker"]["wandb"])
+
+
+def _missing(keys: list[str]) -> str:
+    return f"these values must be given: {', '.join(f'{key}=...' for key in keys)}"
+
+
+def _mistakes(value: Any, hint: Any, where: str) -> Iterator[str]:
+    """What in a configured value is not of the type that its place has; names of a choice are left to their class."""
+    origin, options = get_origin(hint), [option for option in get_args(hint) if option is not types.NoneType]
+    if origin in (Union, types.UnionType) and len(options) == 1:
+        if value is not None:
+            yield from _mistakes(value, options[0], where)
+    elif isinstance(value, dict) and "_target_" in value:
+        yield from _object_mistakes(value, hint, where)
+    elif origin is Mapping and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _mistakes(item, options[1], f"{where}.{key}")
+    elif not _fits(value, hint, origin):
+        what = "list" if origin is not None else getattr(hint, "__name__", hint)
+        yield f"{where}={'null' if value is None else value}: its value must be of type {what}"
+
+
+def _fits(value: Any, hint: Any, origin: Any) -> bool:
+    if hint is Any:
+        return True
+    if origin is Literal:
+        return isinstance(value, str)
+    if origin is not None and origin is not Callable:
+        return isinstance(value, list)
+    accepted = {float: (int, float)}.get(hint, hint)
+    return isinstance(hint, type) and isinstance(value, accepted) and isinstance(value, bool) == (hint is bool)
+
+
+def _object_mistakes(node: dict[str, Any], hint: Any, where: str) -> Iterator[str]:
+    """As `_mistakes`, of a node that describes an object."""
+    try:
+        target = hydra.utils.get_object(node["_target_"])
+    except Exception:  # instantiating it says what is wrong
+        return
+    if isinstance(hint, type) and not (isinstance(target, type) and issubclass(target, hint)):
+        yield f"{where}._target_={node['_target_']}: it is no {hint.__name__}"
+    elif is_dataclass(target):
+        hints, names = get_type_hints(target), [field.name for field in fields(target) if field.init]
+        for key, value in node.items():
+            if key in names:
+                yield from _mistakes(value, hints[key], f"{where}.{key}")
+            elif not key.startswith("_"):
+                yield str(unknown(f"key of {where}", key, names))
 
 
 def _instantiate(key: str, node: DictConfig) -> Any:
@@ -50,11 +110,16 @@ def _instantiate(key: str, node: DictConfig) -> Any:
     try:
         return hydra.utils.instantiate(node, _convert_="object")
     except hydra.errors.InstantiationException as error:
-        cause = error.__cause__
-        while cause is not None and cause.__cause__ is not None:
-            cause = cause.__cause__
         where = next((line for line in str(error).splitlines() if line.startswith("full_key")), f"full_key: {key}")
-        raise ValueError(f"{where.removeprefix('full_key: ')}: {cause or error}") from error
+        raise ValueError(f"{where.removeprefix('full_key: ')}: {_root(error)}") from error
+
+
+def _try_optimizer(where: str, phase: Any) -> None:
+    """Build the phase's optimizer on nothing much: what it refuses is better known now than after hours of training."""
+    try:
+        phase.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1, 1))], "weight_decay": phase.weight_decay}])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}.optimizer: {error}") from error
 
 
 @hydra.main(version_base="1.3", config_path="pkg://nxmiformer.conf", config_name="config")
@@ -75,8 +140,8 @@ def main() -> None:
     try:
         _main()
     except (HydraException, OmegaConfBaseException) as error:
-        sys.exit(_fail(f"{_root(error)}{_suggestion(str(_root(error)))}"))
-    except ValueError as error:
+        sys.exit(_fail(_explain(error)))
+    except (ValueError, OSError) as error:
         if os.environ.get("NXMIFORMER_TRACEBACK"):
             raise
         sys.exit(_fail(str(error)))
@@ -93,29 +158,31 @@ def _fail(message: str) -> int:
     return 2
 
 
-def _suggestion(message: str) -> str:
-    """The valid keys nearest to the one that the message says is not there."""
-    given = [word.split("=")[0].lstrip("+~") for word in sys.argv[1:] if "=" in word]
-    wrong = [key for key in given if f"'{key}'" in message or f"'{key.rsplit('.', 1)[-1]}'" in message]
-    if not wrong:
-        return ""
+def _explain(error: Exception) -> str:
+    """What is wrong with the command line, and the valid names nearest to what it says."""
+    root = _root(error)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        return str(unknown(f"option of {group}", option, error.options))
+    if isinstance(root, InterpolationToMissingValueError):
+        return _missing([str(root).splitlines()[0].rsplit(" ", 1)[-1]])
+    if isinstance(root, ConfigKeyError | ConfigAttributeError) and root.full_key:
+        return f"there is no {root.full_key}{_near(str(root.full_key))}"
+    return str(root)
+
+
+def _near(key: str) -> str:
+    """The names beside `key` that are most like it."""
+    parent, _, last = key.rpartition(".")
+    groups = [word for word in sys.argv[1:] if "=" in word and not {".", ",", "+", "~"} & set(word.split("=")[0])]
     with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
-        groups = [word for word in sys.argv[1:] if "=" in word and "." not in word.split("=")[0] and "," not in word]
         try:
-            config = hydra.compose("config", [g for g in groups if g.split("=")[0] not in wrong])
+            chosen = [word for word in groups if word.split("=")[0] != key and "," not in word]
+            config = hydra.compose("config", chosen, return_hydra_config=True)
         except (HydraException, OmegaConfBaseException):
-            config = hydra.compose("config")
-    near = difflib.get_close_matches(wrong[0], _keys(config), n=3, cutoff=0.5)
-    return f"\ndid you mean {' or '.join(near)}?" if near else ""
-
-
-def _keys(node: Any, prefix: str = "") -> list[str]:
-    """The dotted names of all values below a node."""
-    if not isinstance(node, DictConfig):
-        return []
-    names = []
-    for key in map(str, node):
-        names.append(f"{prefix}{key}")
-        if not OmegaConf.is_missing(node, key):
-            names += _keys(node._get_node(key), f"{prefix}{key}.")
-    return names
+            config = hydra.compose("config", return_hydra_config=True)
+    node = OmegaConf.select(config, parent) if parent else config
+    names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+    near = difflib.get_close_matches(last, names, n=3, cutoff=0.4)
+    prefix = f"{parent}." if parent else ""
+    return f": did you mean {' or '.join(prefix + name for name in near)}?" if near else f"; there are {names}"

@@ -130,7 +130,7 @@ def run(job: Job) -> dict[str, Any]:
     facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
     wrapped = accelerator.prepare_model(model)
     with _tracker(job, position if job.resume else None) as tracker:
-        stage = Stage(model, wrapped, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts)
+        stage = Stage(model, wrapped, tokenizer, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts)
         _train(job, stage, position, resumed)
         verify(model, plan)
         size = save_packed(model, plan, job.directory / "packed", tokenizer)
@@ -165,6 +165,7 @@ def _leave_dense(job: Job, stage: Stage) -> None:
     stage.facts["scores"]["dense"] = stage.score(job.report_on)
     with quiet():
         stage.model.save_pretrained(job.directory / "dense")
+    stage.tokenizer.save_pretrained(job.directory / "dense")
     one_shot = OneShot()
     one_shot.attach(stage.model, Length(0, 1))
     with one_shot.as_finished():

@@ -50,18 +50,23 @@ class Pretrained(Source):
         if not self.name:
             object.__setattr__(self, "name", Path(self.path).name)
 
-    def tokenizer(self, task: Task) -> PreTrainedTokenizerBase:
-        return AutoTokenizer.from_pretrained(str(Path(self.path).expanduser()) if self._local else self.path)
-
     @property
-    def _local(self) -> bool:
-        return Path(self.path).expanduser().is_dir()
+    def _place(self) -> str:
+        """What `transformers` is given: the expanded path of a directory, or the name on the hub."""
+        local = Path(self.path).expanduser()
+        return str(local) if local.is_dir() else self.path
+
+    def tokenizer(self, task: Task) -> PreTrainedTokenizerBase:
+        tokenizer = AutoTokenizer.from_pretrained(self._place)
+        if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a directory without its files
+            raise ValueError(f"model.path={self.path}: there is no tokenizer, or one without words")
+        return tokenizer
 
     def model(self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
         transformers.set_seed(seed)
         with quiet():
             return AutoModelForSequenceClassification.from_pretrained(
-                str(Path(self.path).expanduser()) if self._local else self.path,
+                self._place,
                 dtype=torch.float32,
                 num_labels=task.outputs,
                 problem_type="single_label_classification" if task.labels else "regression",

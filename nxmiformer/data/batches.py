@@ -58,17 +58,25 @@ def encode(split: datasets.Dataset, task: Task, tokenizer: PreTrainedTokenizerBa
 
 
 def shuffled(
-    examples: Examples, size: int, seed: int, start: int, device: torch.device | str, rank: int = 0, world: int = 1
+    examples: Examples,
+    size: int,
+    seed: int,
+    start: int,
+    device: torch.device | str,
+    rank: int = 0,
+    world: int = 1,
+    grouped: bool = True,
 ) -> Iterator[dict[str, Tensor]]:
     """Endless training batches of `size` examples for each of `world` processes, from batch `start` on.
 
     The order depends on the seed and the epoch alone, so that a run resumes at any batch, and takes no random number
-    from the global generators. Within windows of batches, examples of like length go together: less padding. Only
-    full batches are given; what an epoch leaves over is left to the next one's shuffle.
+    from the global generators. If `grouped`, examples of like length go together within windows of batches: less
+    padding, but batches that are alike inside. Only full batches are given; what an epoch leaves over is left to the
+    next one's shuffle.
     """
     whole = size * world
     per_epoch = batches_per_epoch(len(examples), whole)
-    lengths = torch.tensor(examples.lengths())
+    lengths = torch.tensor(examples.lengths() if grouped else [0] * len(examples))
     while True:
         order = _epoch(lengths, whole, torch.Generator().manual_seed(seed * 1_000_003 + start // per_epoch))
         for position in range(start % per_epoch, per_epoch):

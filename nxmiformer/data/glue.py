@@ -1,6 +1,8 @@
 """The GLUE tasks (Wang et al. 2019, arXiv 1804.07461)."""
 
+import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import NamedTuple
 
 import datasets
@@ -73,7 +75,7 @@ class Glue(Task):
             object.__setattr__(self, key, getattr(facts, key))
 
     def splits(self) -> datasets.DatasetDict:
-        source = datasets.load_dataset(self.path, self.name)
+        source = datasets.load_dataset(self.path, self.name, cache_dir=self._cache())
         missing = {*self.columns, "label"} - set(source["train"].column_names)
         if missing:
             raise ValueError(f"{self.path}, {self.name}: the training split has no column {sorted(missing)}")
@@ -84,6 +86,15 @@ class Glue(Task):
             train = train.select(range(min(self.train_examples, len(train))))
         validation = source[TASKS[self.name].validation]
         return datasets.DatasetDict(train=train, holdout=parts["test"], validation=validation)
+
+    def _cache(self) -> str | None:
+        """Where `datasets` keeps its copy of a local directory: two of one name, or with other files, are the same to
+        it. None, its own choice, for the hub's data."""
+        root = Path(self.path)
+        if not root.is_dir():
+            return None
+        files = [(str(f), f.stat().st_size, f.stat().st_mtime_ns) for f in sorted(root.resolve().rglob("*"))]
+        return str(Path(datasets.config.HF_DATASETS_CACHE) / hashlib.sha256(repr(files).encode()).hexdigest()[:16])
 
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """CoLA: Matthews correlation; STS-B: Pearson and Spearman; MRPC, QQP: F1 and accuracy; else accuracy.

@@ -41,6 +41,8 @@ ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses
 # A model larger than both is not what its file says: the smallest sets, 1:64 of 1 bit, save a factor of 300.
 LEAST_BOUND, BOUND = 2**30, 512  # bytes, and times the bytes of the file
 
+MANY = 10_000  # layers, or labels without names
+
 
 class PackedError(ValueError):
     """A directory that is not a whole packed model."""
@@ -77,6 +79,9 @@ def save_packed(
         raise FileExistsError(f"{path} exists and is not a packed model and nothing else; it is left as it is")
     plan.check(model)
     verify(model, plan)
+    odd = [f"{name} is {p.dtype}" for name, p in model.named_parameters() if p.dtype != model.dtype]
+    if odd:
+        raise ValueError(f"a packed model has one dtype: the model's is {model.dtype}, and {', '.join(odd)}")
     temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -230,7 +235,7 @@ def _check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> No
         slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
         header = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
     with _reading(path / CONFIG):
-        _check_counts(json.loads((path / CONFIG).read_text(encoding="utf-8")), len(header))
+        _check_counts(json.loads((path / CONFIG).read_text(encoding="utf-8")))
         with torch.device("meta"), _at_most(64 + 16 * len(header)):
             model = _blank(path, manifest, plan)
         size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
@@ -259,12 +264,13 @@ def _check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> No
                 )
 
 
-def _check_counts(config: Any, most: int) -> None:
-    """Raise a ValueError where a config, or one in it, asks for more layers or labels than there are tensors."""
+def _check_counts(config: Any) -> None:
+    """Raise a ValueError where a config, or one in it, has a count that it would make a list of, and of no use."""
     for key, value in config.items() if isinstance(config, dict) else ():
-        if isinstance(value, int) and ("layer" in key or "label" in key) and value > most:
-            raise ValueError(f"{key} is {value}, and there are {most} tensors")
-        _check_counts(value, most)
+        if isinstance(value, int) and ("layer" in key or key == "num_labels") and value > MANY:
+            raise ValueError(f"{key} is {value}")
+        if key != "label2id":
+            _check_counts(value)
 
 
 @contextmanager

@@ -26,15 +26,15 @@ class Table:
 
 
 def scores(run: Run) -> Table:
-    """Each metric at each stage, the task's own first, and what the final model keeps of it."""
+    """Each stage's metrics, the task's own first, and what the stage keeps of the dense model's."""
     taken = run.report.scores
     stages = [stage for stage in STAGES if stage in taken]
     metrics = dict.fromkeys([run.report.task.metric, *(name for stage in stages for name in taken[stage])])
     rows = [
-        (metric, *(words.score(metric, taken[stage].get(metric)) for stage in stages), _kept(run, metric))
-        for metric in metrics
+        (STAGES[stage], *(words.score(metric, taken[stage].get(metric)) for metric in metrics), _kept(run, stage))
+        for stage in stages
     ]
-    return Table(("metric", *(STAGES[stage] for stage in stages), "kept"), tuple(rows))
+    return Table((f"{run.report.report_on} split", *metrics, "kept"), tuple(rows))
 
 
 def storage(run: Run) -> Table:
@@ -99,10 +99,10 @@ def facts(run: Run) -> Table:
     return Table(("", ""), tuple(rows), named=2)
 
 
-def _kept(run: Run, metric: str) -> str:
-    if metric == run.report.task.metric:
-        return words.percent(run.report.retention)
-    before, after = (run.report.scores.get(stage, {}).get(metric) for stage in ("dense", "final"))
+def _kept(run: Run, stage: str) -> str:
+    """The share of the dense model's score, by the task's metric."""
+    metric = run.report.task.metric
+    before, after = (run.report.scores.get(name, {}).get(metric) for name in ("dense", stage))
     return words.percent(after / before) if before and after is not None and not words.is_loss(metric) else words.NONE
 
 

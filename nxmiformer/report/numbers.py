@@ -114,7 +114,7 @@ class Report:
     """The content of `report.json`.
 
     `scores` has the metrics (fractions) of "dense", and of "one_shot", "final" and "packed" where they were taken;
-    `retention` is final / dense. `seconds` is the wall time of the run.
+    `report_on` is the split that they were taken on. `retention` is final / dense; `seconds` the wall time of the run.
     """
 
     name: str
@@ -132,6 +132,7 @@ class Report:
     revision: str | None
     device: str
     seconds: float
+    report_on: str = "validation"
     format: int = FORMAT
 
     def to_json(self) -> str:

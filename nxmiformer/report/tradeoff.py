@@ -40,7 +40,7 @@ def size(run: Run) -> Figure:
     metric, measured = run.report.task.metric, run.report.storage.bytes
     figure = canvas(3.6)
     ax = figure.subplots()
-    axes(ax, f"holdout {metric} against the bytes of the model on disk, log scale")
+    axes(ax, f"{run.report.report_on} {metric} against the bytes of the model on disk, log scale")
     title(figure, words.headline(run))
 
     outside = 1 if measured.dense_model >= measured.packed_model else -1  # where the dense model's label goes

@@ -1,5 +1,6 @@
 """What a run needs to go on as if it had never stopped."""
 
+import hashlib
 import json
 import os
 import random
@@ -54,6 +55,8 @@ class Checkpoints:
     def __init__(self, directory: Path, identity: Mapping[str, Any]) -> None:
         self.root = directory / "checkpoints"
         self.identity = json.loads(json.dumps(identity))
+        # In the name, so that what another run left at the same step is not taken for this one's.
+        self._mark = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
 
     def path(self, name: str) -> Path | None:
         """The directory of checkpoint `latest` or `best`, if there is one."""
@@ -63,7 +66,7 @@ class Checkpoints:
     def save(self, name: str, model: nn.Module, position: Position, state: Mapping[str, Any]) -> None:
         """Write checkpoint `name`: the model's tensors, the position, and further state (tensors and plain values)."""
         old = self.path(name)
-        target = self.root / f"{name}-{position.phase}-{position.step}"
+        target = self.root / f"{name}-{position.phase}-{position.step}-{self._mark}"
         if target == old:
             return
         temporary = self.root / f".{target.name}"
@@ -114,9 +117,10 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _distinct(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with each shared tensor once, as safetensors wants it."""
+    """The state dict with each shared tensor once, as safetensors wants it, without learned scales: a method's state
+    has those."""
     seen: dict[int, str] = {}
-    state = model.state_dict()
+    state = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(".quantizer.scales")}
     for key, tensor in state.items():
         seen.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), key)
     return {key: state[key].contiguous() for key in seen.values()}

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
-from transformers import PreTrainedModel, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
 from nxmiformer.data.batches import Examples, batches_per_epoch, shuffled
 from nxmiformer.data.task import Task
@@ -34,6 +34,7 @@ class Settings:
         accumulation: forward passes of one optimizer step.
         eval_batch_size: examples of one forward pass in an evaluation.
         max_length: tokens that an example is truncated to.
+        group_by_length: put training examples of like length together, for less padding.
         clip: largest norm of the gradient; None leaves it.
         precision: "no" (float32) or "bf16" (autocast).
         evaluate_every: optimizer steps between two scores on the holdout; 0: at the end of a phase only.
@@ -47,6 +48,7 @@ class Settings:
     accumulation: int = 1
     eval_batch_size: int = 64
     max_length: int = 128
+    group_by_length: bool = True
     clip: float | None = 1.0
     precision: Literal["no", "bf16"] = "no"
     evaluate_every: int = 0
@@ -62,6 +64,8 @@ class Settings:
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, not {getattr(self, name)}")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"train.clip must be positive, or null for none, not {self.clip}")
         if self.precision not in ("no", "bf16"):
             raise unknown("precision", self.precision, ("no", "bf16"))
 
@@ -87,6 +91,7 @@ class Stage:
 
     model: PreTrainedModel
     wrapped: nn.Module
+    tokenizer: PreTrainedTokenizerBase
     task: Task
     data: dict[str, Examples]
     settings: Settings
@@ -229,6 +234,7 @@ def _batches(stage: Stage, position: Position) -> Iterator[dict[str, torch.Tenso
         device=accelerator.device,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
+        grouped=settings.group_by_length,
     )
 
 

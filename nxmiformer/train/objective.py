@@ -29,7 +29,7 @@ class Objective:
 
     def __post_init__(self) -> None:
         weights = {"task": self.task, "logits": self.logits, "hidden": self.hidden}
-        if min(weights.values()) < 0 or not any(weights.values()):
+        if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"the weights of an objective are >= 0 and not all zero, not {weights}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")

@@ -33,7 +33,7 @@ METHODS = {
     "one_shot": OneShot,
 }
 STEPS, EPOCH = 20, 5
-COARSE = Then(Block(4, 4, 0.5), Grid(2))  # many a weight that is kept rounds to zero
+COARSE = Then(Block(1, 2, 0.9), Grid(2))  # many a block that is kept rounds to zero
 
 
 def bert():

@@ -111,6 +111,7 @@ def _report(
         layers[name]["projection_error"] = error * 0.8
     return {
         "format": 1,
+        "report_on": "validation",
         "name": "sentiment-joint",
         "command": "nxmiformer run task=sst2 plan=joint seed=7",
         "seed": 7,

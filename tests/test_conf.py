@@ -1,0 +1,255 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from nxmiformer import cli, conf
+from nxmiformer.data.glue import Glue
+from nxmiformer.data.grammar import Grammar
+from nxmiformer.job import Job, Planning
+from nxmiformer.methods.base import Method
+from nxmiformer.train.recipe import Recipe
+
+ROOT = Path(next(iter(conf.__path__)))
+TINY_MODEL = ["model.hidden=32", "model.heads=2", "model.intermediate=64", "model.layers=1"]
+TINY_TASK = ["task.train=48", "task.holdout=24", "task.validation=24"]
+
+
+def options(group):
+    return sorted(path.stem for path in (ROOT / group).glob("*.yaml"))
+
+
+OTHERS = [f"{group}={name}" for group in ("model", "tracker", "train") for name in options(group)]
+
+
+def compose(*overrides):
+    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
+        return hydra.compose("config", list(overrides))
+
+
+def build(*overrides):
+    config = compose("name=run", *overrides)
+    return cli.build(config, Path("nowhere"))
+
+
+GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and list(path.glob("*.yaml")))
+
+
+def test_every_group_is_known_here():
+    assert GROUPS == ["experiment", "method", "model", "phase", "plan", "recipe", "task", "tracker", "train"]
+
+
+@pytest.mark.parametrize("task", options("task"))
+def test_every_task_builds_a_job(task):
+    given = ["task.name=cola"] if task == "glue" else []
+    job = build(f"task={task}", *given)
+    assert isinstance(job.task, Grammar if task == "grammar" else Glue)
+    assert job.task.name == (given[0].partition("=")[2] if given else task)
+
+
+@pytest.mark.parametrize("plan", options("plan"))
+@pytest.mark.parametrize("recipe", options("recipe"))
+def test_every_recipe_with_every_plan_builds_a_job(recipe, plan):
+    job = build(f"recipe={recipe}", f"plan={plan}")
+    assert isinstance(job, Job)
+    assert isinstance(job.recipe, Recipe)
+    assert list(job.recipe.phases)[:2] == ["dense", recipe]
+    assert isinstance(job.planning, Planning)
+    assert job.planning.name == plan
+    assert str(job.planning.weight).replace(":", "of").replace("+", "_") == plan
+    assert (job.planning.activations is None) == ("int" not in plan)
+
+
+@pytest.mark.parametrize("choice", OTHERS)
+def test_every_option_of_the_other_groups_builds_a_job(choice):
+    assert isinstance(build(choice), Job)
+
+
+@pytest.mark.parametrize("experiment", options("experiment"))
+def test_every_experiment_builds_a_job(experiment):
+    job = cli.build(compose(f"experiment={experiment}"), Path("nowhere"))
+    assert job.name == experiment
+
+
+@pytest.mark.parametrize("phase", [name for name in options("phase") if name != "base"])
+def test_every_phase_can_be_added_to_a_recipe(phase):
+    job = build(f"+phase@recipe.phases.more={phase}")
+    assert list(job.recipe.phases) == ["dense", "admm", "finish", "more"]
+    assert isinstance(job.recipe.phases["more"].method, Method)
+
+
+@pytest.mark.parametrize("method", [name for name in options("method") if name != "common"])
+def test_every_method_can_be_that_of_a_phase(method):
+    job = build(f"method@recipe.phases.finish.method={method}")
+    assert type(job.recipe.phases["finish"].method).__name__.lower() == method.replace("_", "")
+
+
+def test_wandb_is_off_unless_asked_for():
+    assert build().wandb is None
+    assert build("tracker=wandb", "tracker.wandb.mode=offline").wandb == {
+        "project": "nxmiformer",
+        "name": "run",
+        "mode": "offline",
+    }
+
+
+def test_a_job_keeps_its_whole_configuration_as_plain_values():
+    overrides = ["name=run", "seed=3", "plan.weight.second.bits=3"]
+    job = cli.build(compose(*overrides), Path("nowhere"))
+    assert job.config == OmegaConf.to_container(compose(*overrides), resolve=True)
+    assert json.loads(json.dumps(job.config)) == job.config
+    assert (job.seed, job.planning.weight.second.bits, job.directory) == (3, 3, Path("nowhere"))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["train.clip=null"],
+        ["train.clip=2"],
+        ["recipe.phases.admm.steps=7"],
+        ["recipe.phases.admm.epochs=2"],
+        ["recipe.phases.admm.optimizer._target_=torch.optim.SGD"],
+        ["+recipe.phases.admm.optimizer.betas=[0.8,0.9]"],
+        ["plan.include=['*.query']"],
+        ["plan.activations=null"],
+        ["plan.weight.second.group=8"],
+        ["recipe.phases.admm.method.importance=second_moment"],
+        ["++recipe.phases.admm.method.refresh=4"],
+    ],
+    ids=str,
+)
+def test_what_may_be_set_is_let_through(overrides):
+    assert isinstance(build(*overrides), Job)
+
+
+# Mistakes.
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path, capsys):
+    """Run the console script up to where the job would start: exit status, and what it wrote to stderr."""
+
+    def call(*words):
+        def started(job):
+            raise AssertionError("the job was started")
+
+        monkeypatch.setattr(cli, "run", started)
+        monkeypatch.setattr(sys, "argv", ["nxmiformer", *words])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(SystemExit) as error:
+            cli.main()
+        return error.value.code, capsys.readouterr().err
+
+    return call
+
+
+ADMM = "recipe.phases.admm"
+MISTAKES = {
+    "plan.weight.second.bit=4": "there is no plan.weight.second.bit: did you mean plan.weight.second.bits?",
+    "train.batchsize=3": "train.batch_size",
+    "planx=int4": "did you mean plan",
+    "recipe.phases.finsh.steps=3": "did you mean recipe.phases.finish",
+    f"{ADMM}.method.roh=1": f"did you mean {ADMM}.method.rho",
+    f"{ADMM}.optimizer.lrr=1": f"did you mean {ADMM}.optimizer.lr?",
+    "hydra.run.dirr=3": "did you mean hydra.run.dir?",
+    "+sed=1": "unknown key 'sed': did you mean seed?",
+    "+train.batchsize=1": "unknown key of train 'batchsize': did you mean batch_size",
+    "+plan.weight.second.bit=1": "unknown key of plan.weight.second 'bit': did you mean bits?",
+    "plan=2of4_int5": "unknown option of plan '2of4_int5': did you mean 2of4_int",
+    "recipe=adm": "unknown option of recipe 'adm': did you mean admm",
+    "task=rtee": "unknown option of task 'rtee': did you mean rte?",
+    "tracker=foo": "there are jsonl, wandb",
+    "experiment=demoo": "did you mean demo?",
+    "task=glue": "these values must be given: task.name=...",
+    "task=glue task.name=rtee": "unknown GLUE task 'rtee': did you mean rte?",
+    "model=pretrained model.path=/nowhere/bert": "model.path=/nowhere/bert: there is no such directory",
+    "plan.path=nowhere.json": "plan.path=nowhere.json: there is no such file",
+    "seed=abc": "seed=abc: its value must be of type int",
+    "seed=1.5": "seed=1.5: its value must be of type int",
+    "seed=null": "seed=null: its value must be of type int",
+    "resume=maybe": "resume=maybe: its value must be of type bool",
+    "report_on=test": "report_on is 'validation' or 'holdout', not 'test'",
+    f"{ADMM}.method.rho=abc": f"{ADMM}.method.rho=abc: its value must be of type float",
+    f"{ADMM}.method.rho=-1": "rho must be a positive number",
+    f"{ADMM}.method.interval=0": "interval must be at least one optimizer step, not 0",
+    f"{ADMM}.method.course=rampp": "unknown course of rho 'rampp': did you mean ramp",
+    f"{ADMM}.schedule=linaer": "unknown schedule of the learning rate 'linaer': did you mean linear",
+    f"{ADMM}.steps=1.5": f"{ADMM}.steps=1.5: its value must be of type int",
+    f"{ADMM}.epochs=long": f"{ADMM}.epochs=long: its value must be of type float",
+    f"{ADMM}.objective.logits=true": f"{ADMM}.objective.logits=True: its value must be of type float",
+    f"{ADMM}.method=ramp": f"{ADMM}.method=ramp: its value must be of type Method",
+    f"{ADMM}=null": f"{ADMM}=null: its value must be of type Phase",
+    f"{ADMM}._target_=torch.optim.SGD": "it is no Phase",
+    f"{ADMM}.optimizer.lr=-1": f"{ADMM}.optimizer: Invalid learning rate: -1",
+    f"{ADMM}.optimizer.lr=abc": f"{ADMM}.optimizer: ",
+    f"{ADMM}.optimizer._target_=torch.optim.Adan": f"{ADMM}.optimizer: ",
+    "plan.weight.second.bits=9": "plan.weight.second: Grid needs 1 <= bits <= 8, not bits=9",
+    "plan.weight.first.keep=5": "plan.weight.first: NM needs 1 <= keep <= group <= 64",
+    "plan.activations.bits=16": "plan.activations: activations take 2 to 8 bits, not 16",
+    "plan.weight=null": "a plan needs plan.weight or plan.path",
+    "plan.exclude=classifier": "plan.exclude=classifier: its value must be of type list",
+    "train.batch_size=0": "train.batch_size must be at least 1, not 0",
+    "train.batch_size=abc": "train.batch_size=abc: its value must be of type int",
+    "train.precision=fp16": "unknown precision 'fp16': did you mean bf16?",
+    "train.clip=abc": "train.clip=abc: its value must be of type float",
+    "task.train=13": "train must be a positive multiple of 12",
+    "model.hidden=wide": "model.hidden=wide: its value must be of type int",
+    "seed=[": "'['",
+    "seed": "missing EQUAL",
+}
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES.items(), ids=MISTAKES)
+def test_a_mistake_ends_with_status_2_and_what_is_valid_before_the_job_starts(words, message, command):
+    status, told = command(*words.split())
+    assert status == 2
+    assert message in told
+    assert "Traceback" not in told
+
+
+def test_several_mistakes_are_told_at_once(command):
+    _, told = command("seed=abc", "train.clip=abc", "model.hidden=abc")
+    assert all(f"{key}=abc: " in told for key in ("seed", "train.clip", "model.hidden"))
+
+
+CALLBACK = """
+import json
+from pathlib import Path
+from hydra.experimental.callback import Callback
+
+class Returns(Callback):
+    def on_job_end(self, config, job_return, **kwargs):
+        Path(job_return.hydra_cfg.hydra.runtime.output_dir, "returned.json").write_text(
+            json.dumps(job_return.return_value)
+        )
+"""
+
+
+def test_a_multirun_runs_its_jobs_in_directories_of_their_own_and_returns_their_metrics(tmp_path):
+    (tmp_path / "returns.py").write_text(CALLBACK)
+    few = ["recipe=one_shot", "recipe.phases.dense.steps=2", "train.batch_size=12", "train.threads=1", "train.cpu=true"]
+    places = ["hydra.sweep.dir=sweep", "+hydra.callbacks.returns._target_=returns.Returns"]
+    command = [sys.executable, "-c", "from nxmiformer.cli import main; main()", "-m", "seed=0,1"]
+    done = subprocess.run(
+        [*command, *TINY_MODEL, *TINY_TASK, *few, *places],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir() if path.is_dir()) == ["0", "1"]
+    for seed in (0, 1):
+        report = json.loads((tmp_path / "sweep" / str(seed) / "report.json").read_text())
+        assert report["seed"] == seed
+        returned = json.loads((tmp_path / "sweep" / str(seed) / "returned.json").read_text())
+        assert returned == report["scores"]["packed"]["accuracy"]
+        assert f"sweep/{seed}/report.html" in done.stdout

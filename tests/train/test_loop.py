@@ -1,0 +1,302 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch.optim import SGD, AdamW
+
+from nxmiformer import embedded
+from nxmiformer.data.batches import Examples
+from nxmiformer.data.grammar import Grammar
+from nxmiformer.layers.convert import convert, verify
+from nxmiformer.layers.targets import find_targets
+from nxmiformer.methods.dense import Dense
+from nxmiformer.methods.ste_qat import SteQat
+from nxmiformer.plan import CompressionPlan
+from nxmiformer.sets import NM, Grid, Then
+from nxmiformer.train.checkpoint import Checkpoints, Position
+from nxmiformer.train.evaluate import evaluate, predict
+from nxmiformer.train.loop import Settings, Stage, train_phase
+from nxmiformer.train.objective import Objective
+from nxmiformer.train.recipe import Phase, Recipe
+from nxmiformer.train.tracker import Tracker
+
+TASK = Grammar(train=12, holdout=12, validation=12)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_accelerate_state():
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+class Rows(Tracker):
+    def __init__(self):
+        self.rows = []
+
+    def log(self, row):
+        self.rows.append(dict(row))
+
+    def finish(self, failed):
+        self.failed = failed
+
+
+class Watching(Dense):
+    """Dense training that keeps the gradients as they are before clipping."""
+
+    def attach(self, model, length):
+        super().attach(model, length)
+        self.gradients = []
+
+    def before_clip(self):
+        self.gradients.append(torch.cat([p.grad.flatten() for p in self.model.parameters()]))
+
+
+def examples(lengths, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    features = []
+    for length in lengths:
+        tokens = torch.randint(5, 50, (length,), generator=generator).tolist()
+        features.append({"input_ids": tokens, "token_type_ids": [0] * length, "attention_mask": [1] * length})
+    labels = torch.randint(2, (len(features),), generator=generator)
+    return Examples(features, labels, {"input_ids": 0, "token_type_ids": 0, "attention_mask": 0})
+
+
+def bert():
+    return embedded.model(embedded.tokenizer(TASK.vocabulary), 2, seed=0, hidden=16, layers=1, heads=2, intermediate=32)
+
+
+def stage(tmp_path, settings, train=None, model=None):
+    model = model or bert()
+    accelerator = settings.accelerator()
+    data = {"train": train or examples([8] * 8), "holdout": examples([5, 9, 7, 3], seed=1)}
+    checkpoints = Checkpoints(tmp_path, {})
+    facts = {"phases": {}, "scores": {}}
+    wrapped = accelerator.prepare_model(model)
+    return Stage(model, wrapped, TASK, data, settings, accelerator, checkpoints, Rows(), 0, facts)
+
+
+def settings(**options):
+    return Settings(**{"batch_size": 8, "eval_batch_size": 3, "cpu": True, "clip": None, **options})
+
+
+def phase(method=None, lr=0.1, steps=3, **options):
+    return Phase(method or Dense(), lambda groups: SGD(groups, lr=lr), steps=steps, schedule="constant", **options)
+
+
+def vector(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+@pytest.mark.parametrize("clip", [None, 0.05])
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_k_batches_of_b_make_the_same_steps_as_one_of_k_times_b(tmp_path, clip, accumulation):
+    found = []
+    for k in (1, accumulation):
+        AcceleratorState._reset_state(True)
+        method = Watching()
+        run = stage(tmp_path / str(k), settings(batch_size=8 // k, accumulation=k, clip=clip))
+        position = train_phase(run, "one", phase(method), None, Position())
+        assert (position.phase, position.step, position.total_step) == (1, 0, 3)
+        assert len(method.gradients) == 3
+        found.append((torch.stack(method.gradients), vector(run.model), [row["loss"] for row in run.tracker.rows]))
+    for one, other in zip(found[0], found[1], strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+def test_the_gradient_is_clipped_to_the_norm_asked_for_and_only_where_it_is_larger(tmp_path):
+    model = bert()
+    before = vector(model)
+    method = Watching()
+    train_phase(stage(tmp_path, settings(clip=0.01), model=model), "one", phase(method, 1.0, 1), None, Position())
+    assert method.gradients[0].norm() > 0.01
+    torch.testing.assert_close((vector(model) - before).norm(), torch.tensor(0.01), atol=1e-6, rtol=1e-3)
+    before = vector(model)
+    train_phase(stage(tmp_path, settings(clip=1e6), model=model), "two", phase(method, 1.0, 1), None, Position())
+    torch.testing.assert_close(before - vector(model), method.gradients[0], atol=1e-6, rtol=1e-4)
+
+
+def test_what_the_method_adds_before_clipping_is_clipped_too(tmp_path):
+    class Adding(Watching):
+        def before_clip(self):
+            for p in self.model.parameters():
+                p.grad.add_(1e3)
+
+    model = bert()
+    before = vector(model)
+    train_phase(stage(tmp_path, settings(clip=0.01), model=model), "one", phase(Adding(), 1.0, 1), None, Position())
+    assert (vector(model) - before).norm() < 0.0101
+
+
+class Objecting(Objective):
+    def __call__(self, model, teacher, batch):
+        return super().__call__(model, teacher, batch) * float("nan")
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_phase_and_step(tmp_path, accumulation):
+    run = stage(tmp_path, settings(batch_size=4, accumulation=accumulation, checkpoint_every=1))
+    with pytest.raises(ValueError, match="the loss of phase 'finish' is nan at step 1: lower its learning rate"):
+        train_phase(run, "finish", phase(objective=Objecting()), None, Position())
+    assert run.checkpoints.path("latest") is None
+    assert run.tracker.rows == []
+
+
+def test_a_learning_rate_that_is_far_too_high_stops_the_run(tmp_path):
+    run = stage(tmp_path, settings())
+    with pytest.raises(ValueError, match=r"the loss of phase 'dense' is (nan|inf) at step \d+"):
+        train_phase(run, "dense", phase(lr=1e30, steps=6), None, Position())
+
+
+def test_weights_that_end_not_finite_are_not_finalized(tmp_path):
+    model = bert()
+    convert(model, CompressionPlan.uniform(model, find_targets(model), NM(2, 4)))
+    run = stage(tmp_path, settings(), model=model)
+    name = "bert.encoder.layer.0.output.dense"
+
+    class Breaking(SteQat):
+        def before_clip(self):
+            self.layers[name].weight.grad.fill_(float("inf"))
+
+    with pytest.raises(ValueError, match=f"{name}: weight holds"):
+        train_phase(run, "one", phase(Breaking(), steps=1), None, Position())
+
+
+def test_predictions_are_in_the_order_of_the_examples_and_training_mode_stays(tmp_path):
+    run = stage(tmp_path, settings())
+    data = examples([12, 3, 7, 20, 5, 3, 9])
+    run.model.train()
+    logits = predict(run.model, data, 3, run.accelerator)
+    assert run.model.training
+    assert logits.dtype == np.float32
+    for i in range(len(data)):
+        batch = data.batch([i], "cpu")
+        del batch["labels"]
+        with torch.no_grad():
+            alone = run.model.eval()(**batch).logits[0].numpy()
+        np.testing.assert_allclose(logits[i], alone, atol=1e-5)
+    predict(run.model, data, 3, run.accelerator)
+    assert not run.model.training
+    expected = (logits.argmax(-1) == data.labels.numpy()).mean()
+    assert evaluate(run.model, TASK, data, 2, run.accelerator) == {"accuracy": pytest.approx(expected)}
+
+
+def test_bfloat16_trains_float32_weights_to_a_lower_loss_and_into_their_sets(tmp_path):
+    model = bert()
+    plan = CompressionPlan.uniform(model, find_targets(model), Then(NM(2, 4), Grid(4)))
+    convert(model, plan)
+    run = stage(tmp_path, settings(precision="bf16", clip=1.0), model=model)
+    seen = set()
+    model.classifier.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    adam = Phase(SteQat(), lambda groups: AdamW(groups, lr=5e-3), steps=12, schedule="constant")
+    train_phase(run, "one", adam, None, Position())
+    assert seen == {torch.bfloat16}
+    losses = [row["loss"] for row in run.tracker.rows]
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0]
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    verify(model, plan)
+
+
+def test_rows_are_logged_as_often_as_asked_and_with_scores_where_there_are_some(tmp_path):
+    run = stage(tmp_path, settings(log_every=2, evaluate_every=3))
+    before = copy.deepcopy(run.facts)
+    position = train_phase(run, "one", phase(steps=7), None, Position(phase=1, total_step=10))
+    rows = run.tracker.rows
+    assert [row["step"] for row in rows] == [2, 3, 4, 6, 7]
+    assert [row["total_step"] for row in rows] == [12, 13, 14, 16, 17]
+    assert [row["step"] for row in rows if "holdout/accuracy" in row] == [3, 6, 7]
+    assert {row["phase"] for row in rows} == {"one"}
+    assert (position.phase, position.step, position.total_step) == (2, 0, 17)
+    assert before["phases"] == {}
+    assert run.facts["phases"]["one"]["steps"] == 7
+
+
+def test_the_best_checkpoint_is_that_of_the_first_best_score(tmp_path, monkeypatch):
+    scores = iter([0.5, 0.75, 0.75, 0.25, 0.7])
+    run = stage(tmp_path, settings(evaluate_every=1))
+    monkeypatch.setattr("nxmiformer.train.loop.evaluate", lambda *_: {"accuracy": next(scores)})
+    train_phase(run, "one", phase(steps=5), None, Position())
+    assert run.checkpoints.load("best", bert())[0].step == 2
+    assert run.checkpoints.path("latest") is None
+
+
+def test_a_phase_without_steps_applies_its_method_all_the_same(tmp_path):
+    model = bert()
+    plan = CompressionPlan.uniform(model, find_targets(model), NM(2, 4))
+    convert(model, plan)
+    position = train_phase(stage(tmp_path, settings(), model=model), "one", phase(SteQat(), steps=0), None, Position())
+    verify(model, plan)
+    assert (position.phase, position.total_step) == (1, 0)
+
+
+def test_an_epoch_is_as_many_steps_as_fill_their_batches():
+    assert settings(batch_size=4).steps_per_epoch(43) == 10
+    assert settings(batch_size=4, accumulation=3).steps_per_epoch(43) == 3
+    assert settings(batch_size=4, accumulation=3).steps_per_epoch(43, world=2) == 1
+    assert settings(batch_size=4, accumulation=30).steps_per_epoch(43) == 1
+    assert phase(steps=None, epochs=1.5).length(10) == (15, 10)
+    assert phase(steps=4, epochs=1.5).length(10) == (4, 10)
+
+
+def test_weight_decay_is_for_matrices_alone(tmp_path):
+    groups = []
+
+    def make(given):
+        groups.extend(given)
+        return SGD(given, lr=0.1)
+
+    model = bert()
+    convert(model, CompressionPlan.uniform(model, find_targets(model), Grid(4)))
+    one = Phase(SteQat(learned_scales=True), make, steps=1, weight_decay=0.5)
+    train_phase(stage(tmp_path, settings(), model=model), "one", one, None, Position())
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    for name, p in model.named_parameters():
+        assert decays[id(p)] == (0.5 if p.ndim > 1 and not name.endswith("scales") else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, r"train\.batch_size must be at least 1"),
+        ({"accumulation": 0}, r"train\.accumulation must be at least 1"),
+        ({"log_every": 0}, r"train\.log_every must be at least 1"),
+        ({"checkpoint_every": -1}, r"train\.checkpoint_every must not be negative"),
+        ({"precision": "bf1"}, "unknown precision 'bf1': did you mean bf16"),
+    ],
+)
+def test_settings_out_of_range_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        settings(**options)
+
+
+@pytest.mark.parametrize("clip", [0.0, -1.0])
+def test_a_clip_that_would_stop_or_turn_every_step_is_refused(clip):
+    with pytest.raises(ValueError, match=r"train\.clip must be positive"):
+        settings(clip=clip)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": -1.0}, "a phase cannot have"),
+        ({"steps": -1}, "a phase cannot have"),
+        ({"warmup": 1.5}, "warmup is a share"),
+    ],
+)
+def test_a_phase_that_cannot_be_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Phase(Dense(), SGD, **options)
+
+
+def test_an_unknown_schedule_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown schedule of the learning rate 'cosin': did you mean cosine"):
+        Phase(Dense(), SGD, schedule="cosin")
+
+
+def test_a_recipe_without_phases_is_refused():
+    with pytest.raises(ValueError, match="at least one phase"):
+        Recipe({})

@@ -1,0 +1,271 @@
+"""A run that was stopped, and goes on, ends in the same bits as one that was not."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sysconfig
+import time
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import nn
+from torch.optim import AdamW
+
+from nxmiformer import job as jobs
+from nxmiformer.cli import build
+from nxmiformer.data.grammar import Grammar
+from nxmiformer.job import Job, Planning
+from nxmiformer.layers.quantizers import Activations
+from nxmiformer.methods.admm import Admm
+from nxmiformer.methods.admm_paper import AdmmPaper
+from nxmiformer.methods.dense import Dense
+from nxmiformer.methods.fixed_mask import FixedMask
+from nxmiformer.methods.sr_ste import SrSte
+from nxmiformer.methods.ste_qat import SteQat
+from nxmiformer.models import Embedded
+from nxmiformer.sets import NM, Grid, Then
+from nxmiformer.train.loop import Settings
+from nxmiformer.train.objective import Objective
+from nxmiformer.train.recipe import Phase, Recipe
+from nxmiformer.train.tracker import Jsonl
+
+STEPS = 6  # of each phase
+SIZES = {"hidden": 32, "layers": 2, "heads": 2, "intermediate": 64}
+
+
+class Killed(BaseException):
+    """What a kill looks like to the code that it stops."""
+
+
+class Dropping(Embedded):
+    """The embedded BERT with dropout, so that training depends on the random generators too."""
+
+    def model(self, task, tokenizer, seed):
+        model = super().model(task, tokenizer, seed)
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.1
+        return model
+
+
+@pytest.fixture(autouse=True)
+def _fresh_state(monkeypatch):
+    """A fresh accelerate for every run, the number of threads as it was, and no report, which takes long to draw."""
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(jobs, "write_report", lambda directory: None)
+    yield
+    AcceleratorState._reset_state(True)
+    torch.set_num_threads(threads)
+
+
+METHODS = {
+    "admm": lambda: {
+        "admm": Admm(rho=0.2, interval=4, course="balanced", dual=1.0, importance="second_moment"),
+        "finish": FixedMask(refresh=4, rescale=5),
+    },
+    "admm_joint": lambda: {
+        "admm": Admm(rho=0.2, interval=3, target="joint", pull="penalty"),
+        "finish": FixedMask(learned_scales=True),
+    },
+    "admm_paper": lambda: {"admm_paper": AdmmPaper(rho=0.1), "finish": SteQat(delay=3, rescale=2)},
+    "sr_ste": lambda: {"sr_ste": SrSte(decay=0.1), "finish": SteQat(learned_scales=True)},
+}
+
+
+def job(directory, methods="admm", resume=False, lr=1e-3, seed=0, weight=None, **options):
+    def phase(method, objective, rate):
+        return Phase(
+            method, lambda groups: AdamW(groups, lr=rate), objective, steps=STEPS, weight_decay=0.1, schedule="cosine"
+        )
+
+    weight = weight or Then(NM(2, 4), Grid(4))
+    distil = Objective(logits=1.0, hidden=0.5)
+    phases = {"dense": phase(Dense(), Objective(), 3e-3)}
+    phases |= {name: phase(method, distil, lr) for name, method in METHODS[methods]().items()}
+    return Job(
+        name="test",
+        directory=directory,
+        seed=seed,
+        task=Grammar(train=48, holdout=12, validation=12),
+        source=Dropping(**SIZES),
+        planning=Planning("test", weight, Activations(8, "ema", 0.9)),
+        recipe=Recipe(phases),
+        settings=Settings(batch_size=4, accumulation=2, checkpoint_every=2, evaluate_every=3, cpu=True),
+        config={"recipe": {"lr": lr}, "resume": resume},
+        resume=resume,
+        **options,
+    )
+
+
+def run(job):
+    AcceleratorState._reset_state(True)
+    return jobs.run(job)
+
+
+def interrupted(job, at, written=True):
+    """Run the job until the row of `total_step` `at` is logged, and stop it there: after that row, or in it."""
+    log = Jsonl.log
+
+    def stop(self, row):
+        if row["total_step"] < at or written:
+            log(self, row)
+        elif not written:
+            self.file.write(json.dumps(row)[:20])
+            self.file.flush()
+        if row["total_step"] == at:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Jsonl, "log", stop)
+        with pytest.raises(Killed):
+            run(job)
+
+
+def weights(directory):
+    return (directory / "packed" / "packed.safetensors").read_bytes()
+
+
+def rows(directory):
+    """The rows of figures, without the time that they took."""
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What uninterrupted runs leave, by recipe: a function, because not every test needs each."""
+    done = {}
+
+    def find(methods):
+        if methods not in done:
+            done[methods] = tmp_path_factory.mktemp(methods)
+            run(job(done[methods], methods))
+        return done[methods]
+
+    return find
+
+
+def test_the_same_run_twice_gives_the_same_bits_and_another_seed_others(whole, tmp_path):
+    run(job(tmp_path / "again"))
+    assert weights(tmp_path / "again") == weights(whole("admm"))
+    assert rows(tmp_path / "again") == rows(whole("admm"))
+    run(job(tmp_path / "other", seed=1))
+    assert weights(tmp_path / "other") != weights(whole("admm"))
+
+
+# 6 and 12 are the last steps of their phases, 7 and 13 the first ones of the next.
+@pytest.mark.parametrize("at", [3, 6, 7, 10, 12, 13, 16, 18])
+def test_a_run_that_was_stopped_at_any_step_of_any_phase_ends_in_the_same_bits(whole, tmp_path, at):
+    interrupted(job(tmp_path), at, written=at % 2 == 0)
+    content = run(job(tmp_path, resume=True))
+    assert weights(tmp_path) == weights(whole("admm"))
+    assert rows(tmp_path) == rows(whole("admm"))
+    assert [row["total_step"] for row in rows(tmp_path)] == list(range(1, 3 * STEPS + 1))
+    expected = json.loads((whole("admm") / "report.json").read_text())
+    for key in ("scores", "storage", "layers", "plan"):
+        assert content[key] == expected[key]
+
+
+@pytest.mark.parametrize("methods", ["admm_joint", "admm_paper", "sr_ste"])
+@pytest.mark.parametrize("at", [11, 15])
+def test_every_method_goes_on_in_the_same_bits(whole, tmp_path, methods, at):
+    interrupted(job(tmp_path, methods), at)
+    run(job(tmp_path, methods, resume=True))
+    assert weights(tmp_path) == weights(whole(methods))
+    assert rows(tmp_path) == rows(whole(methods))
+
+
+def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(whole, tmp_path):
+    for at in (5, 8, 11, 14, 17):
+        interrupted(job(tmp_path, resume=at > 5), at)
+    run(job(tmp_path, resume=True))
+    assert weights(tmp_path) == weights(whole("admm"))
+    assert rows(tmp_path) == rows(whole("admm"))
+
+
+def test_a_run_that_had_ended_can_be_resumed_and_only_packs_again(whole, tmp_path):
+    run(job(tmp_path))
+    (tmp_path / "packed" / "packed.json").unlink()
+    (tmp_path / "packed").rename(tmp_path / "moved")
+    run(job(tmp_path, resume=True))
+    assert weights(tmp_path) == weights(whole("admm"))
+    assert rows(tmp_path) == rows(whole("admm"))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_has_nothing_to_go_on_from(tmp_path):
+    interrupted(job(tmp_path), 1)
+    with pytest.raises(ValueError, match="there is no checkpoint 'latest'"):
+        run(job(tmp_path, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"lr": 2e-3}, "config.recipe.lr: 0.001 in the checkpoint, 0.002 now"),
+        ({"seed": 1}, "seed: 0 in the checkpoint, 1 now"),
+        ({"weight": Grid(4)}, "plan: '"),
+    ],
+    ids=["lr", "seed", "plan"],
+)
+def test_a_run_that_has_become_another_is_not_resumed_and_the_difference_is_shown(tmp_path, change, line):
+    interrupted(job(tmp_path), 4)
+    before = rows(tmp_path)
+    with pytest.raises(ValueError, match="is a checkpoint of another run") as error:
+        run(job(tmp_path, resume=True, **change))
+    (shown,) = str(error.value).splitlines()[1:]
+    assert shown.strip().startswith(line)
+    assert rows(tmp_path) == before
+
+
+def test_what_does_not_change_a_run_does_not_keep_it_from_being_resumed(whole, tmp_path):
+    interrupted(job(tmp_path), 10)
+    run(dataclasses.replace(job(tmp_path, resume=True), name="renamed"))
+    assert weights(tmp_path) == weights(whole("admm"))
+
+
+COMMAND = [
+    "task.train=96",
+    "task.holdout=12",
+    "task.validation=12",
+    *(f"model.{name}={size}" for name, size in SIZES.items()),
+    "train.batch_size=8",
+    "train.checkpoint_every=1",
+    "train.evaluate_every=0",
+    "train.cpu=true",
+    "train.threads=1",
+    "recipe.phases.dense.steps=3",
+    "recipe.phases.admm.steps=60",
+    "recipe.phases.finish.steps=3",
+    "name=killed",
+]
+
+
+def test_a_run_that_was_killed_is_resumed_from_the_command_line_in_the_same_bits(tmp_path):
+    command = [Path(sysconfig.get_path("scripts")) / "nxmiformer", *COMMAND, f"hydra.run.dir={tmp_path / 'killed'}"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    metrics = tmp_path / "killed" / "metrics.jsonl"
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as p:
+        while p.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 10):
+            time.sleep(0.002)
+        p.send_signal(signal.SIGKILL)
+        output = p.stdout.read().decode()
+    assert p.returncode == -signal.SIGKILL, output
+    assert not (tmp_path / "killed" / "packed").exists()
+
+    done = subprocess.run([*command, "resume=true"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "killed" / "report.html").stat().st_size > 0
+    assert [row["total_step"] for row in rows(tmp_path / "killed")] == list(range(1, 67))
+
+    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
+        config = hydra.compose("config", COMMAND)
+    run(build(config, tmp_path / "whole"))
+    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
+    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")

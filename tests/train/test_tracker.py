@@ -1,0 +1,166 @@
+import json
+
+import pytest
+
+from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
+
+
+def rows(directory):
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+
+
+def write(directory, steps, resumed_at=None, **more):
+    with Jsonl(directory, resumed_at) as tracker:
+        for step in steps:
+            tracker.log({"total_step": step, "loss": step / 4, **more})
+
+
+def test_each_row_is_one_line_of_json_that_is_on_disk_at_once(tmp_path):
+    with Jsonl(tmp_path) as tracker:
+        tracker.log({"total_step": 1, "phase": "dense", "loss": 0.5})
+        assert rows(tmp_path) == [{"total_step": 1, "phase": "dense", "loss": 0.5}]
+    assert tracker.file.closed
+
+
+def test_a_new_run_starts_the_file_anew(tmp_path):
+    write(tmp_path, [1, 2, 3])
+    write(tmp_path, [1])
+    assert [row["total_step"] for row in rows(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("at", [0, 2, 3, 9])
+def test_a_resumed_run_drops_the_rows_of_the_steps_that_it_takes_again(tmp_path, at):
+    write(tmp_path, range(1, 6), which="first")
+    write(tmp_path, range(at + 1, 8), resumed_at=at, which="second")
+    kept = [row for row in rows(tmp_path) if row["which"] == "first"]
+    assert [row["total_step"] for row in kept] == list(range(1, min(at, 5) + 1))
+    steps = [row["total_step"] for row in rows(tmp_path)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("rest", ['{"total_step": 2, "lo', "{}", '{"loss": 1.0}', "\x00\x00"])
+def test_a_line_that_a_kill_cut_short_is_dropped(tmp_path, rest):
+    write(tmp_path, [1])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(rest)
+    write(tmp_path, [2], resumed_at=5)
+    assert [row["total_step"] for row in rows(tmp_path)] == [1, 2]
+
+
+def test_resuming_without_a_file_starts_one(tmp_path):
+    write(tmp_path, [4], resumed_at=3)
+    assert [row["total_step"] for row in rows(tmp_path)] == [4]
+
+
+def test_a_figure_that_is_not_a_number_is_refused(tmp_path):
+    with Jsonl(tmp_path) as tracker, pytest.raises(ValueError, match="JSON"):
+        tracker.log({"total_step": 1, "loss": float("nan")})
+    assert rows(tmp_path) == []
+
+
+class Recording(Tracker):
+    def __init__(self):
+        self.seen = []
+
+    def log(self, row):
+        self.seen.append(row)
+
+    def report(self, directory):
+        self.seen.append(directory)
+
+    def finish(self, failed):
+        self.seen.append(failed)
+
+
+def test_several_trackers_all_get_everything(tmp_path):
+    trackers = [Recording(), Recording()]
+    with Several(trackers) as several:
+        several.log({"total_step": 1})
+        several.report(tmp_path)
+    assert trackers[0].seen == trackers[1].seen == [{"total_step": 1}, tmp_path, False]
+
+
+def fail(tracker):
+    with tracker:
+        raise KeyError("what went wrong")
+
+
+def test_a_run_that_fails_is_finished_as_failed(tmp_path):
+    tracker = Recording()
+    with pytest.raises(KeyError, match="what went wrong"):
+        fail(Several([tracker]))
+    assert tracker.seen == [True]
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """Calls of wandb's own `init` and `finish`, which are made all the same, offline."""
+    wandb = pytest.importorskip("wandb")
+    for name in ("CACHE", "CONFIG", "DATA", "ARTIFACT"):
+        monkeypatch.setenv(f"WANDB_{name}_DIR", str(tmp_path / name))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB__DISABLE_STATS", "true")
+    calls = {"init": [], "finish": []}
+    init = wandb.init
+
+    def recording_init(**options):
+        calls["init"].append(options)
+        run = init(**options)
+        finish = run.finish
+
+        def recording_finish(**how):
+            calls["finish"].append(how)
+            finish(**how)
+
+        run.finish = recording_finish
+        return run
+
+    monkeypatch.setattr(wandb, "init", recording_init)
+    yield calls
+    wandb.teardown()
+
+
+CONFIG = {"seed": 0, "train": {"clip": None, "batch_size": 4}, "names": ["a", "b"]}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_job_is_one_wandb_run_with_a_plain_config_the_same_run_when_resumed_and_failed_when_it_failed(
+    tmp_path, offline
+):
+    pytest.importorskip("wandb")
+    job = tmp_path / "job"
+    job.mkdir()
+    tracker = Wandb(job, CONFIG, {"project": "test", "mode": "offline"})
+    assert dict(tracker.run.config) == CONFIG
+    assert tracker.run.settings.mode == "offline"
+    identity = tracker.run.id
+    assert identity == (job / "wandb_id").read_text()
+    tracker.log({"total_step": 1, "loss": 0.5})
+    with pytest.raises(KeyError, match="what went wrong"):
+        fail(tracker)
+    assert offline["finish"] == [{"exit_code": 1}]
+
+    with Wandb(job, CONFIG, {"project": "test", "mode": "offline"}) as resumed:
+        assert resumed.run.id == identity
+        resumed.log({"total_step": 2, "loss": 0.25})
+        figures = job / "figures"
+        figures.mkdir()
+        (job / "report.json").write_text(json.dumps({"name": "job", "scores": {"final": {"accuracy": 0.5}}}))
+        resumed.report(job)
+        assert resumed.run.summary["scores"]["final"]["accuracy"] == 0.5
+    assert offline["finish"] == [{"exit_code": 1}, {"exit_code": 0}]
+    assert [call["id"] for call in offline["init"]] == [identity] * 2
+    assert all(type(call["config"]) is dict and call["resume"] == "allow" for call in offline["init"])
+    assert {path.name.rsplit("-", 1)[-1] for path in (job / "wandb").glob("offline-run-*")} == {identity}
+
+    other = tmp_path / "other"
+    other.mkdir()
+    with Wandb(other, CONFIG, {"project": "test", "mode": "offline"}) as another:
+        assert another.run.id != identity
+
+
+def test_wandb_that_is_not_installed_is_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    with pytest.raises(ValueError, match=r"pip install nxmiformer\[wandb\]"):
+        Wandb(tmp_path, CONFIG, {})
