@@ -32,7 +32,7 @@ def tokenizer(vocabulary: Sequence[str]) -> transformers.PreTrainedTokenizerFast
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, index[token]) for token in ("[CLS]", "[SEP]")],
     )
-    return transformers.PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core,
         model_max_length=LENGTH,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],

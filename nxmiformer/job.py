@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -115,6 +116,7 @@ def run(job: Job) -> dict[str, Any]:
     job.directory.mkdir(parents=True, exist_ok=True)
     if job.settings.threads is not None:
         torch.set_num_threads(job.settings.threads)
+    write_text(job.directory / "run.json", json.dumps({**_provenance(), "config": job.config}, indent=1) + "\n")
     transformers.set_seed(job.seed)
     tokenizer = job.source.tokenizer(job.task)
     model = job.source.model(job.task, tokenizer, job.seed)
@@ -130,7 +132,9 @@ def run(job: Job) -> dict[str, Any]:
     facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
     wrapped = accelerator.prepare_model(model)
     with _tracker(job, position if job.resume else None) as tracker:
-        stage = Stage(model, wrapped, tokenizer, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts)
+        stage = Stage(
+            model, wrapped, tokenizer, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts
+        )
         _train(job, stage, position, resumed)
         verify(model, plan)
         size = save_packed(model, plan, job.directory / "packed", tokenizer)
@@ -222,7 +226,6 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
     return {
         "format": 1,
         "name": job.name,
-        "command": " ".join(["nxmiformer", *sys.argv[1:]]),
         "seed": job.seed,
         "task": {"name": job.task.name, "metric": metric, **{k: len(v) for k, v in stage.data.items()}},
         "model": {"name": job.source.name, "parameters": (storage.dense + storage.rest) // 32},
@@ -250,11 +253,16 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
             for name, spec in plan.layers.items()
         },
         "phases": {name: {k: v for k, v in phase.items() if k != "gaps"} for name, phase in phases.items()},
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "revision": revision(),
+        **_provenance(),
         "device": _device(stage.accelerator.device),
         "seconds": sum(phase["seconds"] for phase in phases.values()),
     }
+
+
+def _provenance() -> dict[str, Any]:
+    """What ran: the command, the versions, the revision."""
+    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
+    return {"command": shlex.join(["nxmiformer", *sys.argv[1:]]), "versions": versions, "revision": revision()}
 
 
 def _identity(job: Job, plan: CompressionPlan) -> dict[str, Any]:

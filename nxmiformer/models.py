@@ -104,7 +104,7 @@ class Embedded(Source):
             heads=self.heads,
             intermediate=self.intermediate,
         )
-        model.config.update(labels(task))
+        model.config.update({**labels(task), "problem_type": "single_label_classification"})
         return model
 
 

@@ -29,7 +29,7 @@ class Admm(Method):
         rho: strength of the pull, its final one where it moves.
         course: how rho gets there. "ramp" rises geometrically from rho / 50, "warmup" linearly from nothing, both in
             the first 80 % of the phase; "balanced" and "support_change" follow the residuals from rho on.
-        interval: optimizer steps between updates of Z and U; the pieces of the forward pass are chosen anew with them.
+        interval: optimizer steps between updates of Z and U.
         pull: "decoupled" or "penalty"; see `nxmiformer.optim.ADMM`.
         dual: factor on the dual; see there.
         target: which set Z is in: the layer's whole set ("joint"), or its support alone ("sparsity"), which leaves
@@ -57,7 +57,6 @@ class Admm(Method):
             if value not in valid:
                 raise unknown(what, value, valid)
         self._around(torch.optim.SGD([torch.zeros(1)]), (), {}, Constant(self.rho))  # checks the other options
-        self.refresh = self.rescale = self.interval
 
     def prepare(self, layer: CompressedLinear) -> None:
         layer.quantizer.frozen = False

@@ -159,6 +159,7 @@ def train_phase(
     batches = _batches(stage, position)
     clock = _Clock(position)
     stage.model.train()
+    stage.model.zero_grad()  # the phase before may have trained only a part, and left gradients on the rest
     with Progress(name, length.steps, position.step, accelerator.is_main_process) as progress:
         for step in range(position.step, length.steps):
             method.before_step(step)
