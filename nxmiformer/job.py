@@ -116,12 +116,10 @@ def run(job: Job) -> dict[str, Any]:
     job.directory.mkdir(parents=True, exist_ok=True)
     if job.settings.threads is not None:
         torch.set_num_threads(job.settings.threads)
-    write_text(job.directory / "run.json", json.dumps({**_provenance(), "config": job.config}, indent=1) + "\n")
     transformers.set_seed(job.seed)
     tokenizer = job.source.tokenizer(job.task)
     model = job.source.model(job.task, tokenizer, job.seed)
     plan = job.planning(model)
-    plan.save(job.directory / "plan.json")
     splits = job.task.splits()
     data = {name: encode(splits[name], job.task, tokenizer, job.settings.max_length) for name in splits}
     example = data["holdout"].batch([0], "cpu")
@@ -129,6 +127,8 @@ def run(job: Job) -> dict[str, Any]:
     accelerator = job.settings.accelerator()
     checkpoints = Checkpoints(job.directory, _identity(job, plan))
     position, resumed = checkpoints.load("latest", model) if job.resume else (Position(), None)
+    write_text(job.directory / "run.json", json.dumps({**_provenance(), "config": job.config}, indent=1) + "\n")
+    plan.save(job.directory / "plan.json")
     facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
     wrapped = accelerator.prepare_model(model)
     with _tracker(job, position if job.resume else None) as tracker:

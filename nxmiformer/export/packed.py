@@ -8,7 +8,6 @@ memory is taken only once the header of the weights agrees with it.
 """
 
 import copy
-import hashlib
 import json
 import math
 import shutil
@@ -30,22 +29,29 @@ from torch.nn.modules.module import (
 )
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from nxmiformer.export.manifest import (
+    ATTENTION,
+    CONFIG,
+    DTYPES,
+    FORMAT,
+    MANIFEST,
+    PLAN,
+    WEIGHTS,
+    PackedError,
+    digest_of,
+    files_in,
+    read_manifest,
+    reading,
+    replaceable,
+)
 from nxmiformer.layers.convert import convert, matrix, verify
 from nxmiformer.plan import CompressionPlan
 
-FORMAT = "nxmiformer-packed-1"
-WEIGHTS, PLAN, MANIFEST, CONFIG = "packed.safetensors", "plan.json", "packed.json", "config.json"
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of a model
 SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes; those of a packed part are single ones otherwise
-ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses
 # A model larger than both is not what its file says: the smallest sets, 1:64 of 1 bit, save a factor of 300.
 LEAST_BOUND, BOUND = 2**30, 512  # bytes, and times the bytes of the file
 
 MANY = 10_000  # layers, or labels without names
-
-
-class PackedError(ValueError):
-    """A directory that is not a whole packed model."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def save_packed(
         FileExistsError: `path` is there already and is not a packed model, which would be replaced.
     """
     path = Path(path).resolve()
-    if path.exists() and not _replaceable(path):
+    if path.exists() and not replaceable(path):
         raise FileExistsError(f"{path} exists and is not a packed model and nothing else; it is left as it is")
     plan.check(model)
     verify(model, plan)
@@ -87,7 +93,7 @@ def save_packed(
     try:
         temporary.mkdir(parents=True)
         weights = _write(model, plan, temporary, tokenizer)
-        _check(temporary, _manifest(temporary), plan)
+        _check(temporary, read_manifest(temporary), plan)
         if path.exists():
             shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
@@ -96,7 +102,7 @@ def save_packed(
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    return PackedSize(weights, sum(file.stat().st_size for file in _files(path)))
+    return PackedSize(weights, sum(file.stat().st_size for file in files_in(path)))
 
 
 def _write(
@@ -120,7 +126,7 @@ def _write(
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": attention if attention in ATTENTION else None,
         "shared": shared,
-        "files": {file.relative_to(directory).as_posix(): _digest(file) for file in _files(directory)},
+        "files": {file.relative_to(directory).as_posix(): digest_of(file) for file in files_in(directory)},
     }
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
@@ -136,27 +142,15 @@ def load_packed(path: str | Path) -> PreTrainedModel:
         PackedError: the directory, or a file in it, is missing, damaged, cut short or something else; it says which.
     """
     path = Path(path)
-    manifest = _manifest(path)
-    with _reading(path / PLAN):
+    manifest = read_manifest(path)
+    with reading(path / PLAN):
         plan = CompressionPlan.load(path / PLAN)
     _check(path, manifest, plan)
-    with _reading(path / CONFIG):
+    with reading(path / CONFIG):
         model = _blank(path, manifest, plan)
-    with _reading(path / WEIGHTS):
+    with reading(path / WEIGHTS):
         _load(model, plan, path / WEIGHTS)
     return model.eval()
-
-
-@contextmanager
-def _reading(file: Path) -> Iterator[None]:
-    """Whatever goes wrong in here is the file's fault: nobody knows all that a wrong config makes a model raise."""
-    try:
-        yield
-    except PackedError:
-        raise
-    except Exception as error:
-        what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise PackedError(f"{file} is not that of a whole packed model: {what}") from error
 
 
 def _pack(model: PreTrainedModel, plan: CompressionPlan) -> dict[str, Tensor]:
@@ -180,34 +174,6 @@ def _rest(model: PreTrainedModel, plan: CompressionPlan) -> tuple[dict[str, Tens
     return {key: tensor for key, tensor in state.items() if key not in packed and key not in shared}, shared
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest, after checking every file against it."""
-    if not (path / MANIFEST).is_file():
-        raise PackedError(f"{path} is not a packed model: it has no {MANIFEST}")
-    with _reading(path / MANIFEST):
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise PackedError(f"{path / MANIFEST}: its format is {manifest['format']!r}, not {FORMAT!r}")
-        files = dict(manifest["files"])
-        if not {WEIGHTS, PLAN, CONFIG} <= set(files):
-            raise PackedError(f"{path / MANIFEST} names the files {sorted(files)} only")
-        for name, digest in files.items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise PackedError(f"{path / MANIFEST} names {name!r}, which is outside of {path}")
-            if not (path / name).is_file():
-                raise PackedError(f"{path / name} is missing")
-            if _digest(path / name) != digest:
-                raise PackedError(f"{path / name} is damaged: it is not the file that was saved (its SHA-256 differs)")
-        if manifest["dtype"] not in [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]:
-            raise PackedError(f"{path / MANIFEST}: weights cannot have the dtype {manifest['dtype']!r}")
-        if manifest["attention"] not in ATTENTION:
-            raise PackedError(f"{path / MANIFEST}: there is no attention {manifest['attention']!r}")
-        architecture = getattr(transformers, str(manifest["architecture"]), None)
-        if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
-            raise PackedError(f"{path / MANIFEST}: transformers has no model {manifest['architecture']!r}")
-        return {**manifest, "shared": dict(manifest["shared"])}
-
-
 def _blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
     """The model, converted and tied, with any weights; on the device that torch takes for new tensors."""
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
@@ -223,7 +189,7 @@ def _blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> Pr
         if model.get_parameter(name).shape != parameter.shape:
             raise PackedError(f"{path / MANIFEST}: {name} and {key} cannot be the same, their shapes differ")
         setattr(model.get_submodule(module), attribute, parameter)
-    with _reading(path / PLAN):
+    with reading(path / PLAN):
         convert(model, plan)
     return model
 
@@ -231,17 +197,17 @@ def _blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> Pr
 def _check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> None:
     """Raise a PackedError unless the weights have the names, shapes and dtypes that the plan and the config need."""
     file = path / WEIGHTS
-    with _reading(file), safe_open(file, framework="pt") as stored:
+    with reading(file), safe_open(file, framework="pt") as stored:
         slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
         header = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
-    with _reading(path / CONFIG):
+    with reading(path / CONFIG):
         _check_counts(json.loads((path / CONFIG).read_text(encoding="utf-8")))
         with torch.device("meta"), _at_most(64 + 16 * len(header)):
             model = _blank(path, manifest, plan)
         size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         if size > max(LEAST_BOUND, BOUND * file.stat().st_size):
             raise PackedError(f"{path / CONFIG} asks for {size} bytes, which {file} cannot be")
-    with _reading(file):
+    with reading(file):
         rest, shared = _rest(model, plan)
         if shared != manifest["shared"]:
             raise PackedError(f"{path / MANIFEST}: {manifest['shared']} are to be the same, the model has {shared}")
@@ -309,22 +275,3 @@ def _load(model: PreTrainedModel, plan: CompressionPlan, file: Path) -> None:
             keys -= {prefix + part for part in parts}
         state |= {key: stored.get_tensor(key) for key in keys}
     model.load_state_dict(state, strict=False)
-
-
-def _replaceable(path: Path) -> bool:
-    """Whether the directory holds a packed model, and nothing else."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        ours = {MANIFEST, *manifest["files"]}
-        return manifest["format"] == FORMAT and {f.relative_to(path).as_posix() for f in _files(path)} <= ours
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _files(directory: Path) -> list[Path]:
-    return sorted(file for file in directory.rglob("*") if file.is_file())
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
-from nxmiformer.sets import ConstraintSet, Grid, Piece
+from nxmiformer.sets import ConstraintSet, Piece, ValueSet
 
 RANGES = ("token", "tensor", "ema")
 
@@ -109,7 +109,7 @@ class _LearnedScale(torch.autograd.Function):
     scale 1 / sqrt(elements * q) of its section 2.2."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, grid: Grid, mask: Tensor | None, scales: Tensor) -> Tensor:
+    def forward(ctx: Any, w: Tensor, grid: ValueSet, mask: Tensor | None, scales: Tensor) -> Tensor:
         y = grid.apply(w, Piece(scales=scales.abs()))
         ctx.grid, ctx.mask = grid, mask
         ctx.save_for_backward(w, y, scales)

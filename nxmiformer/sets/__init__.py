@@ -1,6 +1,6 @@
 """The sets that a compressed weight can be a point of."""
 
-from nxmiformer.sets.base import ConstraintSet, Piece, SparsitySet, Storage
+from nxmiformer.sets.base import ConstraintSet, Piece, SparsitySet, Storage, ValueSet
 from nxmiformer.sets.block import Block
 from nxmiformer.sets.grid import Grid
 from nxmiformer.sets.nm import NM
@@ -19,4 +19,5 @@ __all__ = [
     "Then",
     "Transposed",
     "Unstructured",
+    "ValueSet",
 ]

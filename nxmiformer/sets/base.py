@@ -2,13 +2,10 @@
 
 import abc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from nxmiformer.sets.grid import Grid
 
 Shape = tuple[int, int]
 
@@ -100,7 +97,7 @@ class ConstraintSet(abc.ABC):
         return None
 
     @property
-    def grid(self) -> "Grid | None":
+    def grid(self) -> "ValueSet | None":
         """The part of the set that constrains the values, if any."""
         return None
 
@@ -188,6 +185,23 @@ class SparsitySet(ConstraintSet):
         w = torch.zeros(shape, dtype=dtype, device=values.device)
         w[self.unpack_mask(tensors, shape)] = values
         return w
+
+
+class ValueSet(ConstraintSet):
+    """A set that constrains the values of elements, whichever they are, by a scale for each group of a row."""
+
+    @property
+    @abc.abstractmethod
+    def top(self) -> int:
+        """The largest code: codes are the integers -top ... top."""
+
+    @abc.abstractmethod
+    def rows(self, w: Tensor) -> Tensor:
+        """`w` (out, in) with one row for each scale."""
+
+    @property
+    def grid(self) -> "ValueSet":
+        return self
 
 
 def energy(w: Tensor, importance: Tensor | None) -> Tensor:

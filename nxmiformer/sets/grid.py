@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from nxmiformer.sets.base import ConstraintSet, Piece, Shape, Storage, expect
+from nxmiformer.sets.base import Piece, Shape, Storage, ValueSet, expect
 from nxmiformer.sets.bits import pack_bits, unpack_bits
 
 CANDIDATES = 16  # clipping ratios tried by the coarse part of the scale search
@@ -20,7 +20,7 @@ CENTRINGS = 3  # steps to the middle of the scales that explain all of a row of 
 
 
 @dataclass(frozen=True)
-class Grid(ConstraintSet):
+class Grid(ValueSet):
     """The symmetric uniform grid { scale * code } with one float32 scale for each row, or each `group` of its columns.
 
     Codes are the integers -q ... q with q = 2**(bits-1) - 1 (the narrow range: zero is a level and the grid is
@@ -47,10 +47,6 @@ class Grid(ConstraintSet):
 
     def __str__(self) -> str:
         return f"int{self.bits}" + (f"g{self.group}" if self.group else "")
-
-    @property
-    def grid(self) -> "Grid":
-        return self
 
     @property
     def top(self) -> int:

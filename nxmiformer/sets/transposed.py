@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage
-from nxmiformer.sets.grid import Grid
+from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage, ValueSet
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Transposed(ConstraintSet):
         return self.inner.sparsity
 
     @property
-    def grid(self) -> Grid | None:
+    def grid(self) -> ValueSet | None:
         return self.inner.grid
 
     def rejects(self, shape: Shape) -> str | None:

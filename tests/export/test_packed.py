@@ -311,7 +311,7 @@ def test_a_packed_model_is_replaced_as_a_whole(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 
 
-@pytest.mark.parametrize("step", ["save_file", "_digest", "_check"])
+@pytest.mark.parametrize("step", ["save_file", "digest_of", "_check"])
 @pytest.mark.parametrize("there", [True, False])
 def test_an_interrupted_save_leaves_what_was_there(step, there, tmp_path, monkeypatch):
     if there:

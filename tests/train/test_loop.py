@@ -24,6 +24,7 @@ from nxmiformer.train.recipe import Phase, Recipe
 from nxmiformer.train.tracker import Tracker
 
 TASK = Grammar(train=12, holdout=12, validation=12)
+TOKENIZER = embedded.tokenizer(TASK.vocabulary)
 
 
 @pytest.fixture(autouse=True)
@@ -66,17 +67,26 @@ def examples(lengths, seed=0):
 
 
 def bert():
-    return embedded.model(embedded.tokenizer(TASK.vocabulary), 2, seed=0, hidden=16, layers=1, heads=2, intermediate=32)
+    return embedded.model(TOKENIZER, 2, seed=0, hidden=16, layers=1, heads=2, intermediate=32)
 
 
 def stage(tmp_path, settings, train=None, model=None):
     model = model or bert()
     accelerator = settings.accelerator()
-    data = {"train": train or examples([8] * 8), "holdout": examples([5, 9, 7, 3], seed=1)}
-    checkpoints = Checkpoints(tmp_path, {})
-    facts = {"phases": {}, "scores": {}}
-    wrapped = accelerator.prepare_model(model)
-    return Stage(model, wrapped, TASK, data, settings, accelerator, checkpoints, Rows(), 0, facts)
+    splits = {"train": train or examples([8] * 8), "holdout": examples([5, 9, 7, 3], seed=1)}
+    return Stage(
+        model=model,
+        wrapped=accelerator.prepare_model(model),
+        tokenizer=TOKENIZER,
+        task=TASK,
+        data=splits,
+        settings=settings,
+        accelerator=accelerator,
+        checkpoints=Checkpoints(tmp_path, {}),
+        tracker=Rows(),
+        seed=0,
+        facts={"phases": {}, "scores": {}},
+    )
 
 
 def settings(**options):
@@ -213,6 +223,16 @@ def test_rows_are_logged_as_often_as_asked_and_with_scores_where_there_are_some(
     assert (position.phase, position.step, position.total_step) == (2, 0, 17)
     assert before["phases"] == {}
     assert run.facts["phases"]["one"]["steps"] == 7
+
+
+def test_gradients_that_a_phase_leaves_on_what_it_does_not_train_do_not_reach_the_next(tmp_path):
+    model = bert()
+    twin = copy.deepcopy(model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    for i, each in enumerate((model, twin)):
+        train_phase(stage(tmp_path / str(i), settings(), model=each), "one", phase(steps=1), None, Position())
+    assert torch.equal(vector(model), vector(twin))
 
 
 def test_the_best_checkpoint_is_that_of_the_first_best_score(tmp_path, monkeypatch):

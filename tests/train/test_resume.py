@@ -214,12 +214,13 @@ def test_a_run_stopped_before_its_first_checkpoint_has_nothing_to_go_on_from(tmp
 )
 def test_a_run_that_has_become_another_is_not_resumed_and_the_difference_is_shown(tmp_path, change, line):
     interrupted(job(tmp_path), 4)
-    before = rows(tmp_path)
+    before, plan = rows(tmp_path), (tmp_path / "plan.json").read_text()
     with pytest.raises(ValueError, match="is a checkpoint of another run") as error:
         run(job(tmp_path, resume=True, **change))
     (shown,) = str(error.value).splitlines()[1:]
     assert shown.strip().startswith(line)
     assert rows(tmp_path) == before
+    assert (tmp_path / "plan.json").read_text() == plan
 
 
 def test_what_does_not_change_a_run_does_not_keep_it_from_being_resumed(whole, tmp_path):

@@ -1,0 +1,82 @@
+"""The list of a packed model's files, and what each must be."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+FORMAT = "nxmiformer-packed-1"
+WEIGHTS, PLAN, MANIFEST, CONFIG = "packed.safetensors", "plan.json", "packed.json", "config.json"
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of a model
+ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses
+
+
+class PackedError(ValueError):
+    """A directory that is not a whole packed model."""
+
+
+@contextmanager
+def reading(file: Path) -> Iterator[None]:
+    """Whatever goes wrong in here is the file's fault: nobody knows all that a wrong config makes a model raise."""
+    try:
+        yield
+    except PackedError:
+        raise
+    except Exception as error:
+        what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise PackedError(f"{file} is not that of a whole packed model: {what}") from error
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest, after checking every file against it."""
+    if not (path / MANIFEST).is_file():
+        raise PackedError(f"{path} is not a packed model: it has no {MANIFEST}")
+    with reading(path / MANIFEST):
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            raise PackedError(f"{path / MANIFEST}: its format is {manifest['format']!r}, not {FORMAT!r}")
+        files = dict(manifest["files"])
+        if not {WEIGHTS, PLAN, CONFIG} <= set(files):
+            raise PackedError(f"{path / MANIFEST} names the files {sorted(files)} only")
+        for name, digest in files.items():
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise PackedError(f"{path / MANIFEST} names {name!r}, which is outside of {path}")
+            if not (path / name).is_file():
+                raise PackedError(f"{path / name} is missing")
+            if digest_of(path / name) != digest:
+                raise PackedError(f"{path / name} is damaged: it is not the file that was saved (its SHA-256 differs)")
+        if manifest["dtype"] not in [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]:
+            raise PackedError(f"{path / MANIFEST}: weights cannot have the dtype {manifest['dtype']!r}")
+        if manifest["attention"] not in ATTENTION:
+            raise PackedError(f"{path / MANIFEST}: there is no attention {manifest['attention']!r}")
+        architecture = getattr(transformers, str(manifest["architecture"]), None)
+        if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+            raise PackedError(f"{path / MANIFEST}: transformers has no model {manifest['architecture']!r}")
+        return {**manifest, "shared": dict(manifest["shared"])}
+
+
+def replaceable(path: Path) -> bool:
+    """Whether the directory holds a packed model, and nothing else."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        ours = {MANIFEST, *manifest["files"]}
+        return manifest["format"] == FORMAT and {f.relative_to(path).as_posix() for f in files_in(path)} <= ours
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def files_in(directory: Path) -> list[Path]:
+    """Every file below the directory."""
+    return sorted(file for file in directory.rglob("*") if file.is_file())
+
+
+def digest_of(file: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
