@@ -159,8 +159,6 @@ def _train(job: Job, stage: Stage, position: Position, resumed: Mapping[str, Any
         position = train_phase(stage, names[index], phases[index], teacher, position, resumed)
         resumed = None
         stage.save("latest", position, {})
-    if "dense" not in stage.facts["scores"]:
-        raise ValueError("the recipe never compresses: every one of its phases is dense")
 
 
 def _leave_dense(job: Job, stage: Stage) -> None:

@@ -61,6 +61,8 @@ class Settings:
         for name in ("batch_size", "accumulation", "eval_batch_size", "max_length", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"train.threads must be at least 1, or null for torch's choice, not {self.threads}")
         for name in ("evaluate_every", "checkpoint_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"train.{name} must not be negative, not {getattr(self, name)}")

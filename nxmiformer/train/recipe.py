@@ -9,6 +9,7 @@ from transformers import SchedulerType
 
 from nxmiformer.errors import unknown
 from nxmiformer.methods.base import Length, Method
+from nxmiformer.methods.dense import Dense
 from nxmiformer.train.objective import Objective
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -59,5 +60,7 @@ class Recipe:
     phases: Mapping[str, Phase]
 
     def __post_init__(self) -> None:
-        if not self.phases:
-            raise ValueError("a recipe needs at least one phase")
+        if all(isinstance(phase.method, Dense) for phase in self.phases.values()):
+            raise ValueError(
+                f"a recipe needs a phase that compresses; this one has {list(self.phases) or 'none at all'}"
+            )
