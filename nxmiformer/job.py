@@ -156,7 +156,7 @@ def _train(job: Job, stage: Stage, position: Position, resumed: Mapping[str, Any
             _leave_dense(job, stage)
         if teacher is None and any(phase.objective.distils for phase in phases[index:]) and index >= compressing:
             teacher = _teacher(job, stage)
-        position = train_phase(stage, names[index], phases[index], teacher, position, resumed)
+        position = train_phase(stage, names[index], phases[index], teacher, position, resumed, index == len(phases) - 1)
         resumed = None
         stage.save("latest", position, {})
 

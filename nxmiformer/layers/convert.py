@@ -127,8 +127,10 @@ class Moved(NamedTuple):
 
 
 @torch.no_grad()
-def project(model: nn.Module) -> Moved:
+def project(model: nn.Module, nearest: Callable[[WeightQuantizer, Tensor], Tensor] = WeightQuantizer.project) -> Moved:
     """Move every compressed weight, in place, to the nearest point of its set; a frozen support stays.
+
+    `nearest` gives that point, or another that the weight is to move to, for a layer's quantizer and its weight.
 
     The forward pass then sees the weights themselves, which is the same and costs nothing.
 
@@ -139,7 +141,7 @@ def project(model: nn.Module) -> Moved:
     for name, layer in distinct_layers(model).items():
         weight = layer.matrix
         try:
-            point = layer.quantizer.project(weight)
+            point = nearest(layer.quantizer, weight)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         squares[name] = torch.stack([(weight - point).float().square().sum(), weight.float().square().sum()]).double()

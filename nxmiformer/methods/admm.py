@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nxmiformer.errors import unknown
+from nxmiformer.layers.convert import Moved, project
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.methods.base import Method
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup
@@ -102,6 +103,15 @@ class Admm(Method):
             pull=self.pull,
             dual=self.dual,
             importance=self.importance,
+        )
+
+    def hand_over(self) -> Moved:
+        """Project onto the set that Z is in. Where that is the support's, a kept weight stays between the levels of
+        its grid, where the loss has put it: rounded, it would need many steps to reach the next level again."""
+        if self.target == "joint":
+            return self.finalize()
+        return project(
+            self.model, lambda quantizer, w: (quantizer.constraint.sparsity or quantizer.constraint).project(w)
         )
 
     def metrics(self, layers: bool = False) -> dict[str, float]:

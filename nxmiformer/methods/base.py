@@ -25,8 +25,8 @@ class Method(abc.ABC):
     """How the compressed layers of a model are treated while it trains.
 
     A phase calls, in this order: `attach`; `parameters` and `optimizer`, to build what trains; for every optimizer
-    step `before_step` and `before_clip` (the gradients are there, not yet clipped); and `finalize`, which leaves every
-    compressed weight in its set.
+    step `before_step` and `before_clip` (the gradients are there, not yet clipped); and, in the
+    last phase, `finalize`, which leaves every compressed weight in its set; in the others `hand_over`.
 
     Attributes:
         refresh: optimizer steps between two choices of the support.
@@ -96,6 +96,10 @@ class Method(abc.ABC):
     def finalize(self) -> Moved:
         """Leave every compressed weight in its set, and tell how far each was from it."""
         return project(self.model)
+
+    def hand_over(self) -> Moved:
+        """Leave the weights as the next phase is to find them: where `finalize` would, unless a method knows better."""
+        return self.finalize()
 
     def metrics(self, layers: bool = False) -> dict[str, float]:
         """Figures to log, overall and, with `layers`, of each layer."""

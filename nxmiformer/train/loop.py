@@ -140,8 +140,11 @@ def train_phase(
     teacher: nn.Module | None,
     position: Position,
     resumed: Mapping[str, Any] | None = None,
+    final: bool = True,
 ) -> Position:
-    """Train the stage's model through one phase, finalize its method, and give the position after it.
+    """Train the stage's model through one phase, and give the position after it.
+
+    The `final` phase of a recipe leaves every compressed weight in its set; another leaves them to the next one.
 
     `position` is where the phase starts or goes on; `resumed` is the state of the checkpoint that was taken there.
     The model that leaves the phase is the last, not the one that scored best on the holdout: a checkpoint keeps that.
@@ -198,7 +201,7 @@ def train_phase(
             progress.step(row)
             if due(settings.checkpoint_every) and not last:
                 stage.save("latest", position, training.state_dict())
-    moved = method.finalize()
+    moved = method.finalize() if final else method.hand_over()
     stage.facts["phases"][name] = {
         "method": type(method).__name__,
         "steps": length.steps,

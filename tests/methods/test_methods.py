@@ -377,6 +377,20 @@ def test_a_fixed_mask_is_that_of_the_dense_weights_and_prunes_exactly_to_the_end
     assert not any(layer.matrix[~masks[n]].any() for n, layer in phase.method.layers.items())
 
 
+def test_admm_hands_the_support_over_and_leaves_kept_weights_between_the_levels_of_their_grid():
+    model, _ = make()
+    run = Run(model, Admm(rho=1.0, interval=2))
+    run.take(STEPS)
+    before = {name: layer.matrix.detach().clone() for name, layer in run.method.layers.items()}
+    moved = run.method.hand_over()
+    for name, layer in run.method.layers.items():
+        now = layer.matrix.detach()
+        assert JOINT.first.contains(now)
+        assert not JOINT.contains(now)
+        assert torch.equal(now[now != 0], before[name][now != 0])
+    assert 0 < moved.overall < 0.02
+
+
 def test_a_fixed_mask_after_admm_keeps_the_support_that_admm_found():
     model, plan = make()
     run(model, Admm(rho=0.5)).method.finalize()
