@@ -45,7 +45,8 @@ def _table(results: pd.DataFrame) -> str:
         for method in METHODS:
             runs = rows[rows.method == method]
             if len(runs):
-                cells = [f"{runs.score.mean():.4f} ± {runs.score.std():.4f}", f"{runs.dense_score.mean():.4f}"]
+                spread = f" ± {runs.score.std():.4f}" if len(runs) > 1 else ""
+                cells = [f"{runs.score.mean():.4f}{spread}", f"{runs.dense_score.mean():.4f}"]
                 kept = f"{100 * runs.retention.mean():.2f} %"
                 lines.append(f"| {task} | {plan} | `{method}` | {len(runs)} | {' | '.join(cells)} | {kept} |")
     return "\n".join(lines)
