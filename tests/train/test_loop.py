@@ -318,5 +318,5 @@ def test_an_unknown_schedule_is_answered_with_the_nearest():
 
 
 def test_a_recipe_without_phases_is_refused():
-    with pytest.raises(ValueError, match="at least one phase"):
+    with pytest.raises(ValueError, match="needs a phase that compresses"):
         Recipe({})
