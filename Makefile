@@ -1,11 +1,11 @@
 # make demo: compress the embedded model and look at the report.   make test: the tests.
-# Both set up .venv first, from the pinned versions in constraints.txt.
+# Both set up .venv first, from the pinned versions in constraints.txt.   make peers: .venv-peers, for experiments/peers.
 PYTHON ?= python3
 BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check clean
+.PHONY: demo test check peers clean
 
 demo: .venv/installed
 	$(BIN)/nxmiformer experiment=demo
@@ -18,10 +18,18 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+peers: .venv-peers/installed
+
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
 	touch $@
 
+.venv-peers/installed: setup.cfg pyproject.toml constraints.txt tests/peers/requirements.txt experiments/peers/requirements.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--requirement experiments/peers/requirements.txt --editable '.[test]'
+	touch $@
+
 clean:
-	rm -rf .venv build dist *.egg-info outputs multirun
+	rm -rf .venv .venv-peers build dist *.egg-info outputs multirun

@@ -11,9 +11,10 @@ ROOT = Path(nxmiformer.__file__).parent
 ORDER = """
 errors
 sets
-layers layers.quantizers layers.linear layers.targets
+layers layers.mode layers.quantizers layers.linear layers.targets
 plan
 layers.convert
+layers.moments
 optim
 methods
 data

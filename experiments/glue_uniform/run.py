@@ -1,7 +1,8 @@
 """Run the study: python experiments/glue_uniform/run.py --models ../shared/models --glue ../shared/data/glue
 
 Every finished cell is a row of results.csv and is not run again; a failed one is told and left for the next time.
-Without --models and --glue, both come from the hub.
+Without --models and --glue, both come from the hub. ModelOpt's cells want an environment of their own (make peers), and
+are left out without --peers.
 """
 
 import argparse
@@ -10,97 +11,182 @@ import json
 import os
 import subprocess
 import sys
-import threading
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import yaml
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.csv"
+RIVAL = HERE.parent / "peers" / "modelopt_qat.py"
 COLUMNS = ["model", "task", "plan", "method", "seed", "steps", "score", "dense_score", "retention"]
 COLUMNS += ["compression_values", "compression_indices", "compression_all", "gap", "seconds", "device", "revision"]
 CELL = ("model", "task", "plan", "method", "seed")
 HUB = "sentence-transformers"
+Row = dict[str, Any]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", help="directory that holds the model's (default: the hub)")
-    parser.add_argument("--glue", help="directory of GLUE in the hub's layout (default: the hub)")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs/glue_uniform"), help="where the runs go")
-    parser.add_argument("--workers", type=int, default=1, help="cells that run side by side")
-    parser.add_argument("--tasks", nargs="*", help="only these")
-    arguments = parser.parse_args()
     sweep = yaml.safe_load((HERE / "sweep.yaml").read_text())
-    lock = threading.Lock()
-    failed = []
-
-    def chain(task: str, plan: str, seed: int) -> None:
-        """All methods from one dense model."""
-        for method in sweep["methods"]:
-            cell = {"model": sweep["model"], "task": task, "plan": plan, "method": method, "seed": seed}
-            if _done(cell):
-                continue
-            row = _run(sweep, arguments, cell)
-            with lock:
-                if row is None:
-                    failed.append(cell)
-                else:
-                    _append(row)
-                    print(f"{task} {plan} {method} seed {seed}: {row['score']:.4f}", flush=True)
-
-    tasks = [task for task in sweep["tasks"] if not arguments.tasks or task in arguments.tasks]
+    arguments = _arguments(sweep)
+    study = Study(sweep, arguments)
+    chains = [(plan, task, seed) for plan in arguments.plans for task in arguments.tasks for seed in arguments.seeds]
     with ThreadPoolExecutor(arguments.workers) as pool:
-        chains = [(task, plan, seed) for task in tasks for plan in sweep["plans"] for seed in sweep["seeds"]]
-        for future in [pool.submit(chain, *each) for each in chains]:
+        for future in [pool.submit(study.chain, *each) for each in chains]:
             future.result()
-    for cell in failed:
+    for cell in study.failed:
         print(f"failed: {cell}", file=sys.stderr)
-    sys.exit(bool(failed))
+    sys.exit(bool(study.failed))
 
 
-def _run(sweep: dict[str, Any], arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any] | None:
-    """Run one cell, after its dense model where that is not there yet; its row, or None where it failed."""
-    task, seed, steps = cell["task"], cell["seed"], sweep["tasks"][cell["task"]]
-    data = [f"task={task}", f"seed={seed}", *([f"task.path={arguments.glue}"] if arguments.glue else [])]
-    common = ["model=pretrained", *data, *sweep["common"]]
-    dense = arguments.outputs / f"{task}-dense-{seed}"
-    model = f"{arguments.models or HUB}/{sweep['model']}"
-    if not (dense / "report.json").exists():
-        _job(dense, [*common, f"model.path={model}", "recipe=one_shot", *sweep["dense"]])
-    name = arguments.outputs / f"{task}-{cell['plan']}-{cell['method']}-{seed}"
-    counts = {"steps": steps, "thirty": round(0.3 * steps), "seventy": steps - round(0.3 * steps)}
-    overrides = [override.format(**counts) for override in sweep["methods"][cell["method"]]]
-    start = [f"model.path={dense / 'dense'}", f"plan={cell['plan']}", "recipe.phases.dense.steps=0"]
-    if not _job(name, [*common, *overrides, *start]):
-        return None
-    report = json.loads((name / "report.json").read_text())
-    metric, scores, storage = report["task"]["metric"], report["scores"], report["storage"]
-    compressed = [phase for key, phase in report["phases"].items() if key != "dense"]
-    ratio = storage["compression"]
-    return {
-        **cell,
-        "steps": sum(phase["steps"] for phase in compressed),
-        "score": scores["packed"][metric],
-        "dense_score": scores["dense"][metric],
-        "retention": report["retention"],
-        "compression_values": ratio["values"],
-        "compression_indices": ratio["indices"],
-        "compression_all": ratio["all"],
-        "gap": compressed[0]["gap"],
-        "seconds": sum(phase["seconds"] for phase in compressed),
-        "device": report["device"],
-        "revision": _revision(),
-    }
+class Study:
+    """The cells of the sweep, and what has become of them."""
+
+    def __init__(self, sweep: dict[str, Any], arguments: argparse.Namespace) -> None:
+        self.sweep, self.arguments, self.failed = sweep, arguments, list[Row]()
+        self.writing, self.training = Lock(), defaultdict[tuple[str, int], Lock](Lock)
+
+    def chain(self, plan: str, task: str, seed: int) -> None:
+        """All methods from one dense model."""
+        with self.training[task, seed]:  # the dense model serves every plan
+            if not self._dense(task, seed):
+                return
+        for method in self.arguments.methods:
+            cell = self._cell(task, plan, method, seed)
+            if method == "modelopt":
+                if self.arguments.peers and plan in self.sweep["modelopt"]["plans"]:
+                    self._settle(cell, self._rival)
+            else:
+                self._settle(cell, self._ours)
+
+    def _cell(self, task: str, plan: str, method: str, seed: int) -> Row:
+        return {"model": self.sweep["model"], "task": task, "plan": plan, "method": method, "seed": seed}
+
+    def _settle(self, cell: Row, run: Any) -> bool:
+        """Run the cell, unless its row is there; whether it is there then."""
+        if _rows(**cell):
+            return True
+        row = run(cell)
+        with self.writing:
+            if row is None:
+                self.failed.append(cell)
+            else:
+                _append(row)
+                print(" ".join(str(cell[key]) for key in CELL[1:]), f"{row['score']:.4f}", flush=True)
+        return row is not None
+
+    def _common(self, task: str, seed: int) -> list[str]:
+        glue = self.arguments.glue
+        return ["model=pretrained", f"task={task}", f"seed={seed}", *self.sweep["common"]] + (
+            [f"task.path={glue}"] if glue else []
+        )
+
+    def _folder(self, task: str, seed: int) -> Path:
+        return Path(self.arguments.outputs) / f"{task}-dense-{seed}"
+
+    def _dense(self, task: str, seed: int) -> bool:
+        """Train the dense model, and the same for as many steps more as the methods take: its row comes first, for
+        retention is against the better of the two."""
+        folder, facts = self._folder(task, seed), self.sweep["tasks"][task]
+        if not (folder / "report.json").exists():
+            model = f"{self.arguments.models or HUB}/{self.sweep['model']}"
+            overrides = [*self._common(task, seed), f"model.path={model}", "recipe=one_shot", *facts["dense"]]
+            if not _job(folder, overrides):
+                self.failed.append(self._cell(task, "dense", "dense", seed))
+                return False
+        return self._settle(self._cell(task, "dense", "dense_more", seed), self._more)
+
+    def _more(self, cell: Row) -> Row | None:
+        report = self._train(cell, self.sweep["dense_more"])
+        if report is None:
+            return None
+        before = json.loads((self._folder(cell["task"], cell["seed"]) / "report.json").read_text())
+        metric, phase = report["task"]["metric"], report["phases"]["dense"]
+        scores = {"score": report["scores"]["dense"][metric], "dense_score": before["scores"]["dense"][metric]}
+        ratios = dict.fromkeys(("compression_values", "compression_indices", "compression_all"), 0.0)
+        return self._row(cell, {**scores, **ratios, "gap": 0.0}, phase["steps"], phase["seconds"], report["device"])
+
+    def _ours(self, cell: Row) -> Row | None:
+        start = ["recipe.phases.dense.steps=0", f"plan={cell['plan']}"]
+        report = self._train(cell, [*self.sweep["methods"][cell["method"]], *start])
+        if report is None:
+            return None
+        metric, scores, ratio = report["task"]["metric"], report["scores"], report["storage"]["compression"]
+        phases = [phase for name, phase in report["phases"].items() if name != "dense"]
+        found = {
+            "score": scores["packed"][metric],
+            "dense_score": scores["dense"][metric],
+            "compression_values": ratio["values"],
+            "compression_indices": ratio["indices"],
+            "compression_all": ratio["all"],
+            "gap": phases[0]["gap"],
+        }
+        steps, seconds = (sum(phase[key] for phase in phases) for key in ("steps", "seconds"))
+        return self._row(cell, found, steps, seconds, report["device"])
+
+    def _train(self, cell: Row, overrides: list[str]) -> Row | None:
+        """The report of a run of ours from the dense model, or None where it failed."""
+        task, seed, steps = cell["task"], cell["seed"], self.sweep["tasks"][cell["task"]]["steps"]
+        counts = {"steps": steps, "admm": round(0.3 * steps), "finish": steps - round(0.3 * steps)}
+        model = f"model.path={self._folder(task, seed) / 'dense'}"
+        folder = self._folder(task, seed).with_name(f"{task}-{cell['plan']}-{cell['method']}-{seed}")
+        if not _job(folder, [*self._common(task, seed), *(o.format(**counts) for o in overrides), model]):
+            return None
+        report: Row = json.loads((folder / "report.json").read_text())
+        return report
+
+    def _rival(self, cell: Row) -> Row | None:
+        """ModelOpt's; what its set stores is what ours does, as the row of `one_shot` has it."""
+        task, plan, seed = cell["task"], cell["plan"], cell["seed"]
+        ours = _rows(**{**cell, "method": "one_shot"})
+        if not ours:
+            return None
+        steps = self.sweep["tasks"][task]["steps"]
+        folder = self._folder(task, seed).with_name(f"{task}-{plan}-modelopt-{seed}")
+        what = ["--model", str(self._folder(task, seed) / "dense"), "--task", task, "--plan", plan, "--seed", str(seed)]
+        glue = ["--glue", self.arguments.glue] if self.arguments.glue else []
+        how = ["--steps", str(steps), *self.sweep["modelopt"]["options"], "--out", str(folder / "report.json")]
+        if not _command(folder, [self.arguments.peers, str(RIVAL), *what, *glue, *how]):
+            return None
+        report = json.loads((folder / "report.json").read_text())
+        same = ("dense_score", "compression_values", "compression_indices", "compression_all")
+        found = {"score": report["score"], "gap": report["gap"], **{key: float(ours[0][key]) for key in same}}
+        return self._row(cell, found, steps, report["seconds"], report["device"])
+
+    def _row(self, cell: Row, found: Row, steps: int, seconds: float, device: str) -> Row:
+        more = _rows(**self._cell(cell["task"], "dense", "dense_more", cell["seed"]))
+        best = max([found["dense_score"], *(float(row["score"]) for row in more)])
+        kept = {"retention": found["score"] / best, "steps": steps, "seconds": seconds}
+        return {**cell, **found, **kept, "device": device, "revision": _revision()}
 
 
-def _job(directory: Path, overrides: list[str]) -> bool:
-    """Run `nxmiformer` with its output beside the run's files; whether it succeeded."""
-    directory.mkdir(parents=True, exist_ok=True)
-    command = ["nxmiformer", f"name={directory.name}", f"hydra.run.dir={directory}", *overrides]
-    with (directory / "log.txt").open("w") as log:
+def _arguments(sweep: dict[str, Any]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add, methods = parser.add_argument, [*sweep["methods"], "modelopt"]
+    add("--models", help="directory that holds the model's (default: the hub)")
+    add("--glue", help="directory of GLUE in the hub's layout (default: the hub)")
+    add("--peers", help="Python of ModelOpt's environment, such as .venv-peers/bin/python")
+    add("--outputs", default="outputs/glue_uniform", help="where the runs go (default: %(default)s)")
+    add("--workers", type=int, default=1, help="cells that run side by side")
+    add("--tasks", nargs="+", default=list(sweep["tasks"]), choices=sweep["tasks"], help="only these")
+    add("--plans", nargs="+", default=sweep["plans"], choices=sweep["plans"], help="only these")
+    add("--methods", nargs="+", default=methods, choices=methods, help="only these")
+    add("--seeds", nargs="+", type=int, default=sweep["seeds"], help="only these")
+    return parser.parse_args()
+
+
+def _job(folder: Path, overrides: list[str]) -> bool:
+    """Run `nxmiformer`; whether it succeeded."""
+    return _command(folder, ["nxmiformer", f"name={folder.name}", f"hydra.run.dir={folder}", *overrides])
+
+
+def _command(folder: Path, command: list[str]) -> bool:
+    """Run a command with its output beside the run's files; whether it succeeded."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.txt").open("w") as log:
         log.write(" ".join(command) + "\n")
         log.flush()
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -112,11 +198,12 @@ def _revision() -> str:
     return subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def _done(cell: dict[str, Any]) -> bool:
+def _rows(**cell: Any) -> list[dict[str, str]]:
+    """The rows of results.csv that are of this cell."""
     if not RESULTS.exists():
-        return False
+        return []
     with RESULTS.open(newline="") as file:
-        return any(all(row[key] == str(cell[key]) for key in CELL) for row in csv.DictReader(file))
+        return [row for row in csv.DictReader(file) if all(row[key] == str(cell[key]) for key in CELL)]
 
 
 def _append(row: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.quantizers import WeightQuantizer
 from nxmiformer.plan import CompressionPlan, LayerSpec
 
@@ -88,12 +89,10 @@ def check_called(model: nn.Module, example: Mapping[str, Any]) -> None:
     # Not by hooks: with hooks in place, torch's own TransformerEncoderLayer leaves the path that goes past the layers.
     for name, layer in layers.items():
         layer.forward = recording(name, layer.forward)  # type: ignore[method-assign]
-    training = model.training
-    model.eval()
     try:
-        model(**example)
+        with evaluating(model):
+            model(**example)
     finally:
-        model.train(training)
         for layer in layers.values():
             del layer.forward
     missed = [name for name in layers if name not in called]

@@ -1,7 +1,8 @@
 """ADMM, as we do it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal, get_args
 
 import torch
@@ -10,8 +11,9 @@ from torch import nn
 from nxmiformer.errors import unknown
 from nxmiformer.layers.convert import Moved, project
 from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.moments import Batch, input_moments
 from nxmiformer.methods.base import Method
-from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup
+from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup, reconstruct
 from nxmiformer.sets import ConstraintSet, Transposed
 
 Course = Literal["constant", "warmup", "ramp", "balanced", "support_change"]
@@ -20,13 +22,16 @@ Target = Literal["joint", "sparsity"]
 
 @dataclass(kw_only=True)
 class Admm(Method):
-    """Joint ADMM with the loss taken at the projected weights.
+    """ADMM twice: on each layer's own reconstruction problem, and then on the loss.
 
-    The forward pass sees P(W) straight-through, so the loss already knows the network that will remain, while the
-    auxiliary variables pull W towards its set until the hard projection moves almost nothing. Afterwards a
-    `FixedMask` phase trains the values under the support that was found.
+    Before the first step every layer is moved to where ADMM, whose step of W is exact there, leaves its output on
+    calibration inputs the most alike: see `nxmiformer.optim.reconstruct`. That is where the support comes from, in
+    the main. Then training: the forward pass sees P(W) straight-through, so that the loss already knows the network
+    that will remain, while the auxiliary variables pull W towards its set until the hard projection moves almost
+    nothing. Afterwards a `FixedMask` phase trains the values under the support that was found.
 
     Attributes:
+        calibration: training batches that the reconstruction looks at; 0: none takes place.
         rho: strength of the pull, its final one where it moves.
         course: how rho gets there. "ramp" rises geometrically from rho / 50, "warmup" linearly from nothing, both in
             the first 80 % of the phase; "balanced" and "support_change" follow the residuals from rho on.
@@ -39,6 +44,7 @@ class Admm(Method):
         see: "projection" as said above; "dense" takes the loss at W itself.
     """
 
+    calibration: int = 32
     rho: float = 0.05
     course: Course = "ramp"
     interval: int = 16
@@ -50,6 +56,8 @@ class Admm(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.calibration < 0:
+            raise ValueError(f"calibration is a number of batches, 0 or more, not {self.calibration}")
         for what, value, valid in (
             ("course of rho", self.course, get_args(Course)),
             ("target of Z", self.target, get_args(Target)),
@@ -62,6 +70,21 @@ class Admm(Method):
     def prepare(self, layer: CompressedLinear) -> None:
         layer.quantizer.frozen = False
         layer.quantizer.seen = layer.quantizer.constraint if self.see == "projection" else None
+
+    def calibrate(self, batches: Iterator[Batch], forward: Callable[[Batch], object]) -> None:
+        if not self.calibration:
+            return
+        self._activate(False)
+        moments = input_moments(self.model, islice(batches, self.calibration), forward)
+        for name, layer in self.layers.items():
+            try:
+                found = reconstruct(layer.matrix.detach(), moments.pop(name), layer.quantizer.constraint)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+            with torch.no_grad():
+                layer.matrix.copy_(found.point if self.target == "joint" else found.kept)
+            layer.quantizer.refresh(layer.matrix)
+        self._activate(self.delay == 0)
 
     def schedule(self) -> Schedule:
         """The course of rho over the phase."""

@@ -1,7 +1,7 @@
 """What a compression method does within one phase of training."""
 
 import abc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nxmiformer.layers.convert import Moved, distinct_layers, project, projected
 from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.moments import Batch
 
 
 class Length(NamedTuple):
@@ -24,9 +25,10 @@ class Length(NamedTuple):
 class Method(abc.ABC):
     """How the compressed layers of a model are treated while it trains.
 
-    A phase calls, in this order: `attach`; `parameters` and `optimizer`, to build what trains; for every optimizer
-    step `before_step` and `before_clip` (the gradients are there, not yet clipped); and, in the
-    last phase, `finalize`, which leaves every compressed weight in its set; in the others `hand_over`.
+    A phase calls, in this order: `attach`; `calibrate`, unless it resumes after its first step; `parameters` and
+    `optimizer`, to build what trains; for every optimizer step `before_step` and `before_clip` (the gradients are
+    there, not yet clipped); and, in the last phase, `finalize`, which leaves every compressed weight in its set; in
+    the others `hand_over`.
 
     Attributes:
         refresh: optimizer steps between two choices of the support.
@@ -56,6 +58,10 @@ class Method(abc.ABC):
             if self.learned_scales:
                 layer.quantizer.learn()
         self._activate(self.delay == 0)
+
+    def calibrate(self, batches: Iterator[Batch], forward: Callable[[Batch], object]) -> None:  # noqa: B027
+        """Look at what the model computes on training batches, as many as it takes, before the first step; `forward`
+        runs the model on one."""
 
     @abc.abstractmethod
     def prepare(self, layer: CompressedLinear) -> None:

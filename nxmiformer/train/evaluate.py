@@ -7,22 +7,21 @@ from torch import nn
 
 from nxmiformer.data.batches import Examples, sorted_batches
 from nxmiformer.data.task import Task
+from nxmiformer.layers.mode import evaluating
 
 
 @torch.no_grad()
 def predict(model: nn.Module, examples: Examples, size: int, accelerator: Accelerator) -> np.ndarray:
     """Logits (examples, outputs), float32, in the examples' order."""
-    training = model.training
-    model.eval()
     rows: list[torch.Tensor] = []
     order: list[int] = []
-    for indices in sorted_batches(examples, size):
-        batch = examples.batch(indices, accelerator.device)
-        del batch["labels"]
-        with accelerator.autocast():
-            rows.append(model(**batch).logits.float().cpu())
-        order += indices
-    model.train(training)
+    with evaluating(model):
+        for indices in sorted_batches(examples, size):
+            batch = examples.batch(indices, accelerator.device)
+            del batch["labels"]
+            with accelerator.autocast():
+                rows.append(model(**batch).logits.float().cpu())
+            order += indices
     logits = torch.empty_like(torch.cat(rows))
     logits[order] = torch.cat(rows)
     return logits.numpy()

@@ -17,6 +17,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 from nxmiformer.data.batches import Examples, batches_per_epoch, shuffled
 from nxmiformer.data.task import Task
 from nxmiformer.errors import unknown
+from nxmiformer.layers.convert import distinct_layers
+from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.evaluate import evaluate
@@ -154,7 +156,8 @@ def train_phase(
     """
     settings, accelerator = stage.settings, stage.accelerator
     length = phase.length(settings.steps_per_epoch(len(stage.data["train"]), accelerator.num_processes))
-    training = _training(stage.model, phase, length)
+    clock = _Clock(position)
+    training = _training(stage, phase, length, calibrate=position.step == 0)
     if resumed is not None:
         if position.step:
             training.load_state_dict(resumed, position.step)
@@ -162,8 +165,7 @@ def train_phase(
     method, optimizer = training.method, accelerator.prepare_optimizer(training.optimizer)
     trained = [p for group in training.optimizer.param_groups for p in group["params"]]
     batches = _batches(stage, position)
-    clock = _Clock(position)
-    stage.model.train()
+    _training_mode(stage.model, phase.dropout)
     stage.model.zero_grad()  # the phase before may have trained only a part, and left gradients on the rest
     with Progress(name, length.steps, position.step, accelerator.is_main_process) as progress:
         for step in range(position.step, length.steps):
@@ -212,12 +214,29 @@ def train_phase(
     return clock.tick(position.step).after_phase()
 
 
-def _training(model: nn.Module, phase: Phase, length: Length) -> Training:
+def _training(stage: Stage, phase: Phase, length: Length, calibrate: bool) -> Training:
     """Attach the phase's method to the model, and build what trains it."""
-    phase.method.attach(model, length)
-    optimizer = phase.method.optimizer(phase.optimizer(_groups(phase.method.parameters(), phase.weight_decay)))
+
+    @torch.no_grad()
+    def forward(batch: Batch) -> None:
+        with stage.accelerator.autocast():
+            stage.model(**{key: value for key, value in batch.items() if key != "labels"})
+
+    method = phase.method
+    method.attach(stage.model, length)
+    if calibrate:  # every process looks at the same batches, and comes to the same weights
+        settings, device = stage.settings, stage.accelerator.device
+        method.calibrate(shuffled(stage.data["train"], settings.batch_size, stage.seed, 0, device), forward)
+    optimizer = method.optimizer(phase.optimizer(_groups(method.parameters(), phase.weight_decay)))
     scheduler = get_scheduler(phase.schedule, optimizer, round(phase.warmup * length.steps), length.steps)
-    return Training(phase.method, optimizer, scheduler)
+    return Training(method, optimizer, scheduler)
+
+
+def _training_mode(model: nn.Module, dropout: bool) -> None:
+    """Training mode; without dropout, for the compressed layers alone, whose ranges are to follow the activations."""
+    model.train(dropout)
+    for layer in distinct_layers(model).values():
+        layer.train()
 
 
 def _groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:

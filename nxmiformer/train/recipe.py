@@ -28,6 +28,8 @@ class Phase:
         schedule: the learning rate's course, a name that `transformers.get_scheduler` knows.
         warmup: share of the steps in which the learning rate rises.
         weight_decay: of weight matrices; biases, norms and scales have none.
+        dropout: whether the model's dropout is on. Distillation needs none: the student cannot match its teacher
+            through noise.
     """
 
     method: Method
@@ -38,6 +40,7 @@ class Phase:
     schedule: str = "linear"
     warmup: float = 0.1
     weight_decay: float = 0.0
+    dropout: bool = True
 
     def __post_init__(self) -> None:
         if self.epochs < 0 or (self.steps is not None and self.steps < 0):

@@ -1,0 +1,60 @@
+"""What reaches the compressed layers of a model."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from nxmiformer.layers.convert import compressed_layers, distinct_layers
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.mode import evaluating
+
+Batch = Mapping[str, Tensor]
+
+
+@torch.no_grad()
+def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[[Batch], object]) -> dict[str, Tensor]:
+    """The second moment X^T X / n of the n inputs of each compressed layer, (in_features, in_features), float32.
+
+    Args:
+        model: a converted model; it is in evaluation mode meanwhile.
+        batches: of tokens. Where there is an `attention_mask` (batch, tokens), what it leaves out is not counted.
+        forward: runs `model` on a batch.
+
+    Returns:
+        By the layer's name; layers that share a weight share a moment, of the inputs of all of them.
+
+    Raises:
+        ValueError: no input reached a layer.
+    """
+    distinct = distinct_layers(model)
+    names = {id(layer.weight): name for name, layer in distinct.items()}
+    sums, counts = dict.fromkeys(distinct, torch.zeros(())), dict.fromkeys(distinct, 0)
+    real: Tensor | None = None
+    latest = (torch.empty(0), torch.empty(0), 0)  # query, key and value see one and the same input
+
+    def look(layer: CompressedLinear, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal latest
+        x = inputs[0]
+        if x is not latest[0]:
+            rows = x[real] if real is not None and x.shape[:-1] == real.shape else x.flatten(0, -2)
+            rows = rows.float()
+            with torch.autocast(x.device.type, enabled=False):  # a product in bfloat16 is not positive semidefinite
+                latest = (x, rows.t() @ rows, len(rows))
+        name = names[id(layer.weight)]
+        sums[name] = sums[name] + latest[1]
+        counts[name] += latest[2]
+
+    hooks = [layer.register_forward_pre_hook(look) for layer in compressed_layers(model).values()]
+    try:
+        with evaluating(model):
+            for batch in batches:
+                real = batch["attention_mask"].bool() if "attention_mask" in batch else None
+                forward(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    unseen = [name for name, count in counts.items() if not count]
+    if unseen:
+        raise ValueError("no calibration input reached these layers: " + ", ".join(unseen))
+    return {name: total / counts[name] for name, total in sums.items()}
