@@ -1,55 +1,139 @@
-"""Draw figure.png and print the table of results.csv: python experiments/glue_uniform/figure.py"""
+"""Draw figure.png from results.csv, and write its tables into README.md here and at the top:
+python experiments/glue_uniform/figure.py"""
 
+import re
 from pathlib import Path
 
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
-METHODS = ["one_shot", "admm_paper", "sr_ste", "fixed_mask", "fixed_mask_distill", "admm"]
-COLOURS = dict(zip(METHODS, ["#9aa6b2", "#d2691e", "#86b8dc", "#4d8a4d", "#2f5d2f", "#0f6cab"], strict=True))
+NAMES = {
+    "one_shot": "projected, not trained",
+    "admm_paper": "ADMM as the paper's code",
+    "modelopt": "ModelOpt: mask, QAT",
+    "sr_ste": "SR-STE + QAT",
+    "fixed_mask": "magnitude mask + QAT",
+    "fixed_mask_distill": "the same, distilled",
+    "admm_no_distill": "ours, not distilled",
+    "admm": "ours",
+}
+METHODS = list(NAMES)
+HEADLINE = ["one_shot", "modelopt", "fixed_mask", "fixed_mask_distill", "admm"]
+COLOURS = dict(
+    zip(
+        METHODS,
+        ["#9aa6b2", "#d2691e", "#8e44ad", "#c8a415", "#7fb77e", "#2f6d3a", "#86b8dc", "#0f6cab"],
+        strict=True,
+    )
+)
+LEAST = 90.0  # % kept; what is below is told by its figure at the edge
 
 
 def main() -> None:
     results = pd.read_csv(HERE / "results.csv")
-    figure = _figure(results)
-    figure.savefig(HERE / "figure.png", dpi=150)
-    print(_table(results))
+    methods = results[results.method != "dense_more"]
+    _figure(methods).savefig(HERE / "figure.png", dpi=150)
+    _insert(HERE / "README.md", f"{_dense(results)}\n\n{_table(methods)}")
+    _insert(HERE.parents[1] / "README.md", _headline(methods))
 
 
 def _figure(results: pd.DataFrame) -> Figure:
-    """Score kept by each method: one panel a task and plan, a dot a seed, a bar at the mean."""
-    panels = list(results.groupby(["task", "plan"], sort=False))
-    figure = Figure(figsize=(1 + 4.2 * len(panels), 3.2), layout="constrained")
-    for axes, ((task, plan), rows) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        present = [method for method in METHODS if method in set(rows.method)]
-        for place, method in enumerate(present):
-            kept = 100 * rows[rows.method == method].retention
-            axes.plot(kept, [place] * len(kept), "o", color=COLOURS[method], alpha=0.55, markeredgewidth=0)
-            axes.plot([kept.mean()] * 2, [place - 0.3, place + 0.3], color=COLOURS[method], linewidth=2.5)
-            axes.annotate(f"{kept.mean():.1f}", (kept.mean(), place + 0.36), ha="center", va="bottom", fontsize=8)
-        axes.axvline(100, color="#38424c", linewidth=0.8, linestyle=":")
-        axes.set_yticks(range(len(present)), present)
-        axes.set_ylim(-0.6, len(present) - 0.1)
-        axes.set_xlabel("% of the dense score kept")
-        size = 100 * rows.compression_all.iloc[0]
-        axes.set_title(f"{task}, {plan}: {size:.1f} % smaller with indices and scales", fontsize=9, loc="left")
+    """Score kept against the size of the compressed layers: a panel a task, a mark a method (mean and spread)."""
+    tasks = list(results.groupby("task", sort=False))
+    figure = Figure(figsize=(1.6 + 4.6 * len(tasks), 4.6), layout="constrained")
+    for axes, (task, rows) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+        sizes = (1 - rows.groupby("plan").compression_all.first()).sort_values()
+        for place, plan in enumerate(sizes.index):
+            _marks(axes, place, rows[rows.plan == plan])
+        labels = [
+            f"{plan.replace('of', ':').replace('_', ' + ').upper()}\n{100 * sizes[plan]:.1f} %" for plan in sizes.index
+        ]
+        axes.axhline(100, color="#38424c", linewidth=0.8, linestyle=":")
+        axes.set_xticks(range(len(sizes)), labels)
+        axes.set_xlim(-0.6, len(sizes) - 0.4)
+        axes.set_ylim(LEAST - 1.2, 101)
+        axes.set_title(task.upper(), loc="left", fontsize=10)
+        axes.set_xlabel("plan, and size of the compressed layers (indices and scales included)")
         axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("% of the dense score kept")
+    present = [method for method in METHODS if method in set(results.method)]
+    handles = [figure.axes[0].plot([], [], "o", color=COLOURS[method])[0] for method in present]
+    figure.legend(handles, [NAMES[method] for method in present], loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
+def _marks(axes: Axes, place: int, rows: pd.DataFrame) -> None:
+    below = 0
+    for number, method in enumerate(METHODS):
+        kept = 100 * rows[rows.method == method].retention
+        if not len(kept):
+            continue
+        x, colour = place + (number - (len(METHODS) - 1) / 2) * 0.1, COLOURS[method]
+        if kept.mean() < LEAST:
+            axes.plot(x, LEAST - 0.3, "v", color=colour, markersize=5)
+            axes.annotate(f"{kept.mean():.0f}", (x, LEAST - 0.55), ha="center", va="top", fontsize=7, color=colour)
+            below += 1
+            continue
+        spread = kept.std() if len(kept) > 1 else 0.0
+        axes.errorbar(
+            x, kept.mean(), spread, fmt="o", color=colour, markersize=7 if method == "admm" else 5, linewidth=1.5
+        )
+
+
+def _dense(results: pd.DataFrame) -> str:
+    """The dense models' scores, and those after as many steps more."""
+    more = results[results.method == "dense_more"]
+    lines = ["| task | dense | trained on (`dense_more`) | seeds |", "|---|---|---|---|"]
+    for task, rows in more.groupby("task", sort=False):
+        lines.append(f"| {task} | {_mean(rows.dense_score)} | {_mean(rows.score)} | {len(rows)} |")
+    return "\n".join(lines)
+
+
 def _table(results: pd.DataFrame) -> str:
-    """Mean and standard deviation over the seeds, in Markdown."""
-    lines = ["| task | plan | method | seeds | score | dense | kept |", "|---|---|---|---|---|---|---|"]
+    """Mean and standard deviation over the seeds."""
+    lines = ["| task | plan | method | seeds | score | kept |", "|---|---|---|---|---|---|"]
     for (task, plan), rows in results.groupby(["task", "plan"], sort=False):
         for method in METHODS:
             runs = rows[rows.method == method]
             if len(runs):
-                spread = f" ± {runs.score.std():.4f}" if len(runs) > 1 else ""
-                cells = [f"{runs.score.mean():.4f}{spread}", f"{runs.dense_score.mean():.4f}"]
-                kept = f"{100 * runs.retention.mean():.2f} %"
-                lines.append(f"| {task} | {plan} | `{method}` | {len(runs)} | {' | '.join(cells)} | {kept} |")
+                lines.append(f"| {task} | {plan} | `{method}` | {len(runs)} | {_mean(runs.score)} | {_kept(runs)} |")
     return "\n".join(lines)
+
+
+def _headline(results: pd.DataFrame) -> str:
+    """% of the dense score that the main methods keep."""
+    lines = ["| | size | " + " | ".join(NAMES[m] if m != "admm" else "**ours**" for m in HEADLINE) + " |"]
+    lines.append("|---" * (2 + len(HEADLINE)) + "|")
+    for (task, plan), rows in results.groupby(["task", "plan"], sort=False):
+        cells = [_kept(rows[rows.method == method]) for method in HEADLINE]
+        cells[-1] = f"**{cells[-1]}**"
+        size = f"{100 * (1 - rows.compression_all.iloc[0]):.1f} %"
+        lines.append(f"| {task.upper()}, {plan} | {size} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean(scores: pd.Series) -> str:
+    return f"{scores.mean():.4f}" + (f" ± {scores.std():.4f}" if len(scores) > 1 else "")
+
+
+def _kept(runs: pd.DataFrame) -> str:
+    kept = 100 * runs.retention
+    if not len(kept):
+        return "–"
+    return f"{kept.mean():.1f}" + (f" ± {kept.std():.1f}" if len(kept) > 1 else "") + " %"
+
+
+def _insert(file: Path, text: str) -> None:
+    """Put the text between the file's two marks."""
+    before = file.read_text()
+    marks = ("<!-- made by experiments/glue_uniform/figure.py -->", "<!-- end -->")
+    pattern = "(" + re.escape(marks[0]) + r"\n).*?(" + re.escape(marks[1]) + ")"
+    after, count = re.subn(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", before, flags=re.S)
+    if count != 1:
+        raise SystemExit(f"{file} needs the marks {marks} once, not {count} times")
+    file.write_text(after)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def test_a_shared_weight_has_the_inputs_of_all_its_layers(model):
     found = moments(model, [data])
     x = data["x"][data["attention_mask"].bool()]
     with torch.no_grad(), evaluating(model):
+        assert not any(module.training for module in model.modules())
         both = torch.cat([x, model.blocks[0](x)])
     assert set(found) == {"blocks.0", "blocks.1"}
     torch.testing.assert_close(found["blocks.0"], both.T @ both / len(both))
@@ -86,8 +87,12 @@ def test_a_layer_that_nothing_reaches_is_named(model):
 
 def test_evaluating_gives_every_module_its_own_mode_back_after_an_error(model):
     model.dropout.eval()
-    with pytest.raises(RuntimeError), evaluating(model):
-        assert not any(module.training for module in model.modules())
-        raise RuntimeError
+
+    def fail():
+        with evaluating(model):
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
     assert model.training
     assert not model.dropout.training

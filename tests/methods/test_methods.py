@@ -407,6 +407,68 @@ def test_a_fixed_mask_after_admm_keeps_the_support_that_admm_found():
 COURSES = {"constant": Constant, "warmup": Warmup, "ramp": Ramp, "balanced": Balanced, "support_change": SupportChange}
 
 
+def forward(model):
+    return lambda found: model(**found)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("target", ["sparsity", "joint"])
+def test_calibration_leaves_weights_that_are_nearer_in_output_than_the_projection_is(kind, target):
+    dense, plan = make(kind, JOINT)
+    ours, nearest = copy.deepcopy(dense), copy.deepcopy(dense)
+    method = Admm(target=target, calibration=2)
+    method.attach(ours, Length(STEPS, EPOCH))
+    method.calibrate(iter([batch()] * 3), forward(ours))
+    one_shot = OneShot()
+    one_shot.attach(nearest, Length(0, EPOCH))
+    before = logits(dense.eval())
+    with method.as_finished(), one_shot.as_finished():
+        off = [(logits(model.eval()) - before).norm().item() for model in (ours, nearest)]
+    assert off[0] < 0.9 * off[1]
+    for name, layer in method.layers.items():
+        constraint = JOINT if target == "joint" else JOINT.sparsity
+        assert constraint.contains(layer.matrix.detach()), name
+    method.optimizer(AdamW(ours.parameters(), lr=0.01))
+    method.finalize()
+    verify(ours, plan)
+
+
+def test_calibration_takes_as_many_batches_as_asked_and_leaves_the_quantizers_as_they_were():
+    model, _ = make("bert", JOINT, Activations())
+    method = Admm(calibration=2, delay=3)
+    method.attach(model, Length(STEPS, EPOCH))
+    seen = []
+
+    def watch(found):
+        seen.append(all(not layer.quantizer.active and not layer.inputs.active for layer in method.layers.values()))
+        return model(**found)
+
+    method.calibrate(iter([batch()] * 5), watch)
+    assert seen == [True, True]
+    assert not any(layer.quantizer.active for layer in method.layers.values())  # the delay goes on
+
+
+def test_without_calibration_admm_starts_from_the_weights():
+    model, _ = make()
+    before = copies(model)
+    method = Admm(calibration=0)
+    method.attach(model, Length(STEPS, EPOCH))
+    method.calibrate(iter([batch()]), forward(model))
+    assert not changed(model, before)
+
+
+def test_a_layer_that_calibration_cannot_reconstruct_is_named():
+    model, _ = make()
+    method = Admm()
+    method.attach(model, Length(STEPS, EPOCH))
+    name, layer = next(iter(method.layers.items()))
+    layer.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=rf"{name}: (weight holds 1 NaN|the moment)"):
+        method.calibrate(
+            iter([batch()]), lambda found: [each(torch.ones(2, each.in_features)) for each in method.layers.values()]
+        )
+
+
 @pytest.mark.parametrize("course", COURSES)
 def test_every_course_of_rho_trains_and_ends_in_the_sets(course):
     model, plan = make()

@@ -177,5 +177,3 @@ def test_a_moment_that_cannot_be_one_is_refused(moment):
 def test_a_weight_that_the_set_rejects_is_refused():
     with pytest.raises(ValueError, match="not a multiple of the group"):
         reconstruct(torch.ones(2, 6), torch.eye(6), NM(2, 4))
-
-

@@ -225,6 +225,54 @@ def test_rows_are_logged_as_often_as_asked_and_with_scores_where_there_are_some(
     assert run.facts["phases"]["one"]["steps"] == 7
 
 
+class Looking(Dense):
+    """Dense training that keeps what calibration shows it, and the modes of the modules at the first step."""
+
+    def calibrate(self, batches, forward):
+        self.batches = [next(batches) for _ in range(2)]
+        self.outputs = [forward(batch) for batch in self.batches]
+
+    def before_clip(self):
+        self.modes = {name: module.training for name, module in self.model.named_modules()}
+
+
+def test_calibration_sees_training_batches_in_the_order_of_training_and_changes_nothing(tmp_path):
+    method = Looking()
+    made = stage(tmp_path, settings(), train=examples([8, 5, 6, 7] * 4))
+    before = vector(made.model)
+    train_phase(made, "dense", phase(method, steps=0), None, Position())
+    assert [batch["input_ids"].shape[0] for batch in method.batches] == [8, 8]
+    rows = [tuple(row[row > 0].tolist()) for batch in method.batches for row in batch["input_ids"]]
+    known = {tuple(feature["input_ids"]) for feature in made.data["train"].features}
+    assert set(rows) <= known
+    assert len(set(rows)) == len(known)
+    assert torch.equal(vector(made.model), before)
+    assert all(p.grad is None for p in made.model.parameters())
+
+
+def test_a_phase_that_goes_on_is_not_calibrated_again(tmp_path):
+    made = stage(tmp_path, settings(checkpoint_every=2))
+    train_phase(made, "dense", phase(Looking(), steps=3), None, Position())
+    position, resumed = made.checkpoints.load("latest", made.model)
+    again = Looking()
+    train_phase(made, "dense", phase(again, steps=3), None, position, resumed)
+    assert position.step == 2
+    assert again.modes
+    assert not hasattr(again, "batches")
+
+
+@pytest.mark.parametrize("dropout", [True, False])
+def test_dropout_is_on_in_a_phase_that_wants_it_alone(tmp_path, dropout):
+    model = bert()
+    convert(model, CompressionPlan.uniform(model, find_targets(model), NM(2, 4)))
+    method = Looking()
+    train_phase(stage(tmp_path, settings(), model=model), "dense", phase(method, dropout=dropout), None, Position())
+    drops = {name: mode for name, mode in method.modes.items() if "dropout" in name}
+    assert drops
+    assert set(drops.values()) == {dropout}
+    assert all(method.modes[name] for name in method.layers)
+
+
 def test_gradients_that_a_phase_leaves_on_what_it_does_not_train_do_not_reach_the_next(tmp_path):
     model = bert()
     twin = copy.deepcopy(model)
