@@ -1,13 +1,14 @@
 """What ADMM and fake quantization cost: python experiments/cost/run.py --model ../shared/models/all-MiniLM-L6-v2
 
 Prints a table: the time of one optimizer step of each method over the dense step's, taken in turns so that a noisy
-machine troubles all of them alike; the time of projecting all compressed layers; the memory of Z and U per weight.
+machine troubles all alike; the time that ADMM takes to reconstruct all layers before its first step; the time of
+projecting them; the memory of Z and U per weight.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from rich.console import Console
@@ -48,6 +49,7 @@ def main() -> None:
             times[name].append(time.perf_counter() - began)
     console = Console()
     console.print(_step_table(times, arguments))
+    console.print(_calibration_table(arguments, statistics.mean(times["dense"][1:])))
     console.print(_projection_table(arguments.model))
 
 
@@ -56,8 +58,7 @@ def _stepper(method: Method, path: str, precision: str) -> Callable[[int], None]
     model, _ = _converted(path)
     method.attach(model, Length(1000, 100))
     optimizer = method.optimizer(torch.optim.AdamW((p for _, p in method.parameters()), lr=1e-5))
-    tokens = torch.randint(1000, 20000, (BATCH, TOKENS))
-    batch = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.rand(BATCH)}
+    batch = _batch()
 
     def step(number: int) -> None:
         method.before_step(number)
@@ -69,6 +70,28 @@ def _stepper(method: Method, path: str, precision: str) -> Callable[[int], None]
         optimizer.zero_grad()
 
     return step
+
+
+def _batch() -> dict[str, torch.Tensor]:
+    tokens = torch.randint(1000, 20000, (BATCH, TOKENS))
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "labels": torch.rand(BATCH)}
+
+
+def _calibration_table(arguments: argparse.Namespace, dense: float) -> Table:
+    """The calibration batches and the reconstruction of all layers, and how many dense steps that is."""
+    method, model = Admm(), _converted(arguments.model)[0]
+    method.attach(model, Length(1000, 100))
+    batches = [_batch() for _ in range(method.calibration)]
+
+    @torch.no_grad()
+    def forward(batch: Mapping[str, torch.Tensor]) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16"):
+            model(**batch)
+
+    taken = _time(lambda: list(method.calibrate(iter(batches), forward)))
+    table = Table("before ADMM's first step", "seconds", "/ dense step")
+    table.add_row(f"{method.calibration} batches, 2:4 + INT4 in every layer", f"{taken:.1f}", f"{taken / dense:.0f}")
+    return table
 
 
 def _converted(path: str, bits: int = 4) -> tuple[torch.nn.Module, CompressionPlan]:

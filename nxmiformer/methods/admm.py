@@ -71,7 +71,7 @@ class Admm(Method):
         layer.quantizer.frozen = False
         layer.quantizer.seen = layer.quantizer.constraint if self.see == "projection" else None
 
-    def calibrate(self, batches: Iterator[Batch], forward: Callable[[Batch], object]) -> None:
+    def calibrate(self, batches: Iterator[Batch], forward: Callable[[Batch], object]) -> Iterator[str]:
         if not self.calibration:
             return
         self._activate(False)
@@ -84,6 +84,7 @@ class Admm(Method):
             with torch.no_grad():
                 layer.matrix.copy_(found.point if self.target == "joint" else found.kept)
             layer.quantizer.refresh(layer.matrix)
+            yield name
         self._activate(self.delay == 0)
 
     def schedule(self) -> Schedule:

@@ -59,9 +59,10 @@ class Method(abc.ABC):
                 layer.quantizer.learn()
         self._activate(self.delay == 0)
 
-    def calibrate(self, batches: Iterator[Batch], forward: Callable[[Batch], object]) -> None:  # noqa: B027
-        """Look at what the model computes on training batches, as many as it takes, before the first step; `forward`
-        runs the model on one."""
+    def calibrate(self, batches: Iterator[Batch], forward: Callable[[Batch], object]) -> Iterator[str]:
+        """Before the first step, look at what the model computes on training batches, as many as it takes; `forward`
+        runs the model on one. Yields the name of each layer that is done."""
+        return iter(())
 
     @abc.abstractmethod
     def prepare(self, layer: CompressedLinear) -> None:

@@ -22,7 +22,7 @@ from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.evaluate import evaluate
-from nxmiformer.train.progress import Progress
+from nxmiformer.train.progress import Progress, tracked
 from nxmiformer.train.recipe import Phase
 from nxmiformer.train.tracker import Tracker
 
@@ -157,7 +157,7 @@ def train_phase(
     settings, accelerator = stage.settings, stage.accelerator
     length = phase.length(settings.steps_per_epoch(len(stage.data["train"]), accelerator.num_processes))
     clock = _Clock(position)
-    training = _training(stage, phase, length, calibrate=position.step == 0)
+    training = _training(stage, name, phase, length, calibrate=position.step == 0)
     if resumed is not None:
         if position.step:
             training.load_state_dict(resumed, position.step)
@@ -214,7 +214,7 @@ def train_phase(
     return clock.tick(position.step).after_phase()
 
 
-def _training(stage: Stage, phase: Phase, length: Length, calibrate: bool) -> Training:
+def _training(stage: Stage, name: str, phase: Phase, length: Length, calibrate: bool) -> Training:
     """Attach the phase's method to the model, and build what trains it."""
 
     @torch.no_grad()
@@ -225,8 +225,11 @@ def _training(stage: Stage, phase: Phase, length: Length, calibrate: bool) -> Tr
     method = phase.method
     method.attach(stage.model, length)
     if calibrate:  # every process looks at the same batches, and comes to the same weights
-        settings, device = stage.settings, stage.accelerator.device
-        method.calibrate(shuffled(stage.data["train"], settings.batch_size, stage.seed, 0, device), forward)
+        accelerator, train = stage.accelerator, stage.data["train"]
+        batches = shuffled(train, stage.settings.batch_size, stage.seed, 0, accelerator.device)
+        work = method.calibrate(batches, forward)
+        for _ in tracked(work, f"{name}: layers", len(method.layers), accelerator.is_main_process):
+            pass
     optimizer = method.optimizer(phase.optimizer(_groups(method.parameters(), phase.weight_decay)))
     scheduler = get_scheduler(phase.schedule, optimizer, round(phase.warmup * length.steps), length.steps)
     return Training(method, optimizer, scheduler)

@@ -1,12 +1,23 @@
 """A progress bar for one phase."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+
+
+def tracked(work: Iterable[str], name: str, total: int, shown: bool) -> Iterator[str]:
+    """`work`, item by item, with a line on standard error that counts them; none where there is nothing to do."""
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), disable=not shown) as bar:
+        task = None
+        for item in work:
+            task = bar.add_task(name, total=total) if task is None else task
+            bar.update(task, advance=1)
+            yield item
 
 
 class Progress:
