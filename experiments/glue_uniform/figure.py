@@ -55,10 +55,10 @@ def _figure(results: pd.DataFrame) -> Figure:
         axes.set_xlim(-0.6, len(sizes) - 0.4)
         axes.set_ylim(LEAST - 1.2, 101)
         axes.set_title(task.upper(), loc="left", fontsize=10)
-        axes.set_xlabel("plan, and size of the compressed layers (indices and scales included)")
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("% of the dense score kept")
-    present = [method for method in METHODS if method in set(results.method)]
+    figure.supxlabel("what is left of the layers, indices and scales included", fontsize=9)
+    present = [method for method in reversed(METHODS) if method in set(results.method)]
     handles = [figure.axes[0].plot([], [], "o", color=COLOURS[method])[0] for method in present]
     figure.legend(handles, [NAMES[method] for method in present], loc="outside right center", frameon=False, fontsize=8)
     return figure
