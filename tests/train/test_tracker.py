@@ -153,7 +153,8 @@ def test_a_job_is_one_wandb_run_with_a_plain_config_the_same_run_when_resumed_an
     assert [call["id"] for call in offline["init"]] == [identity] * 2
     assert all(type(call["config"]) is dict and call["resume"] == "allow" for call in offline["init"])
     folders = [path.name for path in (job / "wandb").glob("offline-run-*")]  # wandb numbers two of the same second
-    assert folders and all(identity in name.split("-") for name in folders)
+    assert folders
+    assert all(identity in name.split("-") for name in folders)
 
     other = tmp_path / "other"
     other.mkdir()
