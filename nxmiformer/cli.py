@@ -24,10 +24,13 @@ from rich.console import Console
 
 from nxmiformer.errors import unknown
 from nxmiformer.job import Job, run
+from nxmiformer.planner import planned, search
 from nxmiformer.report.numbers import read_run
-from nxmiformer.report.table import summary
+from nxmiformer.report.table import search_summary, summary
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
+PARTS |= {"budget": "budget", "search": "search"}
+JOBS = ("compress", "search")
 PLAIN = ("name", "seed", "report_on", "resume")
 
 
@@ -41,10 +44,12 @@ def build(config: DictConfig, directory: Path) -> Job:
     if missing:
         raise ValueError(_missing(missing))
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    valid = [*PARTS, *PLAIN, "tracker"]
+    valid = [*PARTS, *PLAIN, "tracker", "job"]
     for key in plain:
         if key not in valid:
             raise unknown("key", key, valid)
+    if plain["job"] not in JOBS:
+        raise unknown("job", plain["job"], JOBS)
     hints = get_type_hints(Job)
     wanted = {key: hints[name] for key, name in {**PARTS, **dict(zip(PLAIN, PLAIN, strict=True))}.items()}
     mistakes = [line for key, hint in wanted.items() for line in _mistakes(plain[key], hint, key)]
@@ -125,8 +130,13 @@ def _try_optimizer(where: str, phase: Any) -> None:
 @hydra.main(version_base="1.3", config_path="pkg://nxmiformer.conf", config_name="config")
 def _main(config: DictConfig) -> float:
     directory = Path(HydraConfig.get().runtime.output_dir)
-    content = run(build(config, directory))
-    console = Console()
+    job, console = build(config, directory), Console()
+    if config.job == "search":
+        found = search(job)
+        console.print(search_summary(found))
+        console.print(f"plan: {os.path.relpath(directory / 'plan.json')}")
+        return float(found["best"]["score"])
+    content = run(planned(job))
     console.print(summary(read_run(directory)))
     console.print(f"report: {os.path.relpath(directory / 'report.html')}")
     metric: str = content["task"]["metric"]

@@ -21,9 +21,12 @@ data
 embedded
 models
 train
+search
 export
 report
+planning
 job
+planner
 cli
 """
 RANKS = {f"nxmiformer.{name}": rank for rank, line in enumerate(ORDER.split("\n")) for name in line.split()}
