@@ -25,6 +25,7 @@ COLUMNS = ["model", "task", "plan", "method", "seed", "steps", "score", "dense_s
 COLUMNS += ["compression_values", "compression_indices", "compression_all", "gap", "seconds", "device", "revision"]
 CELL = ("model", "task", "plan", "method", "seed")
 HUB = "sentence-transformers"
+EMBEDDED = "grammar"  # the task that brings a model of its own
 Row = dict[str, Any]
 
 
@@ -49,6 +50,11 @@ def read_sweep(directory: Path) -> dict[str, Any]:
     sweep: dict[str, Any] = yaml.safe_load((directory / "sweep.yaml").read_text())
     base = sweep.pop("base", None)
     return sweep if base is None else {**read_sweep(HERE / base), **sweep}
+
+
+def flat(overrides: Any) -> list[str]:
+    """Overrides as a list; a sweep.yaml may put lists that it shares into lists."""
+    return [overrides] if isinstance(overrides, str) else [word for each in overrides for word in flat(each)]
 
 
 class Study:
@@ -88,10 +94,8 @@ class Study:
         return row is not None
 
     def _common(self, task: str, seed: int) -> list[str]:
-        glue = self.arguments.glue
-        return ["model=pretrained", f"task={task}", f"seed={seed}", *self.sweep["common"]] + (
-            [f"task.path={glue}"] if glue else []
-        )
+        path = [f"task.path={self.arguments.glue}"] if self.arguments.glue and task != EMBEDDED else []
+        return [f"task={task}", f"seed={seed}", *self.sweep["common"], *path]
 
     def _folder(self, task: str, seed: int) -> Path:
         return Path(self.arguments.outputs) / f"{task}-dense-{seed}"
@@ -101,8 +105,9 @@ class Study:
         retention is against the better of the two."""
         folder, facts = self._folder(task, seed), self.sweep["tasks"][task]
         if not (folder / "report.json").exists():
-            model = f"{self.arguments.models or HUB}/{self.sweep['model']}"
-            overrides = [*self._common(task, seed), f"model.path={model}", "recipe=one_shot", *facts["dense"]]
+            source = ["model=pretrained", f"model.path={self.arguments.models or HUB}/{self.sweep['model']}"]
+            overrides = [*(source if task != EMBEDDED else []), *self._common(task, seed), "recipe=one_shot"]
+            overrides += facts["dense"]
             if not _job(folder, overrides):
                 self.failed.append(self._cell(task, "dense", "dense", seed))
                 return False
@@ -140,9 +145,9 @@ class Study:
         """The report of a run of ours from the dense model, or None where it failed."""
         task, seed, steps = cell["task"], cell["seed"], self.sweep["tasks"][cell["task"]]["steps"]
         counts = {"steps": steps, "admm": round(0.3 * steps), "finish": steps - round(0.3 * steps)}
-        model = f"model.path={self._folder(task, seed) / 'dense'}"
+        model = ["model=pretrained", f"model.path={self._folder(task, seed) / 'dense'}"]
         folder = self._folder(task, seed).with_name(f"{task}-{cell['plan']}-{cell['method']}-{seed}")
-        if not _job(folder, [*self._common(task, seed), *(o.format(**counts) for o in overrides), model]):
+        if not _job(folder, [*self._common(task, seed), *(each.format(**counts) for each in flat(overrides)), *model]):
             return None
         report: Row = json.loads((folder / "report.json").read_text())
         return report

@@ -65,18 +65,18 @@ def search(job: Job) -> dict[str, Any]:
     """
     if job.search is None:
         raise ValueError("there is no search: give one, such as search=knapsack")
-    with opened(job, lambda model: _nominal(job, model)) as (stage, nominal, position, resumed):
+    with opened(job, lambda model: nominal(job, model)) as (stage, watched, position, resumed):
         train(job, stage, _dense(job), position, resumed)
         leave_dense(replace(job, report_on="holdout"), stage)
         began = time.perf_counter()
-        evidence = _evidence(stage, job.search.examples)
+        evidence = evidence_of(stage, job.search.examples)
         targets = job.planning.targets(stage.model)
         shown = stage.accelerator.is_main_process
 
         def trial(sets: Sets, steps: int) -> float:
             return _trial(job, _plan(job, stage.model, targets, sets), steps)
 
-        rest = _rest_bits(stage.model, nominal)
+        rest = _rest_bits(stage.model, watched)
         found = job.search(evidence, targets, job.budget, rest, job.directory / "cache", trial, shown)
         seconds = time.perf_counter() - began
         plan = _plan(job, stage.model, targets, found.best.sets)
@@ -86,7 +86,7 @@ def search(job: Job) -> dict[str, Any]:
     return content
 
 
-def _nominal(job: Job, model: PreTrainedModel) -> CompressionPlan:
+def nominal(job: Job, model: PreTrainedModel) -> CompressionPlan:
     """A plan that constrains nothing: it names the layers that are to be looked at."""
     return CompressionPlan.uniform(model, job.planning.targets(model), ANY)
 
@@ -106,7 +106,7 @@ def _going_on(job: Job, directory: Path, planning: Planning) -> Job:
     return replace(job, source=source, recipe=Recipe(compressing), planning=planning, budget=type(job.budget)())
 
 
-def _evidence(stage: Stage, examples: int) -> Evidence:
+def evidence_of(stage: Stage, examples: int) -> Evidence:
     """The dense model, and so many examples of the holdout, drawn by the run's seed and batched by their length."""
     holdout, settings, accelerator = stage.data["holdout"], stage.settings, stage.accelerator
     drawn = torch.randperm(len(holdout), generator=torch.Generator().manual_seed(stage.seed))[:examples].tolist()
@@ -126,10 +126,10 @@ def _evidence(stage: Stage, examples: int) -> Evidence:
     return Evidence(stage.model, batches, forward, metric)
 
 
-def _rest_bits(model: PreTrainedModel, nominal: CompressionPlan) -> int:
+def _rest_bits(model: PreTrainedModel, watched: CompressionPlan) -> int:
     """Bits of the packed file that are not of the layers that are searched: other tensors, and the header."""
     state = model.state_dict(keep_vars=True)
-    searched = {f"{name}.weight" for name in nominal.layers}
+    searched = {f"{name}.weight" for name in watched.layers}
     distinct = {id(tensor): (key, tensor) for key, tensor in reversed(state.items())}
     others = [tensor for key, tensor in distinct.values() if key not in searched]
     entries = [*state, *searched, *searched]  # values, indices and scales have an entry each
