@@ -109,7 +109,7 @@ def write_sweep(
             name=f"{task}-{plan}-{seed}",
             seed=seed,
             task={"name": task, "metric": metric, "train": 100, "holdout": 10, "validation": 10},
-            plan={"name": plan, "fingerprint": f"{number:016x}"},
+            plan={"name": plan, "fingerprint": f"{list(plans).index(plan):016x}"},
             scores={"dense": {metric: dense}, "one_shot": {metric: 0.5}, "final": {metric: final}}
             | {"packed": {metric: final}},
             retention=final / dense,
