@@ -120,6 +120,7 @@ def test_wandb_is_off_unless_asked_for():
     assert build("tracker=wandb", "tracker.wandb.mode=offline").wandb == {
         "project": "nxmiformer",
         "name": "run",
+        "group": None,
         "mode": "offline",
     }
 
