@@ -1,0 +1,45 @@
+"""Draw figure.png from results.csv and the uniform study's, and write the table into README.md:
+python experiments/glue_search/figure.py"""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from nxmiformer.report.frontier import frontier
+
+HERE = Path(__file__).parent
+WEIGHTS = 10_616_832  # of MiniLM's encoder
+MARKS = ("<!-- made by experiments/glue_search/figure.py -->", "<!-- end -->")
+
+
+def main() -> None:
+    uniform = pd.read_csv(HERE.parent / "glue_uniform" / "results.csv").query("method == 'admm'")
+    searched = pd.read_csv(HERE / "results.csv").query("method == 'admm'")
+    runs = pd.concat([searched, uniform[uniform.task.isin(searched.task)]])
+    runs["bytes"] = (1 - runs.compression_all) * WEIGHTS * 4
+    frame = runs.rename(columns={"score": "packed", "dense_score": "dense"})
+    frontier(frame, size="bytes").savefig(HERE / "figure.png", dpi=150)
+    pattern = "(" + re.escape(MARKS[0]) + r"\n).*?(" + re.escape(MARKS[1]) + ")"
+    readme = HERE / "README.md"
+    readme.write_text(re.sub(pattern, lambda m: f"{m[1]}{_table(runs)}\n{m[2]}", readme.read_text(), flags=re.S))
+
+
+def _table(runs: pd.DataFrame) -> str:
+    """Mean and standard deviation over the seeds, by task and size."""
+    lines = ["| task | plan | size, with indices and scales | seeds | score | kept |", "|---|---|---|---|---|---|"]
+    found = runs.groupby(["task", "plan"], sort=False)
+    for (task, plan), rows in sorted(found, key=lambda group: (group[0][0], -group[1].bytes.mean())):
+        size = f"{rows.bytes.mean() / 1e6:.2f} MB ({100 * (1 - rows.compression_all.mean()):.2f} %)"
+        lines.append(
+            f"| {task} | {plan} | {size} | {len(rows)} | {_mean(rows.score, 4)} | {_mean(100 * rows.retention, 1)} % |"
+        )
+    return "\n".join(lines)
+
+
+def _mean(values: pd.Series, digits: int) -> str:
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
+
+
+if __name__ == "__main__":
+    main()
