@@ -1,10 +1,12 @@
 """The console script `nxmiformer`: Hydra composes a configuration, and the job runs it."""
 
 import difflib
+import math
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,6 +15,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -26,6 +29,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.job import Job, run
 from nxmiformer.report.numbers import read_run
 from nxmiformer.report.table import summary
+from nxmiformer.sweep import recorded, survived
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
 PLAIN = ("name", "seed", "report_on", "resume")
@@ -124,14 +128,15 @@ def _try_optimizer(where: str, phase: Any) -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://nxmiformer.conf", config_name="config")
 def _main(config: DictConfig) -> float:
-    directory = Path(HydraConfig.get().runtime.output_dir)
-    content = run(build(config, directory))
-    console = Console()
-    console.print(summary(read_run(directory)))
-    console.print(f"report: {os.path.relpath(directory / 'report.html')}")
-    metric: str = content["task"]["metric"]
-    score: float = content["scores"]["packed"][metric]
-    return score
+    directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
+    with survived() if sweeping else nullcontext(), recorded(directory):
+        content, console = run(build(config, directory)), Console()
+        console.print(summary(read_run(directory)))
+        console.print(f"report: {os.path.relpath(directory / 'report.html')}")
+        metric: str = content["task"]["metric"]
+        score: float = content["scores"]["packed"][metric]
+        return score
+    return math.nan  # of a job that failed; sweepers take it for that
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ train
 export
 report
 job
+sweep
 cli
 """
 RANKS = {f"nxmiformer.{name}": rank for rank, line in enumerate(ORDER.split("\n")) for name in line.split()}

@@ -1,0 +1,74 @@
+"""The jobs of a sweep: what fails does not stop the others."""
+
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from nxmiformer.train.checkpoint import write_text
+
+FAILED = "failed.json"
+
+
+@contextmanager
+def recorded(directory: Path) -> Iterator[None]:
+    """Leave the error that ends the block in `failed.json`; a block that ends well removes it."""
+    try:
+        yield
+    except Exception as error:
+        content = {"error": type(error).__name__, "message": str(error)}
+        write_text(directory / FAILED, json.dumps(content, indent=1) + "\n")
+        raise
+    (directory / FAILED).unlink(missing_ok=True)
+
+
+@contextmanager
+def survived() -> Iterator[None]:
+    """Print the error that ends the block, as a single run does, and go on after it.
+
+    Out of a job, it would end the sweep after the batch, and would have to be pickled on its way out of a worker.
+    """
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, ValueError | OSError) and not os.environ.get("NXMIFORMER_TRACEBACK"):
+            print(f"nxmiformer: {error}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+
+
+class Failures(Callback):
+    """At the end of a multirun: name the jobs that failed in it, and end with status 1 if there are any."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Note what earlier sweeps left in the directory."""
+        self.earlier = _failures(config)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Print each failed job's directory, overrides and error."""
+        failed = [path for path, written in _failures(config).items() if self.earlier.get(path) != written]
+        for path in failed:
+            content = json.loads(path.read_text())
+            print(f"failed: {path.parent}: {_overrides(path.parent)}", file=sys.stderr)
+            print(f"  {content['error']}: {content['message']}", file=sys.stderr)
+        if failed:
+            sys.exit(1)  # Hydra makes a mere warning of any other exception
+
+
+def _failures(config: DictConfig) -> dict[Path, int]:
+    """Every `failed.json` of the sweep, with the time of its writing in nanoseconds."""
+    return {path: path.stat().st_mtime_ns for path in sorted(Path(config.hydra.sweep.dir).rglob(FAILED))}
+
+
+def _overrides(directory: Path) -> str:
+    """What the job was given, as Hydra keeps it beside the job's files."""
+    path = directory / ".hydra" / "overrides.yaml"
+    return shlex.join(map(str, OmegaConf.load(path))) if path.exists() else "its overrides are not kept"
