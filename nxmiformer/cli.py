@@ -29,7 +29,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.job import Job, run
 from nxmiformer.report.numbers import read_run
 from nxmiformer.report.table import summary
-from nxmiformer.sweep import recorded, survived
+from nxmiformer.sweep import finished, recorded, resumable, survived
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
 PLAIN = ("name", "seed", "report_on", "resume")
@@ -130,8 +130,11 @@ def _try_optimizer(where: str, phase: Any) -> None:
 def _main(config: DictConfig) -> float:
     directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
     with survived() if sweeping else nullcontext(), recorded(directory):
-        content, console = run(build(config, directory)), Console()
-        console.print(summary(read_run(directory)))
+        job, console = build(config, directory), Console()
+        content = finished(job) if sweeping else None
+        if content is None:
+            content = run(resumable(job) if sweeping else job)
+            console.print(summary(read_run(directory)))
         console.print(f"report: {os.path.relpath(directory / 'report.html')}")
         metric: str = content["task"]["metric"]
         score: float = content["scores"]["packed"][metric]

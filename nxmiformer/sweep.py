@@ -1,4 +1,4 @@
-"""The jobs of a sweep: what fails does not stop the others."""
+"""The jobs of a sweep: what an earlier one has finished is not run again, and what fails does not stop the others."""
 
 import json
 import os
@@ -7,13 +7,18 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from nxmiformer.train.checkpoint import write_text
+from nxmiformer.job import PASSING, Job
+from nxmiformer.plan import CompressionPlan
+from nxmiformer.report.document import write_report
+from nxmiformer.report.parse import parse
+from nxmiformer.train.checkpoint import Checkpoints, difference, write_text
 
 FAILED = "failed.json"
 
@@ -43,6 +48,41 @@ def survived() -> Iterator[None]:
             print(f"nxmiformer: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
+
+
+def resumable(job: Job) -> Job:
+    """The job of a sweep that is run again: it resumes only where there is a checkpoint to go on from."""
+    return replace(job, resume=job.resume and Checkpoints(job.directory, {}).path("latest") is not None)
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """The content of the `report.json` that this very job left in its directory; None where it is (still) to be run.
+
+    Raises:
+        ValueError: another job left it; the message shows the difference.
+    """
+    path = job.directory / "report.json"
+    if not (job.resume and path.exists()):
+        return None
+    content, started = parse(path.read_bytes(), str(path)), job.directory / "run.json"
+    theirs = {"config": parse(started.read_bytes(), str(started))["config"], "plan": content["plan"]["fingerprint"]}
+    # The file of a plan may have changed under its name; any other plan is a matter of the configuration.
+    planned = job.planning.path and CompressionPlan.load(job.planning.path).fingerprint
+    ours = {"config": job.config, "plan": planned or theirs["plan"]}
+    differences = difference(_lasting(theirs), _lasting(ours), whose="the finished job")
+    if differences:
+        lines = "\n  ".join(differences)
+        raise ValueError(f"{job.directory} is that of another job; give another hydra.sweep.dir:\n  {lines}")
+    if not (job.directory / "report.html").exists():  # a kill came between the two
+        write_report(job.directory)
+    return content
+
+
+def _lasting(identity: dict[str, Any]) -> dict[str, Any]:
+    """The identity as JSON has it, without what changes no score."""
+    passing = PASSING - {"report_on"}
+    kept: dict[str, Any] = json.loads(json.dumps(identity))
+    return {**kept, "config": {key: value for key, value in kept["config"].items() if key not in passing}}
 
 
 class Failures(Callback):
