@@ -33,6 +33,7 @@ from nxmiformer.sweep import finished, recorded, resumable, survived
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
 PLAIN = ("name", "seed", "report_on", "resume")
+LAUNCHERS = ("joblib", "submitit", "ray")  # of Hydra's, those that are extras
 
 
 def build(config: DictConfig, directory: Path) -> Job:
@@ -171,6 +172,9 @@ def _explain(error: Exception) -> str:
     root = _root(error)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
+        extra = option.partition("_")[0]
+        if group == "hydra/launcher" and extra in LAUNCHERS:
+            return f"hydra/launcher={option} is not installed; it comes with: pip install 'nxmiformer[{extra}]'"
         return str(unknown(f"option of {group}", option, error.options))
     if isinstance(root, InterpolationToMissingValueError):
         return _missing([str(root).splitlines()[0].rsplit(" ", 1)[-1]])

@@ -1,5 +1,6 @@
-"""Sweeps: what fails does not stop them, and what is finished is not run again."""
+"""Sweeps: what fails does not stop them, what is finished is not run again, and each launcher runs them."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import hydra
 import pytest
 import torch
+from hydra.errors import MissingConfigException
 
 from nxmiformer import cli
 from nxmiformer import job as jobs
@@ -174,6 +176,62 @@ def test_a_single_run_tells_its_failure_as_before_and_leaves_it_until_it_succeed
     assert "there is no checkpoint" in read(failed)["message"]
     assert command("hydra.run.dir=run", "seed=0")[0] == 0
     assert not failed.exists()
+
+
+MEETING = """
+import time
+from pathlib import Path
+from hydra.experimental.callback import Callback
+
+class Meeting(Callback):
+    def on_job_start(self, config, **kwargs):
+        here = Path(config.hydra.runtime.output_dir)
+        (here / "started").touch()
+        deadline = time.monotonic() + 200
+        while not all((here.parent / name / "started").exists() for name in "01"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        (here / "met").touch()
+"""
+LAUNCHERS = {
+    "joblib": ["hydra.launcher.n_jobs=2"],
+    "submitit_local": [],
+    "ray": ["+hydra.launcher.ray.init.num_cpus=2", "+hydra.launcher.ray.init.include_dashboard=false"],
+}
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm", "ray"])
+def test_a_launcher_that_is_not_installed_is_told_with_its_extra(launcher, sweep, monkeypatch):
+    def missing():
+        raise MissingConfigException("not there", f"hydra/launcher/{launcher}", ["basic"])
+
+    monkeypatch.setattr(cli, "_main", missing)
+    status, told = sweep(f"hydra/launcher={launcher}")
+    assert status == 2
+    assert f"pip install 'nxmiformer[{launcher.partition('_')[0]}]'" in told
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_a_launcher_runs_jobs_side_by_side_and_what_fails_is_named(launcher, tmp_path):
+    if importlib.util.find_spec(f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher") is None:
+        pytest.skip(f"hydra-{launcher.partition('_')[0]}-launcher is not installed")
+    (tmp_path / "meeting.py").write_text(MEETING)
+    words = ["-m", f"hydra/launcher={launcher}", *LAUNCHERS[launcher], "hydra.sweep.dir=sweep", "seed=0,abc"]
+    done = subprocess.run(
+        [*MAIN, *words, *TINY, "train.threads=1", "+hydra.callbacks.meeting._target_=meeting.Meeting"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert [path.parent.name for path in sorted((tmp_path / "sweep").glob("*/met"))] == ["0", "1"]
+    assert read(tmp_path / "sweep" / "0" / "report.json")["seed"] == 0
+    assert read(tmp_path / "sweep" / "1" / "failed.json")["error"] == "ValueError"
+    assert "failed: sweep/1: seed=abc " in done.stderr
+    assert "failed: sweep/0" not in done.stderr
 
 
 LONG = [*SIZES, "train.batch_size=8", "train.checkpoint_every=1", "train.evaluate_every=0", "train.cpu=true"]
