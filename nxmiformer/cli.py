@@ -29,7 +29,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.job import Job, run
 from nxmiformer.report.numbers import read_run
 from nxmiformer.report.table import summary
-from nxmiformer.sweep import finished, recorded, resumable, survived
+from nxmiformer.sweep import alone, finished, recorded, resumable, survived
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
 PLAIN = ("name", "seed", "report_on", "resume")
@@ -130,7 +130,7 @@ def _try_optimizer(where: str, phase: Any) -> None:
 @hydra.main(version_base="1.3", config_path="pkg://nxmiformer.conf", config_name="config")
 def _main(config: DictConfig) -> float:
     directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
-    with survived() if sweeping else nullcontext(), recorded(directory):
+    with survived() if sweeping else nullcontext(), recorded(directory), alone(directory):
         job, console = build(config, directory), Console()
         content = finished(job) if sweeping else None
         if content is None:

@@ -59,8 +59,10 @@ def sweep(command, tmp_path):
 
 
 def written(directory):
-    """When each file below the directory was written, but for what Hydra writes at the start of a job."""
-    files = [path for path in sorted(directory.rglob("*")) if path.is_file() and ".hydra" not in path.parts]
+    """When each file below the directory was written, but for what marks the start of a job."""
+    files = [
+        path for path in sorted(directory.rglob("*")) if path.is_file() and not {".hydra", ".lock"} & {*path.parts}
+    ]
     return {path.relative_to(directory).as_posix(): path.stat().st_mtime_ns for path in files}
 
 
@@ -176,6 +178,33 @@ def test_a_single_run_tells_its_failure_as_before_and_leaves_it_until_it_succeed
     assert "there is no checkpoint" in read(failed)["message"]
     assert command("hydra.run.dir=run", "seed=0")[0] == 0
     assert not failed.exists()
+
+
+HOLDER = """
+import sys
+from pathlib import Path
+from nxmiformer.sweep import alone
+with alone(Path(sys.argv[1])):
+    print("here", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_directory_that_another_process_is_at_work_in_is_refused_until_that_ends(sweep, tmp_path):
+    place = tmp_path / "sweep" / "1"
+    place.mkdir(parents=True)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, place], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
+    ) as holder:
+        assert holder.stdout.readline() == b"here\n"
+        status, told = sweep("seed=0,1", "resume=true")
+        assert status == 1
+        assert f"process {holder.pid} on " in told
+        assert [path.parent.name for path in (tmp_path / "sweep").glob("*/report.json")] == ["0"]
+        holder.kill()
+    assert sweep("seed=0,1", "resume=true")[0] == 0
+    assert (place / "report.json").exists()
 
 
 MEETING = """
