@@ -27,11 +27,14 @@ from rich.console import Console
 
 from nxmiformer.errors import unknown
 from nxmiformer.job import Job, run
+from nxmiformer.planner import planned, search
 from nxmiformer.report.numbers import read_run
-from nxmiformer.report.table import summary
+from nxmiformer.report.table import search_summary, summary
 from nxmiformer.sweep import alone, finished, recorded, resumable, survived
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
+PARTS |= {"budget": "budget", "search": "search"}
+JOBS = ("compress", "search")
 PLAIN = ("name", "seed", "report_on", "resume")
 LAUNCHERS = ("joblib", "submitit", "ray")  # of Hydra's, those that are extras
 
@@ -46,10 +49,12 @@ def build(config: DictConfig, directory: Path) -> Job:
     if missing:
         raise ValueError(_missing(missing))
     plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    valid = [*PARTS, *PLAIN, "tracker"]
+    valid = [*PARTS, *PLAIN, "tracker", "job"]
     for key in plain:
         if key not in valid:
             raise unknown("key", key, valid)
+    if plain["job"] not in JOBS:
+        raise unknown("job", plain["job"], JOBS)
     hints = get_type_hints(Job)
     wanted = {key: hints[name] for key, name in {**PARTS, **dict(zip(PLAIN, PLAIN, strict=True))}.items()}
     mistakes = [line for key, hint in wanted.items() for line in _mistakes(plain[key], hint, key)]
@@ -131,16 +136,30 @@ def _try_optimizer(where: str, phase: Any) -> None:
 def _main(config: DictConfig) -> float:
     directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
     with survived() if sweeping else nullcontext(), recorded(directory), alone(directory):
-        job, console = build(config, directory), Console()
-        content = finished(job) if sweeping else None
-        if content is None:
-            content = run(resumable(job) if sweeping else job)
-            console.print(summary(read_run(directory)))
-        console.print(f"report: {os.path.relpath(directory / 'report.html')}")
-        metric: str = content["task"]["metric"]
-        score: float = content["scores"]["packed"][metric]
-        return score
+        job = build(config, directory)
+        return _search(job, sweeping) if config.job == "search" else _compress(job, sweeping)
     return math.nan  # of a job that failed; sweepers take it for that
+
+
+def _search(job: Job, sweeping: bool) -> float:
+    """Search, and give the score of the plan that is found."""
+    found, console = search(resumable(job) if sweeping else job), Console()
+    console.print(search_summary(found))
+    console.print(f"plan: {os.path.relpath(job.directory / 'plan.json')}")
+    return float(found["best"]["score"])
+
+
+def _compress(job: Job, sweeping: bool) -> float:
+    """Run the job, unless a sweep has it finished, and give the score of the packed model."""
+    content, console = finished(job) if sweeping else None, Console()
+    if content is None:
+        job = planned(job)
+        content = run(resumable(job) if sweeping else job)
+        console.print(summary(read_run(job.directory)))
+    console.print(f"report: {os.path.relpath(job.directory / 'report.html')}")
+    metric: str = content["task"]["metric"]
+    score: float = content["scores"]["packed"][metric]
+    return score
 
 
 def main() -> None:

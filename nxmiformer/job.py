@@ -5,11 +5,12 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,59 +23,23 @@ from nxmiformer.data.batches import encode
 from nxmiformer.data.task import Task
 from nxmiformer.export.packed import PackedSize, load_packed, save_packed
 from nxmiformer.layers.convert import convert, distinct_layers, verify
-from nxmiformer.layers.quantizers import Activations
-from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.models import Source, quiet
 from nxmiformer.plan import CompressionPlan
+from nxmiformer.planning import Planning
 from nxmiformer.report.document import write_report
-from nxmiformer.sets import ConstraintSet
+from nxmiformer.search.budget import Budget
+from nxmiformer.search.search import Search
 from nxmiformer.train.checkpoint import Checkpoints, Position, write_text
 from nxmiformer.train.evaluate import predict
 from nxmiformer.train.loop import Settings, Stage, train_phase
-from nxmiformer.train.recipe import Recipe
+from nxmiformer.train.recipe import Phase, Recipe
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
 
 PACKAGES = ("nxmiformer", "torch", "transformers", "datasets", "accelerate", "safetensors", "hydra-core")
 PASSING = frozenset({"resume", "tracker", "name", "hydra", "report_on"})  # keys of a configuration that train nothing
-
-
-@dataclass(frozen=True)
-class Planning:
-    """How a plan comes about: a set for all layers that match, or a plan file.
-
-    Attributes:
-        name: how reports call it.
-        weight: the set of every target's weight.
-        activations: how inputs are quantized; None leaves them.
-        include, exclude: patterns of layer names; see `find_targets`.
-        path: a plan.json; it wins over `weight` and `activations`.
-    """
-
-    name: str
-    weight: ConstraintSet | None = None
-    activations: Activations | None = None
-    include: Sequence[str] | None = None
-    exclude: Sequence[str] = ()
-    path: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.path is None and self.weight is None:
-            raise ValueError("a plan needs plan.weight or plan.path")
-        if self.path is not None and not Path(self.path).is_file():
-            raise ValueError(f"plan.path={self.path}: there is no such file")
-
-    def __call__(self, model: nn.Module) -> CompressionPlan:
-        """The plan for `model`."""
-        if self.path is not None:
-            plan = CompressionPlan.load(self.path)
-            plan.check(model)
-            return plan
-        assert self.weight is not None
-        targets = find_targets(model, self.include, self.exclude)
-        return CompressionPlan.uniform(model, targets, self.weight, self.activations)
 
 
 @dataclass(frozen=True)
@@ -88,6 +53,8 @@ class Job:
         report_on: "validation", or "holdout" for a run whose score a choice is made by.
         resume: go on from the latest checkpoint in `directory`.
         wandb: arguments of `wandb.init`; None: no wandb.
+        budget: where it has a limit, a search finds the plan.
+        search: how.
     """
 
     name: str
@@ -102,10 +69,14 @@ class Job:
     report_on: str = "validation"
     resume: bool = False
     wandb: Mapping[str, Any] | None = None
+    budget: Budget = field(default_factory=Budget)
+    search: Search | None = None
 
     def __post_init__(self) -> None:
         if self.report_on not in ("validation", "holdout"):
             raise ValueError(f"report_on is 'validation' or 'holdout', not {self.report_on!r}")
+        if self.budget.given and self.planning.path is not None:
+            raise ValueError(f"plan.path={self.planning.path} is a plan already: leave out the budget, or the path")
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -114,13 +85,38 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         ValueError: the plan does not fit the model, the checkpoint is of another run, or training went astray.
     """
+    with opened(job, job.planning) as (stage, plan, position, resumed):
+        plan.save(job.directory / "plan.json")
+        train(job, stage, job.recipe.phases, position, resumed)
+        verify(stage.model, plan)
+        size = save_packed(stage.model, plan, job.directory / "packed", stage.tokenizer)
+        stage.facts["scores"]["final"], stage.facts["scores"]["packed"] = _reload(job, stage)
+        content = _report(job, stage, plan, size)
+        write_text(job.directory / "report.json", json.dumps(content, indent=1) + "\n")
+        write_report(job.directory)
+        stage.tracker.report(job.directory)
+    return content
+
+
+class Opened(NamedTuple):
+    """A job that is ready to train: from `position` on, with the state of the checkpoint that was taken there."""
+
+    stage: Stage
+    plan: CompressionPlan
+    position: Position
+    resumed: dict[str, Any] | None
+
+
+@contextmanager
+def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> Iterator[Opened]:
+    """Read the job's model and data, convert the model to the plan that `planning` gives, and open its directory."""
     job.directory.mkdir(parents=True, exist_ok=True)
     if job.settings.threads is not None:
         torch.set_num_threads(job.settings.threads)
     transformers.set_seed(job.seed)
     tokenizer = job.source.tokenizer(job.task)
     model = job.source.model(job.task, tokenizer, job.seed)
-    plan = job.planning(model)
+    plan = planning(model)
     splits = job.task.splits()
     data = {name: encode(splits[name], job.task, tokenizer, job.settings.max_length) for name in splits}
     example = data["holdout"].batch([0], "cpu")
@@ -129,33 +125,27 @@ def run(job: Job) -> dict[str, Any]:
     checkpoints = Checkpoints(job.directory, _identity(job, plan))
     position, resumed = checkpoints.load("latest", model) if job.resume else (Position(), None)
     (job.directory / "report.json").unlink(missing_ok=True)  # where there is one, the run beside it has ended
-    write_text(job.directory / "run.json", json.dumps({**_provenance(), "config": job.config}, indent=1) + "\n")
-    plan.save(job.directory / "plan.json")
+    write_text(job.directory / "run.json", json.dumps({**provenance(), "config": job.config}, indent=1) + "\n")
     facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
     wrapped = accelerator.prepare_model(model)
     with _tracker(job, position if job.resume else None) as tracker:
         stage = Stage(
             model, wrapped, tokenizer, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts
         )
-        _train(job, stage, position, resumed)
-        verify(model, plan)
-        size = save_packed(model, plan, job.directory / "packed", tokenizer)
-        facts["scores"]["final"], facts["scores"]["packed"] = _reload(job, stage)
-        content = _report(job, stage, plan, size)
-        write_text(job.directory / "report.json", json.dumps(content, indent=1) + "\n")
-        write_report(job.directory)
-        tracker.report(job.directory)
-    return content
+        yield Opened(stage, plan, position, resumed)
 
 
-def _train(job: Job, stage: Stage, position: Position, resumed: Mapping[str, Any] | None) -> None:
+def train(
+    job: Job, stage: Stage, recipe: Mapping[str, Phase], position: Position, resumed: Mapping[str, Any] | None
+) -> None:
     """The phases from the position on. Where compression begins, the dense model is scored and kept."""
-    names, phases = list(job.recipe.phases), list(job.recipe.phases.values())
+    names, phases = list(recipe), list(recipe.values())
     compressing = next((i for i, phase in enumerate(phases) if not isinstance(phase.method, Dense)), len(phases))
     teacher: nn.Module | None = None
     for index in range(position.phase, len(phases)):
         if index >= compressing and "dense" not in stage.facts["scores"]:
-            _leave_dense(job, stage)
+            leave_dense(job, stage)
+            _one_shot(job, stage)
         if teacher is None and any(phase.objective.distils for phase in phases[index:]) and index >= compressing:
             teacher = _teacher(job, stage)
         position = train_phase(stage, names[index], phases[index], teacher, position, resumed, index == len(phases) - 1)
@@ -163,23 +153,22 @@ def _train(job: Job, stage: Stage, position: Position, resumed: Mapping[str, Any
         stage.save("latest", position, {})
 
 
-def _leave_dense(job: Job, stage: Stage) -> None:
-    """Score the dense model and its projection, and keep it in `dense/`, as `transformers` does."""
-    _attach_dense(stage.model)
+def leave_dense(job: Job, stage: Stage) -> None:
+    """Score the dense model, and keep it in `dense/`, as `transformers` does."""
+    Dense().attach(stage.model, Length(0, 1))
     stage.facts["scores"]["dense"] = stage.score(job.report_on)
     with quiet():
         stage.model.save_pretrained(job.directory / "dense")
     stage.tokenizer.save_pretrained(job.directory / "dense")
+
+
+def _one_shot(job: Job, stage: Stage) -> None:
+    """Score the projection of the dense model."""
     one_shot = OneShot()
     one_shot.attach(stage.model, Length(0, 1))
     with one_shot.as_finished():
         stage.facts["scores"]["one_shot"] = stage.score(job.report_on)
-        errors = _errors(job, stage.model)
-    stage.facts["projection_error"] = errors
-
-
-def _attach_dense(model: nn.Module) -> None:
-    Dense().attach(model, Length(0, 1))
+        stage.facts["projection_error"] = _errors(job, stage.model)
 
 
 def _teacher(job: Job, stage: Stage) -> PreTrainedModel:
@@ -253,13 +242,13 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
             for name, spec in plan.layers.items()
         },
         "phases": {name: {k: v for k, v in phase.items() if k != "gaps"} for name, phase in phases.items()},
-        **_provenance(),
+        **provenance(),
         "device": _device(stage.accelerator.device),
         "seconds": sum(phase["seconds"] for phase in phases.values()),
     }
 
 
-def _provenance() -> dict[str, Any]:
+def provenance() -> dict[str, Any]:
     """What ran: the command, the versions, the revision."""
     versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
     return {"command": shlex.join(["nxmiformer", *sys.argv[1:]]), "versions": versions, "revision": revision()}

@@ -11,8 +11,11 @@ from omegaconf import OmegaConf
 from nxmiformer import cli, conf
 from nxmiformer.data.glue import Glue
 from nxmiformer.data.grammar import Grammar
-from nxmiformer.job import Job, Planning
+from nxmiformer.job import Job
 from nxmiformer.methods.base import Method
+from nxmiformer.planning import Planning
+from nxmiformer.search.budget import Budget
+from nxmiformer.search.search import Search
 from nxmiformer.train.recipe import Recipe
 
 ROOT = Path(next(iter(conf.__path__)))
@@ -24,7 +27,7 @@ def options(group):
     return sorted(path.stem for path in (ROOT / group).glob("*.yaml"))
 
 
-OTHERS = [f"{group}={name}" for group in ("model", "tracker", "train") for name in options(group)]
+OTHERS = [f"{group}={name}" for group in ("budget", "job", "model", "tracker", "train") for name in options(group)]
 
 
 def compose(*overrides):
@@ -41,7 +44,21 @@ GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and list(p
 
 
 def test_every_group_is_known_here():
-    assert GROUPS == ["experiment", "method", "model", "phase", "plan", "recipe", "task", "tracker", "train"]
+    assert GROUPS == [
+        "budget",
+        "experiment",
+        "job",
+        "method",
+        "model",
+        "phase",
+        "plan",
+        "recipe",
+        "search",
+        "sensitivity",
+        "task",
+        "tracker",
+        "train",
+    ]
 
 
 @pytest.mark.parametrize("task", options("task"))
@@ -70,6 +87,15 @@ def test_every_option_of_the_other_groups_builds_a_job(choice):
     assert isinstance(build(choice), Job)
 
 
+@pytest.mark.parametrize("search", [name for name in options("search") if name != "base"])
+@pytest.mark.parametrize("sensitivity", options("sensitivity"))
+def test_every_search_with_every_sensitivity_builds_a_job(search, sensitivity):
+    job = build(f"search={search}", f"sensitivity@search.sensitivity={sensitivity}", "budget.ratio=0.1")
+    assert isinstance(job.search, Search)
+    assert type(job.search.sensitivity).__name__.lower() == sensitivity.replace("_", "")
+    assert job.budget == Budget(ratio=0.1)
+
+
 @pytest.mark.parametrize("experiment", options("experiment"))
 def test_every_experiment_builds_a_job(experiment):
     job = cli.build(compose(f"experiment={experiment}"), Path("nowhere"))
@@ -94,6 +120,7 @@ def test_wandb_is_off_unless_asked_for():
     assert build("tracker=wandb", "tracker.wandb.mode=offline").wandb == {
         "project": "nxmiformer",
         "name": "run",
+        "group": None,
         "mode": "offline",
     }
 
@@ -158,7 +185,7 @@ MISTAKES = {
     f"{ADMM}.method.roh=1": f"did you mean {ADMM}.method.rho",
     f"{ADMM}.optimizer.lrr=1": f"did you mean {ADMM}.optimizer.lr?",
     "hydra.run.dirr=3": "did you mean hydra.run.dir?",
-    "+sed=1": "unknown key 'sed': did you mean seed?",
+    "+sed=1": "unknown key 'sed': did you mean seed",
     "+train.batchsize=1": "unknown key of train 'batchsize': did you mean batch_size",
     "+plan.weight.second.bit=1": "unknown key of plan.weight.second 'bit': did you mean bits?",
     "plan=2of4_int5": "unknown option of plan '2of4_int5': did you mean 2of4_int",
@@ -195,6 +222,16 @@ MISTAKES = {
     "plan.activations.bits=16": "plan.activations: activations take 2 to 8 bits, not 16",
     "plan.weight=null": "a plan needs plan.weight or plan.path",
     "plan.exclude=classifier": "plan.exclude=classifier: its value must be of type list",
+    "job=serch": "unknown option of job 'serch': did you mean search?",
+    "budget.ratio=1.5": "budget.ratio=1.5: it must be above 0 and at most 1",
+    "budget.ratio=0.1 budget.bytes=5": "a budget has one limit, not budget.ratio=0.1 and budget.bytes=5",
+    "budget.accounting=al": "unknown accounting of a budget 'al': did you mean all",
+    "search.candidates.sets=[int9]": "search.candidates: Grid needs 1 <= bits <= 8, not bits=9",
+    "search.candidates.sets=[2x4]": "search.candidates: '2x4' is no set",
+    "search.candidates.hardware=cpu": "unknown hardware 'cpu': did you mean cpu_int8?",
+    "search.keep=0": "search.keep=0: it must be at least 1",
+    "search.candidate.tie=free": "did you mean search.candidates",
+    "sensitivity@search.sensitivity=measure": "did you mean measured",
     "train.batch_size=0": "train.batch_size must be at least 1, not 0",
     "train.batch_size=abc": "train.batch_size=abc: its value must be of type int",
     "train.precision=fp16": "unknown precision 'fp16': did you mean bf16?",

@@ -1,39 +1,50 @@
 """The studies' commands are made of configurations that compose."""
 
+import runpy
 from pathlib import Path
 
 import hydra
 import pandas as pd
 import pytest
-import yaml
 
 from nxmiformer.cli import build
 
-STUDY = Path(__file__).parents[1] / "experiments" / "glue_uniform"
-SWEEP = yaml.safe_load((STUDY / "sweep.yaml").read_text())
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
+STUDIES = sorted(file.parent.name for file in EXPERIMENTS.glob("*/sweep.yaml"))
+SCRIPT = runpy.run_path(str(EXPERIMENTS / "study.py"))
+SWEEPS = {name: SCRIPT["read_sweep"](EXPERIMENTS / name) for name in STUDIES}
+SWEEP = SWEEPS["glue_uniform"]
 COUNTS = {"steps": 10, "admm": 3, "finish": 7}
 
 
-def compose(tmp_path, overrides):
-    words = ["model=pretrained", "model.path=some/model", *SWEEP["common"], *(o.format(**COUNTS) for o in overrides)]
+def compose(tmp_path, sweep, overrides):
+    words = ["model=pretrained", "model.path=some/model", *sweep["common"], *SCRIPT["flat"](overrides)]
     with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
-        return build(hydra.compose("config", words), tmp_path)
+        return build(hydra.compose("config", [word.format(**COUNTS) for word in words]), tmp_path)
 
 
-@pytest.mark.parametrize("method", [*SWEEP["methods"], "dense_more"])
-def test_every_method_of_the_uniform_study_composes_and_takes_the_same_steps(tmp_path, method):
-    overrides = SWEEP["dense_more"] if method == "dense_more" else SWEEP["methods"][method]
-    phases = compose(tmp_path, ["recipe.phases.dense.steps=0", *overrides]).recipe.phases
+def methods():
+    for study, sweep in SWEEPS.items():
+        yield from ((study, method, overrides) for method, overrides in sweep["methods"].items())
+        yield study, "dense_more", sweep["dense_more"]
+
+
+@pytest.mark.parametrize(("study", "method", "overrides"), list(methods()))
+def test_every_method_of_a_study_composes_and_takes_the_same_steps(tmp_path, study, method, overrides):
+    phases = compose(tmp_path, SWEEPS[study], ["recipe.phases.dense.steps=0", *overrides]).recipe.phases
     steps = sum(phase.length(5).steps for phase in phases.values())
     assert steps == (0 if method == "one_shot" else COUNTS["steps"])
 
 
-@pytest.mark.parametrize("task", SWEEP["tasks"])
-@pytest.mark.parametrize("plan", SWEEP["plans"])
-def test_every_task_and_plan_of_the_uniform_study_composes(tmp_path, task, plan):
-    overrides = [f"task={task}", f"plan={plan}", "recipe=one_shot", *SWEEP["tasks"][task]["dense"]]
-    job = compose(tmp_path, overrides)
-    assert (job.task.name, job.planning.name) == (task, plan)
+@pytest.mark.parametrize(("study", "plan"), [(name, plan) for name, sweep in SWEEPS.items() for plan in sweep["plans"]])
+def test_every_task_and_plan_of_a_study_composes(tmp_path, study, plan):
+    for task, facts in SWEEPS[study]["tasks"].items():
+        job = compose(
+            tmp_path, SWEEPS[study], [f"task={task}", "recipe=one_shot", *facts["dense"], *SWEEPS[study]["plans"][plan]]
+        )
+        assert job.task.name == task
+        assert job.budget.given == ("@" in plan)
+        assert job.planning.name == plan or job.budget.given
 
 
 def test_no_label_teaches_what_distils_and_no_teacher_what_does_not(tmp_path):
@@ -42,18 +53,19 @@ def test_no_label_teaches_what_distils_and_no_teacher_what_does_not(tmp_path):
             (phase.objective.task > 0, phase.objective.distils) for name, phase in phases.items() if name != "dense"
         }
         for method in SWEEP["methods"]
-        for phases in [compose(tmp_path, SWEEP["methods"][method]).recipe.phases]
+        for phases in [compose(tmp_path, SWEEP, SWEEP["methods"][method]).recipe.phases]
     }
     assert distils["admm"] == distils["fixed_mask_distill"] == {(False, True)}
     assert distils["admm_no_distill"] == distils["fixed_mask"] == distils["sr_ste"] == {(True, False)}
 
 
-def test_the_results_of_the_uniform_study_are_cells_of_its_sweep_and_no_cell_is_there_twice():
-    results = pd.read_csv(STUDY / "results.csv")
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_results_of_a_study_are_cells_of_its_sweep_and_no_cell_is_there_twice(study):
+    results, sweep = pd.read_csv(EXPERIMENTS / study / "results.csv"), SWEEPS[study]
     cell = ["model", "task", "plan", "method", "seed"]
     assert not results.duplicated(cell).any()
-    assert set(results.method) <= {*SWEEP["methods"], "dense_more", "modelopt"}
-    assert set(results.plan) <= {*SWEEP["plans"], "dense"}
+    assert set(results.method) <= {*sweep["methods"], "dense_more", "modelopt"}
+    assert set(results.plan) <= {*sweep["plans"], "dense"}
     best = results[results.method == "dense_more"].set_index(["task", "seed"]).score
     for row in results.itertuples():
         against = max(row.dense_score, best.get((row.task, row.seed), 0.0))

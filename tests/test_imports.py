@@ -21,9 +21,12 @@ data
 embedded
 models
 train
+search
 export
 report
+planning
 job
+planner
 sweep
 cli
 """

@@ -130,7 +130,7 @@ def test_without_resume_every_job_runs_again_and_no_report_of_an_earlier_one_is_
     def stop(*_):
         raise RuntimeError("the power went")
 
-    monkeypatch.setattr(jobs, "_train", stop)
+    monkeypatch.setattr(jobs, "train", stop)
     status, told = sweep("seed=1")
     assert status == 1
     assert "Traceback" in told  # nobody foresaw it
@@ -145,6 +145,28 @@ def test_a_report_that_a_kill_left_without_its_page_gets_one(sweep, tmp_path):
     assert sweep("seed=0", "resume=true")[0] == 0
     assert (tmp_path / "sweep" / "0" / "report.html").stat().st_size > 0
     assert read(tmp_path / "sweep" / "0" / "report.json") == before
+
+
+def test_a_job_whose_plan_was_searched_goes_on_from_its_search_and_is_not_run_again_once_finished(
+    sweep, tmp_path, monkeypatch
+):
+    place, calls = tmp_path / "sweep" / "0", []
+
+    def stop_after_the_search(*words):
+        calls.append(words)
+        raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "train", stop_after_the_search)
+        assert sweep("budget.ratio=0.5", "resume=true")[0] == 1
+    assert len(calls) == 1
+    before = written(place / "search")
+    assert "search.json" in before
+    assert sweep("budget.ratio=0.5", "resume=true")[0] == 0
+    assert written(place / "search") == before
+    before = written(place)
+    assert sweep("budget.ratio=0.5", "resume=true") == (0, "")
+    assert written(place) == before
 
 
 def test_what_failed_in_an_earlier_sweep_only_is_not_named(sweep, tmp_path):

@@ -70,7 +70,7 @@ def test_a_study_scores_its_trials_on_the_holdout_over_the_seeds_and_names_the_b
 
 def test_a_study_that_was_killed_goes_on_as_if_it_had_not_been(tune, tmp_path, monkeypatch):
     _, whole = tune("whole", "--trials=3", RATE, CLIP)
-    train, calls = jobs._train, []
+    train, calls = jobs.train, []
 
     def kill_the_second(*words):
         calls.append(words)
@@ -79,7 +79,7 @@ def test_a_study_that_was_killed_goes_on_as_if_it_had_not_been(tune, tmp_path, m
         train(*words)
 
     with monkeypatch.context() as patch:
-        patch.setattr(jobs, "_train", kill_the_second)
+        patch.setattr(jobs, "train", kill_the_second)
         with pytest.raises(Killed):
             tune("study", "--trials=3", RATE, CLIP)
     finished = (tmp_path / "study" / "0" / "0" / "report.json").stat().st_mtime_ns

@@ -29,46 +29,34 @@ class Reconstruction(NamedTuple):
 def reconstruct(
     w: Tensor, moment: Tensor, constraint: ConstraintSet, iterations: int = 50, damping: float = 0.01
 ) -> Reconstruction:
-    """min tr((V - W) H (V - W)^T) subject to V in S, the mean squared change of the layer's output, by ADMM:
+    """The stand-ins for one weight in one set; see `Problem`, which serves several sets at the cost of one."""
+    return Problem(w, moment, damping).reconstruct(constraint, iterations)
+
+
+class Problem:
+    """min tr((V - W) H (V - W)^T) subject to V in S, the mean squared change of a layer's output, by ADMM:
 
         V <- (W H + rho (Z - U) D) (H + rho D)^-1,  Z <- P_D(V + U),  U <- U + V - Z
 
     with H the damped moment and D its diagonal, which is both the metric of the penalty and the importance in the
     projection (Boza 2024, arXiv 2401.02938, whose column normalisation this is; ALPS, Meng et al. 2024, arXiv
-    2406.07831, whose rising rho and one eigendecomposition for all of them these are). The support is found first,
-    then the values under it, then, if the set has a grid, the levels; each time the best point met is kept. The plain
-    projection P(W) is a candidate: the point is never worse.
+    2406.07831, whose rising rho and one eigendecomposition for all of them these are). In the coordinates V D^1/2 the
+    metric of the penalty is the identity, and the eigenvectors of the moment turn both a step of V and the error of a Z
+    into one product of matrices.
 
     Args:
         w: the weight, (out, in).
         moment: X^T X / n of the layer's inputs, (in, in), as `nxmiformer.layers.moments.input_moments` gives it.
-        constraint: S.
-        iterations: of ADMM for each of the three.
         damping: added to the diagonal of the moment, in units of its mean.
 
     Raises:
-        ValueError: the set rejects the weight, or the moment is not a finite (in, in) matrix.
-    """
-    constraint.check(w)
-    if moment.shape != (w.shape[1], w.shape[1]) or not moment.isfinite().all():
-        raise ValueError(f"the moment of inputs must be finite and {(w.shape[1],) * 2}, not {tuple(moment.shape)}")
-    problem = _Problem(w, moment, damping)
-    sparsity, kept, mask = constraint.sparsity, w, None
-    if sparsity is not None:
-        mask = sparsity.piece(problem.solve(sparsity, w, None, iterations)).mask
-        kept = problem.solve(sparsity, w, mask, iterations)
-    point = kept if constraint.grid is None else problem.solve(constraint, kept, mask, iterations)
-    point = min((constraint.project(w), point), key=problem.error)
-    return Reconstruction(kept, point, (problem.error(kept), problem.error(point)))
-
-
-class _Problem:
-    """One layer's problem, solved in the coordinates V D^1/2, where the metric of the penalty is the identity.
-
-    The eigenvectors of the moment turn both a step of V and the error of a Z into one product of matrices.
+        ValueError: the moment is not a finite (in, in) matrix.
     """
 
-    def __init__(self, w: Tensor, moment: Tensor, damping: float) -> None:
+    @torch.no_grad()
+    def __init__(self, w: Tensor, moment: Tensor, damping: float = 0.01) -> None:
+        if moment.shape != (w.shape[-1], w.shape[-1]) or not moment.isfinite().all():
+            raise ValueError(f"the moment of inputs must be finite and {(w.shape[-1],) * 2}, not {tuple(moment.shape)}")
         h = moment.double()
         mean = h.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)  # a layer may have seen only zeros
         h = h + damping * mean * torch.eye(len(h), dtype=h.dtype, device=h.device)
@@ -76,10 +64,36 @@ class _Problem:
         eigenvalues, vectors = torch.linalg.eigh(h / root[:, None] / root)
         eigenvalues = eigenvalues.clamp(min=0)  # but for the rounding of the moment there is none below
         self.dtype, compute = w.dtype, torch.float64 if w.dtype == torch.float64 else torch.float32
-        self.importance = h.diagonal().to(compute).expand_as(w).contiguous()
+        self.weight, self.importance = w, h.diagonal().to(compute).expand_as(w).contiguous()
         self.root, self.eigenvalues, self.vectors = (x.to(compute) for x in (root, eigenvalues, vectors))
         self.w = self._turn(w)
         self.norm = self._square(self.w).clamp(min=torch.finfo(compute).tiny)
+
+    @torch.no_grad()
+    def reconstruct(self, constraint: ConstraintSet, iterations: int = 50) -> Reconstruction:
+        """The support is found first, then the values under it, then, if the set has a grid, the levels, with so many
+        `iterations` each; each time the best point met is kept. The plain projection P(W) is a candidate: the point is
+        never worse.
+
+        Raises:
+            ValueError: the set rejects the weight.
+        """
+        constraint.check(self.weight)
+        sparsity, kept, mask = constraint.sparsity, self.weight, None
+        if sparsity is not None:
+            mask = sparsity.piece(self._solve(sparsity, kept, None, iterations)).mask
+            kept = self._solve(sparsity, kept, mask, iterations)
+        point = kept if constraint.grid is None else self._solve(constraint, kept, mask, iterations)
+        point = min((constraint.project(self.weight), point), key=self.error)
+        return Reconstruction(kept, point, (self.error(kept), self.error(point)))
+
+    def error(self, v: Tensor) -> float:
+        """How much the layer's output changes, relatively, for a weight `v`."""
+        return self._error(self._turn(v))
+
+    def row_errors(self, v: Tensor) -> Tensor:
+        """The mean squared change of each output, (out,), for a weight `v`."""
+        return ((self._turn(v) - self.w).square() * self.eigenvalues).sum(1)
 
     def _turn(self, v: Tensor) -> Tensor:
         """A weight in the coordinates of the eigenvectors."""
@@ -88,14 +102,10 @@ class _Problem:
     def _square(self, turned: Tensor) -> Tensor:
         return (turned.square() * self.eigenvalues).sum()
 
-    def error(self, v: Tensor) -> float:
-        """How much the layer's output changes, relatively, for a weight `v`."""
-        return self._error(self._turn(v))
-
     def _error(self, turned: Tensor) -> float:
         return (self._square(turned - self.w) / self.norm).item()
 
-    def solve(self, constraint: ConstraintSet, start: Tensor, mask: Tensor | None, iterations: int) -> Tensor:
+    def _solve(self, constraint: ConstraintSet, start: Tensor, mask: Tensor | None, iterations: int) -> Tensor:
         """The best point that ADMM comes by from `start` on, with support `mask` where one is given."""
         ratio = (RHO[1] / RHO[0]) ** (1 / max(1, iterations - 1))
         piece = constraint.piece(start, self.importance, mask)

@@ -1,7 +1,8 @@
 """The tables of a report, as text cells; the document and the console lay them out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nxmiformer.report import words
 from nxmiformer.report.numbers import STAGES, Run
@@ -97,6 +98,24 @@ def facts(run: Run) -> Table:
         ("device", r.device),
     ]
     return Table(("", ""), tuple(rows), named=2)
+
+
+def plans(found: Mapping[str, Any]) -> Table:
+    """The plans of a search, from the content of its `search.json`."""
+    metric = found["task"]["metric"]
+    rows = [
+        (
+            plan["name"],
+            words.size(plan["bits"] / 8),
+            words.small(plan["predicted"]),
+            words.small(plan["divergence"]),
+            words.score(metric, plan["score"]),
+            ", ".join(f"{words.score(metric, score)} ({steps})" for steps, score in plan["trials"]) or words.NONE,
+        )
+        for plan in found["plans"]
+    ]
+    header = ("plan", "size", "predicted", "divergence", f"one-shot {metric}", "trained (steps)")
+    return Table(header, tuple(rows))
 
 
 def _kept(run: Run, stage: str) -> str:

@@ -56,7 +56,7 @@ def training(run: Run) -> Figure:
         panels[1].axhline(dense, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
         for steps, values in _by_phase(run, holdout):
             panels[1].plot(steps, values, color=BLUE, linewidth=1.4, marker="o", markersize=3)
-        score_axis(panels[1], metric)
+        score_axis(panels[1].yaxis, metric)
         low, high = panels[1].get_ylim()
         last = holdout.values[-1]
         ends = spread([dense, last], [(high - low) * 0.1] * 2)
@@ -89,7 +89,7 @@ def convergence(run: Run) -> Figure:
         axes(panels[1], "mask entries that flip at an update, share of all weights")
         for steps, values in _by_phase(run, flips):
             panels[1].plot(*_thin(steps, values), color=ORANGE, linewidth=1.4)
-        percentages(panels[1])
+        percentages(panels[1].yaxis)
         panels[1].set_ylim(bottom=0)
     spans = [span for span in run.spans if any(span.start < step <= span.stop for step in gap.steps)]
     first, last = spans[0].start, spans[-1].stop

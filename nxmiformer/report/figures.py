@@ -3,11 +3,11 @@
 from matplotlib.figure import Figure
 
 from nxmiformer.report.curves import convergence, training
-from nxmiformer.report.heatmap import heatmap
+from nxmiformer.report.heatmap import heatmap, plan_heatmap
 from nxmiformer.report.numbers import Run
 from nxmiformer.report.tradeoff import size, storage
 
-__all__ = ["convergence", "figures_of", "heatmap", "size", "storage", "training"]
+__all__ = ["convergence", "figures_of", "heatmap", "plan_heatmap", "size", "storage", "training"]
 
 
 def figures_of(run: Run) -> dict[str, Figure]:

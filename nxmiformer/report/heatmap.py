@@ -1,102 +1,181 @@
 """The plan and its error, layer by component."""
 
 import math
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from nxmiformer.plan import FLOAT, CompressionPlan
+from nxmiformer.report.address import Address, address, columns, rows
 from nxmiformer.report.numbers import Run
 from nxmiformer.report.style import INK, MUTED, ORANGE, PAPER, SMALL, WIDTH, axes, canvas, plain, title
 
-OUTSIDE = "other"  # the row of layers whose name has no index
 COLOURS = LinearSegmentedColormap.from_list("error", ["#eef5fb", "#9cc5e3", "#3f8cc2", "#0b4a78"])
 # On a coloured cell the text keeps its colour, whatever the screen: these are in no other use.
 ON_LIGHT, ON_DARK = "#1a2430", "#fdfeff"
+BYTE = 8.0  # bits
+FOLDED = 12  # characters: a longer set takes two lines
 _CHARACTER = SMALL * 0.6 / 72  # inches
-Address = tuple[str, int | None, str]  # prefix, layer index, component
 
 
 def heatmap(run: Run) -> Figure:
     """Layer index by component: the colour is a layer's relative error, the text its set.
 
-    Sets other than the most common one are framed, and in bold.
+    Sets other than the most common one are framed, and in bold. Layers that stay dense have no colour.
     """
-    texts, errors = _cells(run)
-    rows, columns = _rows(texts), _columns(texts)
-    common = run.sets.most_common(1)[0][0]
-    if folded := max(map(len, texts.values())) > 12:
-        texts = {address: text.replace("+", "\n+") for address, text in texts.items()}
-    longest = max(len(line) for text in texts.values() for line in text.split("\n"))
-    wide, tall = max(0.86, longest * _CHARACTER + 0.22), 0.42 if folded else 0.27 if len(rows) > 24 else 0.34
-    heads = [column.replace(".", "\n") for column in columns]
-    above = 0.8 + 0.15 * max(head.count("\n") + 1 for head in heads)
-    figure = canvas(
-        above + len(rows) * tall + (0.5 if len(run.sets) > 1 else 0.3), max(WIDTH, 1.3 + len(columns) * wide)
-    )
-    ax = figure.subplots()
+    errors = {name: layer.error for name, layer in run.report.layers.items() if math.isfinite(layer.error)}
+    low, high = (min(errors.values()), max(errors.values())) if errors else (0.0, 1.0)
+    ends = (low, high) if high > low else (low * 0.5, low * 1.5 or 1.0)
+    cells = _Cells({name: layer.set for name, layer in run.report.layers.items()}, errors, ends, run.plan)
+    figure = _drawn(cells, "error", "error: ‖W_dense − W_final‖² / ‖W_dense‖²", _share)
+    title(figure, _finding(cells))
+    return figure
 
-    grid = np.full((len(rows), len(columns)), math.nan)
-    places = {(p, i, c): (list(rows).index((p, i)), columns.index(c)) for p, i, c in texts}
-    for address, error in errors.items():
-        grid[places[address]] = error
-    shown = grid[np.isfinite(grid)]
-    low, high = (float(shown.min()), float(shown.max())) if shown.size else (0.0, 1.0)
-    low, high = (low, high) if high > low else (low * 0.5, low * 1.5 or 1.0)
+
+def plan_heatmap(plan: CompressionPlan) -> Figure:
+    """Layer index by component: the colour is what a weight of the layer costs in bits (values, indices and scales),
+    the text the layer's set; otherwise as `heatmap`.
+
+    Raises:
+        ValueError: the plan compresses no layer.
+    """
+    if not plan.layers:
+        raise ValueError("the plan compresses no layer, so there is nothing to draw")
+    costs = {
+        name: spec.weight.storage(spec.shape).total / (spec.shape[0] * spec.shape[1])
+        for name, spec in plan.layers.items()
+    }
+    ends = (0.0, max(BYTE, *costs.values()))  # alike on every plan but those that store floats
+    cells = _Cells({name: str(spec) for name, spec in plan.layers.items()}, costs, ends, plan)
+    figure = _drawn(cells, "bits", "bits stored for each weight of the layer: values, indices and scales", _bits)
+    storage = plan.storage()
+    low, high = _bits(min(costs.values())), _bits(max(costs.values()))
+    range_ = f", {low} to {high} by layer" if low != high else ""
+    title(figure, f"{_sets(cells.sets)}: {_bits(FLOAT * storage.total / storage.dense)} bits a weight{range_}")
+    return figure
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """What a map shows of the layers: a text in each cell, and the value that colours it if it has one, on a scale
+    with these `ends`; by layer name."""
+
+    named: Mapping[str, str]
+    values: Mapping[str, float]
+    ends: tuple[float, float]
+    plan: CompressionPlan
+
+    @cached_property
+    def texts(self) -> dict[Address, str]:
+        """The layers' own, and "dense" or "shared" for those among them that the plan leaves."""
+        texts = {address(name): text for name, text in self.named.items()}
+        shared = {alias for spec in self.plan.layers.values() for alias in spec.aliases}
+        prefixes = {prefix for prefix, index, _ in texts if index is not None}
+        components = {component for _, _, component in texts}
+        for name in self.plan.skipped:
+            prefix, index, component = address(name)
+            if prefix in prefixes and index is not None and component in components:
+                texts.setdefault((prefix, index, component), "shared" if name in shared else "dense")
+        return texts
+
+    @property
+    def sets(self) -> Counter[str]:
+        return Counter(self.named.values())
+
+
+def _drawn(cells: _Cells, name: str, note: str, written: Callable[[float], str]) -> Figure:
+    """The map without its title; `name` heads the scale of colours, whose ticks are `written`."""
+    down, across = rows(cells.texts), columns(cells.texts)
+    texts = _folded(cells.texts)
+    longest = max(len(line) for text in texts.values() for line in text.split("\n"))
+    wide = max(0.86, longest * _CHARACTER + 0.22)
+    tall = 0.42 if texts != cells.texts else 0.27 if len(down) > 24 else 0.34
+    heads = [column.replace(".", "\n") for column in across]
+    above = 0.8 + 0.15 * max(head.count("\n") + 1 for head in heads)
+    height = above + len(down) * tall + (0.5 if len(cells.sets) > 1 else 0.3)
+    figure = canvas(height, max(WIDTH, 1.3 + len(across) * wide))
+    ax = figure.subplots()
+    places = {(p, i, c): (list(down).index((p, i)), across.index(c)) for p, i, c in texts}
+    mesh = _painted(ax, cells, places, (len(down), len(across)))
+    _write(ax, cells, texts, places)
+    ax.set_xticks(np.arange(len(across)) + 0.5, [plain(head) for head in heads])
+    ax.set_yticks(np.arange(len(down)) + 0.5, [plain(row) for row in down.values()])
+    ax.xaxis.tick_top()
+    ax.tick_params(labelsize=SMALL, labelcolor=INK)
+    ax.set_ylabel("layer", fontsize=SMALL, color=MUTED)
+    common = cells.sets.most_common(1)[0][0]
+    note += f";  framed: another set than {common}" if len(cells.sets) > 1 else ""
+    ax.set_xlabel(plain(note), fontsize=SMALL, color=MUTED, loc="left", labelpad=6)
+    _scale(figure, ax, mesh, name, written)
+    return figure
+
+
+def _folded(texts: Mapping[Address, str]) -> dict[Address, str]:
+    """The texts, at their plus sign on two lines if any is long."""
+    if max(map(len, texts.values())) <= FOLDED:
+        return dict(texts)
+    return {place: text.replace("+", "\n+") for place, text in texts.items()}
+
+
+def _painted(ax: Axes, cells: _Cells, places: Mapping[Address, tuple[int, int]], shape: tuple[int, int]) -> QuadMesh:
+    """The coloured cells."""
+    grid = np.full(shape, math.nan)
+    for name, value in cells.values.items():
+        grid[places[address(name)]] = value
+    low, high = cells.ends
     drawn = np.ma.masked_invalid(grid)
     mesh = ax.pcolormesh(drawn, cmap=COLOURS, vmin=low, vmax=high, edgecolors=PAPER, linewidth=1.2)
     axes(ax, "")
     ax.grid(False)
     ax.spines["bottom"].set_visible(False)
     ax.invert_yaxis()
-    for address, text in texts.items():
-        y, x = places[address]
-        error = grid[y, x]
-        odd = address in errors and text.replace("\n", "") != common
-        colour = _legible(COLOURS((error - low) / (high - low))) if math.isfinite(error) else MUTED
+    return mesh
+
+
+def _write(ax: Axes, cells: _Cells, texts: Mapping[Address, str], places: Mapping[Address, tuple[int, int]]) -> None:
+    """The text of each cell; what has another set than most is framed, and in bold."""
+    common = cells.sets.most_common(1)[0][0]
+    own = {address(name): text for name, text in cells.named.items()}
+    values = {address(name): value for name, value in cells.values.items()}
+    low, high = cells.ends
+    for place, text in texts.items():
+        y, x = places[place]
+        odd = own.get(place, common) != common
+        colour = _legible(COLOURS((values[place] - low) / (high - low))) if place in values else MUTED
+        style: dict[str, Any] = {"fontsize": SMALL - 0.5, "ha": "center", "va": "center"}
         weight = "bold" if odd else "normal"
-        ax.text(
-            x + 0.5,
-            y + 0.5,
-            plain(text),
-            color=colour,
-            fontweight=weight,
-            fontsize=SMALL - 0.5,
-            ha="center",
-            va="center",
-        )
+        ax.text(x + 0.5, y + 0.5, plain(text), color=colour, fontweight=weight, **style)
         if odd:
             frame = Rectangle((x + 0.04, y + 0.07), 0.92, 0.86, fill=False, edgecolor=ORANGE, linewidth=1.6)
             ax.add_patch(frame)
-    ax.set_xticks(np.arange(len(columns)) + 0.5, [plain(name) for name in heads])
-    ax.set_yticks(np.arange(len(rows)) + 0.5, [plain(row) for row in rows.values()])
-    ax.xaxis.tick_top()
-    ax.tick_params(labelsize=SMALL, labelcolor=INK)
-    ax.set_ylabel("layer", fontsize=SMALL, color=MUTED)
+
+
+def _scale(figure: Figure, ax: Axes, mesh: QuadMesh, name: str, written: Callable[[float], str]) -> None:
+    """What the colours mean."""
     bar = figure.colorbar(mesh, ax=ax, aspect=26, pad=0.015, fraction=0.04)
     bar.outline.set_visible(False)
-    bar.ax.set_title("error", loc="left", fontsize=SMALL, color=MUTED)
+    bar.ax.set_title(name, loc="left", fontsize=SMALL, color=MUTED)
     bar.ax.tick_params(length=0, labelsize=SMALL, labelcolor=MUTED)
     bar.ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _share(value)))
-    note = "error: ‖W_dense − W_final‖² / ‖W_dense‖²"
-    note += f";  framed: another set than {common}" if len(run.sets) > 1 else ""
-    ax.set_xlabel(plain(note), fontsize=SMALL, color=MUTED, loc="left", labelpad=6)
-    title(figure, _finding(run))
-    return figure
+    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
 
 
-def _finding(run: Run) -> str:
-    errors = {name: layer.error for name, layer in run.report.layers.items() if math.isfinite(layer.error)}
-    sets = f"All layers are {next(iter(run.sets))}" if len(run.sets) == 1 else f"{len(run.sets)} sets share the layers"
+def _finding(cells: _Cells) -> str:
+    sets, errors = _sets(cells.sets), cells.values
     if not errors:
         return sets
     worst = max(errors, key=lambda name: errors[name])
-    _, index, component = _address(worst)
+    _, index, component = address(worst)
     where = f"{component} of layer {index}" if index is not None else component
     low, high = _share(min(errors.values())), _share(errors[worst])
     if low == high:
@@ -104,8 +183,16 @@ def _finding(run: Run) -> str:
     return f"{sets}; errors run from {low} to {high}, the most in {where}"
 
 
+def _sets(sets: Counter[str]) -> str:
+    return f"All layers are {next(iter(sets))}" if len(sets) == 1 else f"{len(sets)} sets share the layers"
+
+
 def _share(error: float) -> str:
     return f"{100 * error:.2g} %"
+
+
+def _bits(bits: float) -> str:
+    return f"{bits:.3g}"
 
 
 def _legible(colour: tuple[float, ...]) -> str:
@@ -113,61 +200,3 @@ def _legible(colour: tuple[float, ...]) -> str:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return ON_LIGHT if (luminance + 0.05) ** 2 > 0.05 * 1.05 else ON_DARK
-
-
-def _address(name: str) -> Address:
-    """A module's name as (prefix, layer index, component), cut at its first segment that is an integer.
-
-    A name without one has no index, and is all component.
-    """
-    segments = name.split(".")
-    for i, segment in enumerate(segments):
-        if segment.isdecimal() and i + 1 < len(segments):
-            return ".".join(segments[:i]), int(segment), ".".join(segments[i + 1 :])
-    return "", None, name
-
-
-def _cells(run: Run) -> tuple[dict[Address, str], dict[Address, float]]:
-    """Text and error of every layer by its address, and the text of those among them that stay dense."""
-    texts = {_address(name): layer.set for name, layer in run.report.layers.items()}
-    errors = {_address(name): layer.error for name, layer in run.report.layers.items()}
-    shared = {alias for spec in run.plan.layers.values() for alias in spec.aliases}
-    prefixes = {prefix for prefix, index, _ in texts if index is not None}
-    components = {component for _, _, component in texts}
-    for name in run.plan.skipped:
-        prefix, index, component = _address(name)
-        if prefix in prefixes and index is not None and component in components:
-            texts.setdefault((prefix, index, component), "shared" if name in shared else "dense")
-    return texts, errors
-
-
-def _rows(texts: Iterable[Address]) -> dict[tuple[str, int | None], str]:
-    """The rows in order, with their labels; layers whose name has no index are one row, the last."""
-    seen = {(prefix, index) for prefix, index, _ in texts}
-    order = sorted(seen, key=lambda row: (row[1] is None, row[0], row[1] or 0))
-    heads = _short(list(dict.fromkeys(row[0] for row in order if row[1] is not None)))
-    return {row: OUTSIDE if row[1] is None else f"{heads[row[0]]} {row[1]}".strip() for row in order}
-
-
-def _columns(texts: Iterable[Address]) -> list[str]:
-    """The components in the order of the rows, each after the one that it follows in its row."""
-    columns: list[str] = []
-    for _, row in groupby(texts, key=lambda address: address[:2]):
-        after = 0
-        for _, _, component in row:
-            if component not in columns:
-                columns.insert(after, component)
-            after = columns.index(component) + 1
-    return columns
-
-
-def _short(prefixes: Sequence[str]) -> dict[str, str]:
-    """What tells the prefixes apart: nothing where there is one, else the first segment in which they differ."""
-    if len(prefixes) < 2:
-        return dict.fromkeys(prefixes, "")
-    split_up = [prefix.split(".") for prefix in prefixes]
-    same = 0
-    while all(len(s) > same for s in split_up) and len({s[same] for s in split_up}) == 1:
-        same += 1
-    heads = [s[same] if len(s) > same else s[-1] for s in split_up]
-    return dict(zip(prefixes, heads if len(set(heads)) == len(heads) else prefixes, strict=True))

@@ -102,11 +102,13 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class PhaseReport:
-    """A phase: its method, its optimizer steps and its wall time in seconds."""
+    """A phase: its method, its optimizer steps, its wall time in seconds, and its `gap`: ||W - Z|| / ||W|| of all
+    compressed weights when it ended; 0 where its method has no sets, None where it was not taken."""
 
     method: str
     steps: int
     seconds: float
+    gap: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,15 +211,16 @@ def read_run(path: str | Path) -> Run:
         ValueError: a file is damaged, lacks a key, or belongs to another plan; the message names the file and the key.
     """
     directory = Path(path)
-    report = _read_report(directory / REPORT)
+    report = read_report(directory / REPORT)
     plan = CompressionPlan.load(directory / PLAN)
     missing = [name for name in plan.layers if name not in report.layers]
     if missing:
         raise ValueError(f"{directory / REPORT}: the key 'layers.{missing[0]}' is missing, {PLAN} has that layer")
-    return Run(directory, plan, _read_rows(directory / METRICS), report)
+    return Run(directory, plan, read_rows(directory / METRICS), report)
 
 
-def _read_report(path: Path) -> Report:
+def read_report(path: Path) -> Report:
+    """Read a `report.json`; errors as `read_run`."""
     content = parse(path.read_bytes(), str(path))
     if content.get("format", FORMAT) != FORMAT:
         raise ValueError(f"{path}: its format is {content['format']!r}, not {FORMAT}")
@@ -227,9 +230,14 @@ def _read_report(path: Path) -> Report:
     return report
 
 
-def _read_rows(path: Path) -> tuple[Mapping[str, Any], ...]:
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+def read_rows(path: Path, finished: bool = True) -> tuple[Mapping[str, Any], ...]:
+    """Read a `metrics.jsonl`; errors as `read_run`.
+
+    The last line of a run that is not `finished` counts only if it has an end: a kill may have cut it.
+    """
+    rows, content = [], path.read_bytes()
+    whole = content if finished else content[: content.rfind(b"\n") + 1]
+    for number, line in enumerate(whole.splitlines(), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -9,8 +9,9 @@ from itertools import pairwise
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from nxmiformer.report import words
 from nxmiformer.report.numbers import Run, Span
@@ -70,17 +71,33 @@ def label(ax: Axes, text: str, xy: tuple[float, float], colour: str = INK, **opt
     ax.annotate(plain(text), xy, **{"fontsize": SMALL, "color": colour, "annotation_clip": False, **options})
 
 
-def score_axis(ax: Axes, metric: str) -> None:
+def score_axis(axis: Axis, metric: str) -> None:
     """Write the scores of an axis as `words.score` does."""
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     if not words.is_loss(metric):
-        percentages(ax)
+        percentages(axis)
 
 
-def percentages(ax: Axes) -> None:
+def percentages(axis: Axis) -> None:
     """Write the fractions of an axis as percentages."""
-    ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %"))
+    axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %"))
+
+
+def size_axis(ax: Axes) -> None:
+    """Write the bytes of a logarithmic x axis, whose limits are set, as `words.size` does: "200 MB", "1 MB"."""
+    low, high = ax.get_xlim()
+    few = high < 5 * low  # so few that powers of ten, twice and five times them leave one tick or none
+    ax.xaxis.set_major_locator(
+        MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]) if few else LogLocator(subs=(1, 2, 5), numticks=12)
+    )
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value)))
+
+
+def _round(nbytes: float) -> str:
+    number, unit = words.size(nbytes).split()
+    return f"{float(number):g} {unit}"
 
 
 def bands(run: Run, panels: Sequence[Axes], first: float, last: float) -> None:

@@ -1,5 +1,8 @@
 """The end of a console run, on one screen."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich import box
 from rich.console import Group
 from rich.table import Table
@@ -19,6 +22,11 @@ def summary(run: Run) -> Group:
         _table(content.storage(run)),
         _table(phases),
     )
+
+
+def search_summary(found: Mapping[str, Any]) -> Group:
+    """The plans of a search, the best first, from the content of its `search.json`."""
+    return Group(Text(words.search_headline(found), style="bold"), Text(""), _table(content.plans(found)))
 
 
 def _table(source: content.Table) -> Table:

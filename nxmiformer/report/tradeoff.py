@@ -6,7 +6,6 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from nxmiformer.report import words
 from nxmiformer.report.numbers import STAGES, Run
@@ -27,6 +26,7 @@ from nxmiformer.report.style import (
     canvas,
     label,
     score_axis,
+    size_axis,
     spread,
     title,
 )
@@ -66,10 +66,8 @@ def size(run: Run) -> Figure:
         label(ax, text, place, named[stage], fontsize=TEXT, bbox=BACKED, **_beside(side))
     if "one_shot" in scores and "final" in scores:
         _gain(ax, measured.packed_model, scores["one_shot"], scores["final"], outside)
-    score_axis(ax, metric)
-    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
-    ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _round(value)))
+    score_axis(ax.yaxis, metric)
+    size_axis(ax)
     return figure
 
 
@@ -92,12 +90,6 @@ def _beside(side: int) -> dict[str, Any]:
         "ha": "left" if side > 0 else "right",
         "va": "center",
     }
-
-
-def _round(nbytes: float) -> str:
-    """The size at a tick: "200 MB", "1 MB"."""
-    number, unit = words.size(nbytes).split()
-    return f"{float(number):g} {unit}"
 
 
 def storage(run: Run) -> Figure:

@@ -1,6 +1,8 @@
 """Numbers in words, the same in the console, the document and the figures."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 from nxmiformer.report.numbers import Run
 
@@ -84,3 +86,13 @@ def headline(run: Run) -> str:
     if (one_shot := run.score("one_shot")) is not None:
         return f"{subject(run)} in one shot leaves {score(metric, one_shot)} {metric} in {space}"
     return f"{subject(run)} stores the model in {space}"
+
+
+def search_headline(found: Mapping[str, Any]) -> str:
+    """The finding of a search, from the content of its `search.json`: what the best plan does without training."""
+    best, metric = found["best"], found["task"]["metric"]
+    others = [plan["divergence"] for plan in found["plans"] if plan["name"].startswith("uniform")]
+    against = ""
+    if others and not best["name"].startswith("uniform") and best["divergence"]:
+        against = f", {min(others) / best['divergence']:.1f} times closer to the dense one than any uniform plan"
+    return f"{size(best['bits'] / 8)} of {size(found['budget'] / 8)}: {score(metric, best['score'])} {metric}{against}"

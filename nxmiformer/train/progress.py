@@ -2,14 +2,16 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+Item = TypeVar("Item")
 
-def tracked(work: Iterable[str], name: str, total: int, shown: bool) -> Iterator[str]:
+
+def tracked(work: Iterable[Item], name: str, total: int, shown: bool) -> Iterator[Item]:
     """`work`, item by item, with a line on standard error that counts them; none where there is nothing to do."""
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeElapsedColumn())
     with Bar(*columns, console=Console(stderr=True), disable=not shown) as bar:

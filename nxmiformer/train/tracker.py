@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from nxmiformer.plan import CompressionPlan
+
+LAYER_COLUMNS = ("layer", "set", "bits per weight", "error", "gap", "kept")
+
 
 class Tracker(abc.ABC):
     """Takes rows of figures; used as a context, which ends it in the state that the run ended in."""
@@ -70,6 +74,9 @@ class Wandb(Tracker):
         directory: the run's; wandb writes below it, and the run's id is kept there.
         config: plain values.
         options: further arguments of `wandb.init`, such as project, entity, group or mode="offline".
+
+    Each row is logged as it comes; at the end the report becomes the summary, its figures images, and its layers the
+    table `per_layer`.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -93,10 +100,23 @@ class Wandb(Tracker):
 
         content = json.loads((directory / "report.json").read_text())
         self.run.summary.update(content)
+        layers = wandb.Table(list(LAYER_COLUMNS), _layers(content["layers"], directory / "plan.json"))
+        self.run.log({"per_layer": layers})  # "layers" is the report's, in the summary
         self.run.log({path.stem: wandb.Image(os.fspath(path)) for path in sorted(directory.glob("figures/*.png"))})
 
     def finish(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
+
+
+def _layers(reported: Mapping[str, Mapping[str, Any]], plan: Path) -> list[list[Any]]:
+    """A row of `LAYER_COLUMNS` for each layer of a report."""
+    specs = CompressionPlan.load(plan).layers
+    rows = []
+    for name, layer in reported.items():
+        shape = specs[name].shape
+        bits = specs[name].weight.storage(shape).total / (shape[0] * shape[1])
+        rows.append([name, layer["set"], bits, layer["error"], layer["gap"], layer["kept"]])
+    return rows
 
 
 class Several(Tracker):

@@ -20,6 +20,16 @@ BERT = {
     "output.dense": (64, 256),
 }
 PHASES = {"dense": ("dense", 200), "admm": ("admm", 300), "finish": ("fixed_mask", 100)}
+PLANS = {
+    "int8": (Grid(8), 1.0),
+    "int4": (Grid(4), 0.995),
+    "2of4_int8": (Then(NM(2, 4), Grid(8)), 0.998),
+    "2of4_int4": (JOINT, 0.99),
+    "1of4_int8": (Then(NM(1, 4), Grid(8)), 0.97),
+    "1of4_int4": (Then(NM(1, 4), Grid(4)), 0.95),
+}
+GAPS = {"admm": 0.061, "finish": 0.0012}  # when the phase ended
+TASKS = {"stsb": "pearson", "mrpc": "f1"}
 Assign = Callable[[int, str], ConstraintSet | None]
 
 
@@ -45,9 +55,10 @@ def write_run(
     prefix: str = "bert.encoder.layer",
     phases: dict[str, tuple[str, int]] = PHASES,
     rest: int = 40_000,
+    config: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write a run's three files; `changes` replace keys of the report. Returns `directory`."""
+    """Write a run's four files; `changes` replace keys of the report. Returns `directory`."""
     draw = random.Random(0)
     directory.mkdir(parents=True, exist_ok=True)
     specs = {}
@@ -65,6 +76,45 @@ def write_run(
     (directory / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     report = {**_report(draw, plan, phases, "admm" in phases), **changes}
     (directory / "report.json").write_text(json.dumps(report), encoding="utf-8")
+    named = {"name": report["name"], "seed": report["seed"], "report_on": report["report_on"]}
+    named |= {"task": {"name": report["task"]["name"]}, "plan": {"name": report["plan"]["name"]}}
+    record = {"revision": report["revision"], "config": {**named, "resume": False, **(config or {})}}
+    (directory / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    return directory
+
+
+def write_sweep(
+    directory: Path,
+    plans: dict[str, tuple[ConstraintSet, float]] = PLANS,
+    tasks: dict[str, str] = TASKS,
+    seeds: int = 3,
+    shape: tuple[int, int] = (64, 64),
+) -> Path:
+    """Write a run for each task, plan and seed into numbered directories; returns `directory`.
+
+    `plans` give each plan's set and about which share of the dense score it keeps; `tasks` each task's metric.
+    """
+    draw = random.Random(0)
+    cells = [(task, plan, seed) for task in tasks for plan in plans for seed in range(seeds)]
+    for number, (task, plan, seed) in enumerate(cells):
+        metric, (weight, kept) = tasks[task], plans[plan]
+        dense = 0.86 + draw.gauss(0, 0.002)
+        final = dense * kept + draw.gauss(0, 0.003 + 0.05 * (1 - kept))
+        write_run(
+            directory / str(number),
+            lambda *_, weight=weight: weight,
+            layers=1,
+            components={"query": shape, "key": shape},
+            phases={"dense": ("Dense", 4), "admm": ("Admm", 6)},
+            name=f"{task}-{plan}-{seed}",
+            seed=seed,
+            task={"name": task, "metric": metric, "train": 100, "holdout": 10, "validation": 10},
+            plan={"name": plan, "fingerprint": f"{list(plans).index(plan):016x}"},
+            scores={"dense": {metric: dense}, "one_shot": {metric: 0.5}, "final": {metric: final}}
+            | {"packed": {metric: final}},
+            retention=final / dense,
+            config={"model": {"path": "tiny"}, "train": {"batch_size": 32}},
+        )
     return directory
 
 
@@ -134,7 +184,10 @@ def _report(
             },
         },
         "layers": layers,
-        "phases": {phase: {"method": m, "steps": n, "seconds": 0.05 * n} for phase, (m, n) in phases.items()},
+        "phases": {
+            phase: {"method": m, "steps": n, "seconds": 0.05 * n, "gap": GAPS.get(phase, 0.0)}
+            for phase, (m, n) in phases.items()
+        },
         "versions": {"python": "3.12.3", "torch": "2.13.0", "nxmiformer": "0.1.0"},
         "revision": "a91d6e8",
         "device": "cpu",

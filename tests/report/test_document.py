@@ -48,7 +48,7 @@ def test_files_are_written_whole_and_nothing_else(tmp_path):
     for _ in range(2):  # again, over the first
         written = write_report(tmp_path)
     assert set(written) == {"markdown", "html", "size", "storage", "heatmap", "training", "convergence"}
-    inputs = {tmp_path / name for name in ("plan.json", "metrics.jsonl", "report.json")}
+    inputs = {tmp_path / name for name in ("plan.json", "metrics.jsonl", "report.json", "run.json")}
     assert {path for path in tmp_path.rglob("*") if path.is_file()} == inputs | set(written.values())
     markdown = written["markdown"].read_text()
     assert all(f"(figures/{path.name})" in markdown for path in written.values() if path.suffix == ".png")

@@ -5,10 +5,13 @@ import sys
 from itertools import combinations
 
 import matplotlib as mpl
+import numpy as np
 import pytest
+import torch
 from fabricated import BERT, alike, mixed
 
-from nxmiformer.report.figures import figures_of, heatmap
+from nxmiformer.plan import CompressionPlan
+from nxmiformer.report.figures import figures_of, heatmap, plan_heatmap
 from nxmiformer.report.style import png, spread, svg
 from nxmiformer.sets import Grid, Then, Unstructured
 
@@ -87,6 +90,54 @@ def test_heatmap_takes_names_without_an_index(make):
     layers["head"] = layer
     ax = heatmap(run).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["decoder 0", "encoder 0", "other"]
+
+
+def stored(plan):
+    """The bits stored for each weight of each layer, of what `pack` makes of a matrix of ones and its support."""
+    cost = {}
+    for name, spec in plan.layers.items():
+        parts = spec.weight.pack(spec.weight.project(torch.ones(spec.shape)))
+        cost[name] = 8 * sum(part.nbytes for part in parts.values()) / (spec.shape[0] * spec.shape[1])
+    return cost
+
+
+def test_a_plan_alone_is_coloured_by_the_bits_that_packing_stores(make):
+    plan = make(assign=mixed).plan
+    figure = plan_heatmap(plan)
+    png(figure)
+    ax = figure.axes[0]
+    columns = [label.get_text().replace("\n", ".") for label in ax.get_xticklabels()]
+    (mesh,) = ax.collections
+    drawn = dict(zip(((row, column) for row in "01" for column in columns), mesh.get_array().flatten(), strict=True))
+    cost = stored(plan)
+    for (row, column), value in drawn.items():
+        name = f"bert.encoder.layer.{row}.{column}"
+        assert (value is np.ma.masked) == (name not in cost)
+        assert value is np.ma.masked or value == pytest.approx(cost[name])
+    storage = plan.storage()
+    mean = 32 * storage.total / storage.dense
+    low, high = min(cost.values()), max(cost.values())
+    finding = f"4 sets share the layers: {mean:.3g} bits a weight, {low:.3g} to {high:.3g} by layer"
+    assert " ".join(figure.get_suptitle().split()) == finding
+
+
+def test_a_plan_alone_and_its_run_show_the_same_sets_in_the_same_places(make):
+    run = make(assign=mixed)
+    alone, ran = (figure.axes[0] for figure in (plan_heatmap(run.plan), heatmap(run)))
+    drawn = ("get_text", "get_position", "get_fontweight")
+    texts = [[[getattr(text, get)() for get in drawn] for text in ax.texts] for ax in (alone, ran)]
+    assert texts[0] == texts[1]
+    assert len(alone.patches) == len(ran.patches) > 0
+
+
+def test_a_plan_of_one_set_and_shape_says_what_every_weight_costs(make):
+    plan = make(components={"query": (64, 64)}).plan
+    assert " ".join(plan_heatmap(plan).get_suptitle().split()) == "All layers are 2:4+int4: 3.5 bits a weight"
+
+
+def test_a_plan_without_layers_is_not_drawn():
+    with pytest.raises(ValueError, match="compresses no layer"):
+        plan_heatmap(CompressionPlan({}))
 
 
 @pytest.mark.parametrize("assign", [alike, mixed])

@@ -19,7 +19,7 @@ from torch.optim import AdamW
 from nxmiformer import job as jobs
 from nxmiformer.cli import build
 from nxmiformer.data.grammar import Grammar
-from nxmiformer.job import Job, Planning
+from nxmiformer.job import Job
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.admm_paper import AdmmPaper
@@ -28,6 +28,7 @@ from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.methods.sr_ste import SrSte
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.models import Embedded
+from nxmiformer.planning import Planning
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.train.loop import Settings
 from nxmiformer.train.objective import Objective

@@ -1,7 +1,11 @@
 import json
 
 import pytest
+import torch
+from matplotlib.figure import Figure
 
+from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
 
 
@@ -146,19 +150,59 @@ def test_a_job_is_one_wandb_run_with_a_plain_config_the_same_run_when_resumed_an
         resumed.log({"total_step": 2, "loss": 0.25})
         figures = job / "figures"
         figures.mkdir()
-        (job / "report.json").write_text(json.dumps({"name": "job", "scores": {"final": {"accuracy": 0.5}}}))
+        (job / "report.json").write_text(
+            json.dumps({"name": "job", "scores": {"final": {"accuracy": 0.5}}, "layers": {}})
+        )
+        CompressionPlan({}).save(job / "plan.json")
         resumed.report(job)
         assert resumed.run.summary["scores"]["final"]["accuracy"] == 0.5
     assert offline["finish"] == [{"exit_code": 1}, {"exit_code": 0}]
     assert [call["id"] for call in offline["init"]] == [identity] * 2
     assert all(type(call["config"]) is dict and call["resume"] == "allow" for call in offline["init"])
     folders = [path.name for path in (job / "wandb").glob("offline-run-*")]  # wandb numbers two of the same second
-    assert folders and all(identity in name.split("-") for name in folders)
+    assert folders
+    assert all(identity in name.split("-") for name in folders)
 
     other = tmp_path / "other"
     other.mkdir()
     with Wandb(other, CONFIG, {"project": "test", "mode": "offline"}) as another:
         assert another.run.id != identity
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_the_report_becomes_a_table_of_its_layers_and_images_beside_the_summary(tmp_path, offline, monkeypatch):
+    joint, shape = Then(NM(2, 4), Grid(4)), (16, 64)
+    plan = CompressionPlan({"block.0.query": LayerSpec(joint, shape), "block.1.query": LayerSpec(Grid(8), shape)})
+    plan.save(tmp_path / "plan.json")
+    found = {"error": 0.25, "gap": 0.01, "kept": 0.5}
+    layers = {
+        name: {"set": str(spec), **found, "gap": None if "1" in name else 0.01} for name, spec in plan.layers.items()
+    }
+    content = {"scores": {"packed": {"accuracy": 0.5}}, "layers": layers}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    (tmp_path / "figures").mkdir()
+    figure = Figure((1, 1))
+    figure.savefig(tmp_path / "figures" / "heatmap.png")
+    logged = {}
+    with Wandb(tmp_path, CONFIG, {"project": "test", "mode": "offline", "group": "study"}) as tracker:
+        assert tracker.run.group == "study"
+        log = tracker.run.log
+        monkeypatch.setattr(tracker.run, "log", lambda row: (logged.update(row), log(row)))
+        tracker.report(tmp_path)
+        assert tracker.run.summary["layers"]["block.0.query"]["set"] == "2:4+int4"
+    assert set(logged) == {"per_layer", "heatmap"}
+    table = logged["per_layer"]
+    assert table.columns == ["layer", "set", "bits per weight", "error", "gap", "kept"]
+    stored = {
+        name: 8
+        * sum(part.nbytes for part in spec.weight.pack(spec.weight.project(torch.ones(shape))).values())
+        / (16 * 64)
+        for name, spec in plan.layers.items()
+    }
+    assert table.data == [
+        ["block.0.query", "2:4+int4", stored["block.0.query"], 0.25, 0.01, 0.5],
+        ["block.1.query", "int8", stored["block.1.query"], 0.25, None, 0.5],
+    ]
 
 
 def test_wandb_that_is_not_installed_is_asked_for(tmp_path, monkeypatch):

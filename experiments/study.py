@@ -1,8 +1,8 @@
-"""Run the study: python experiments/glue_uniform/run.py --models ../shared/models --glue ../shared/data/glue
+"""Run a study: python experiments/study.py glue_uniform --models MODELS --glue GLUE
 
-Every finished cell is a row of results.csv and is not run again; a failed one is told and left for the next time.
-Without --models and --glue, both come from the hub. ModelOpt's cells want an environment of their own (make peers), and
-are left out without --peers.
+A study is a directory with a sweep.yaml. Every finished cell is a row of its results.csv and is not run again; a failed
+one is told and left for the next time. Without --models and --glue, both come from the hub. ModelOpt's cells want an
+environment of their own (make peers), and are left out without --peers.
 """
 
 import argparse
@@ -20,19 +20,22 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results.csv"
-RIVAL = HERE.parent / "peers" / "modelopt_qat.py"
+RIVAL = HERE / "peers" / "modelopt_qat.py"
 COLUMNS = ["model", "task", "plan", "method", "seed", "steps", "score", "dense_score", "retention"]
 COLUMNS += ["compression_values", "compression_indices", "compression_all", "gap", "seconds", "device", "revision"]
 CELL = ("model", "task", "plan", "method", "seed")
 HUB = "sentence-transformers"
+EMBEDDED = "grammar"  # the task that brings a model of its own
 Row = dict[str, Any]
 
 
 def main() -> None:
-    sweep = yaml.safe_load((HERE / "sweep.yaml").read_text())
+    directory = HERE / (sys.argv[1] if len(sys.argv) > 1 else "")
+    if not (directory / "sweep.yaml").is_file():
+        sys.exit(f"there are the studies {sorted(file.parent.name for file in HERE.glob('*/sweep.yaml'))}\n{__doc__}")
+    sweep = read_sweep(directory)
     arguments = _arguments(sweep)
-    study = Study(sweep, arguments)
+    study = Study(sweep, arguments, directory / "results.csv")
     chains = [(plan, task, seed) for plan in arguments.plans for task in arguments.tasks for seed in arguments.seeds]
     with ThreadPoolExecutor(arguments.workers) as pool:
         for future in [pool.submit(study.chain, *each) for each in chains]:
@@ -42,11 +45,23 @@ def main() -> None:
     sys.exit(bool(study.failed))
 
 
+def read_sweep(directory: Path) -> dict[str, Any]:
+    """What a study runs: its sweep.yaml, and what that does not say from the one that it names as its base."""
+    sweep: dict[str, Any] = yaml.safe_load((directory / "sweep.yaml").read_text())
+    base = sweep.pop("base", None)
+    return sweep if base is None else {**read_sweep(HERE / base), **sweep}
+
+
+def flat(overrides: Any) -> list[str]:
+    """Overrides as a list; a sweep.yaml may put lists that it shares into lists."""
+    return [overrides] if isinstance(overrides, str) else [word for each in overrides for word in flat(each)]
+
+
 class Study:
     """The cells of the sweep, and what has become of them."""
 
-    def __init__(self, sweep: dict[str, Any], arguments: argparse.Namespace) -> None:
-        self.sweep, self.arguments, self.failed = sweep, arguments, list[Row]()
+    def __init__(self, sweep: dict[str, Any], arguments: argparse.Namespace, results: Path) -> None:
+        self.sweep, self.arguments, self.results, self.failed = sweep, arguments, results, list[Row]()
         self.writing, self.training = Lock(), defaultdict[tuple[str, int], Lock](Lock)
 
     def chain(self, plan: str, task: str, seed: int) -> None:
@@ -67,22 +82,20 @@ class Study:
 
     def _settle(self, cell: Row, run: Any) -> bool:
         """Run the cell, unless its row is there; whether it is there then."""
-        if _rows(**cell):
+        if self._rows(**cell):
             return True
         row = run(cell)
         with self.writing:
             if row is None:
                 self.failed.append(cell)
             else:
-                _append(row)
+                self._append(row)
                 print(" ".join(str(cell[key]) for key in CELL[1:]), f"{row['score']:.4f}", flush=True)
         return row is not None
 
     def _common(self, task: str, seed: int) -> list[str]:
-        glue = self.arguments.glue
-        return ["model=pretrained", f"task={task}", f"seed={seed}", *self.sweep["common"]] + (
-            [f"task.path={glue}"] if glue else []
-        )
+        path = [f"task.path={self.arguments.glue}"] if self.arguments.glue and task != EMBEDDED else []
+        return [f"task={task}", f"seed={seed}", *self.sweep["common"], *path]
 
     def _folder(self, task: str, seed: int) -> Path:
         return Path(self.arguments.outputs) / f"{task}-dense-{seed}"
@@ -92,8 +105,9 @@ class Study:
         retention is against the better of the two."""
         folder, facts = self._folder(task, seed), self.sweep["tasks"][task]
         if not (folder / "report.json").exists():
-            model = f"{self.arguments.models or HUB}/{self.sweep['model']}"
-            overrides = [*self._common(task, seed), f"model.path={model}", "recipe=one_shot", *facts["dense"]]
+            source = ["model=pretrained", f"model.path={self.arguments.models or HUB}/{self.sweep['model']}"]
+            overrides = [*(source if task != EMBEDDED else []), *self._common(task, seed), "recipe=one_shot"]
+            overrides += facts["dense"]
             if not _job(folder, overrides):
                 self.failed.append(self._cell(task, "dense", "dense", seed))
                 return False
@@ -110,7 +124,7 @@ class Study:
         return self._row(cell, {**scores, **ratios, "gap": 0.0}, phase["steps"], phase["seconds"], report["device"])
 
     def _ours(self, cell: Row) -> Row | None:
-        start = ["recipe.phases.dense.steps=0", f"plan={cell['plan']}"]
+        start = ["recipe.phases.dense.steps=0", *self.sweep["plans"][cell["plan"]]]
         report = self._train(cell, [*self.sweep["methods"][cell["method"]], *start])
         if report is None:
             return None
@@ -131,9 +145,9 @@ class Study:
         """The report of a run of ours from the dense model, or None where it failed."""
         task, seed, steps = cell["task"], cell["seed"], self.sweep["tasks"][cell["task"]]["steps"]
         counts = {"steps": steps, "admm": round(0.3 * steps), "finish": steps - round(0.3 * steps)}
-        model = f"model.path={self._folder(task, seed) / 'dense'}"
+        model = ["model=pretrained", f"model.path={self._folder(task, seed) / 'dense'}"]
         folder = self._folder(task, seed).with_name(f"{task}-{cell['plan']}-{cell['method']}-{seed}")
-        if not _job(folder, [*self._common(task, seed), *(o.format(**counts) for o in overrides), model]):
+        if not _job(folder, [*self._common(task, seed), *(each.format(**counts) for each in flat(overrides)), *model]):
             return None
         report: Row = json.loads((folder / "report.json").read_text())
         return report
@@ -141,7 +155,7 @@ class Study:
     def _rival(self, cell: Row) -> Row | None:
         """ModelOpt's; what its set stores is what ours does, as the row of `one_shot` has it."""
         task, plan, seed = cell["task"], cell["plan"], cell["seed"]
-        ours = _rows(**{**cell, "method": "one_shot"})
+        ours = self._rows(**{**cell, "method": "one_shot"})
         if not ours:
             return None
         steps = self.sweep["tasks"][task]["steps"]
@@ -157,22 +171,39 @@ class Study:
         return self._row(cell, found, steps, report["seconds"], report["device"])
 
     def _row(self, cell: Row, found: Row, steps: int, seconds: float, device: str) -> Row:
-        more = _rows(**self._cell(cell["task"], "dense", "dense_more", cell["seed"]))
+        more = self._rows(**self._cell(cell["task"], "dense", "dense_more", cell["seed"]))
         best = max([found["dense_score"], *(float(row["score"]) for row in more)])
+        best = max(best, found["score"]) if cell["method"] == "dense_more" else best
         kept = {"retention": found["score"] / best, "steps": steps, "seconds": seconds}
         return {**cell, **found, **kept, "device": device, "revision": _revision()}
+
+    def _rows(self, **cell: Any) -> list[dict[str, str]]:
+        """The rows of results.csv that are of this cell."""
+        if not self.results.exists():
+            return []
+        with self.results.open(newline="") as file:
+            return [row for row in csv.DictReader(file) if all(row[key] == str(cell[key]) for key in CELL)]
+
+    def _append(self, row: Row) -> None:
+        new = not self.results.exists()
+        with self.results.open("a", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if new:
+                writer.writeheader()
+            writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
 
 
 def _arguments(sweep: dict[str, Any]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add, methods = parser.add_argument, [*sweep["methods"], "modelopt"]
+    add, methods = parser.add_argument, [*sweep["methods"], *(["modelopt"] if sweep.get("modelopt") else [])]
+    add("study", help="the directory's name")
     add("--models", help="directory that holds the model's (default: the hub)")
     add("--glue", help="directory of GLUE in the hub's layout (default: the hub)")
     add("--peers", help="Python of ModelOpt's environment, such as .venv-peers/bin/python")
-    add("--outputs", default="outputs/glue_uniform", help="where the runs go (default: %(default)s)")
+    add("--outputs", default="outputs/glue", help="where the runs go (default: %(default)s)")
     add("--workers", type=int, default=1, help="cells that run side by side")
     add("--tasks", nargs="+", default=list(sweep["tasks"]), choices=sweep["tasks"], help="only these")
-    add("--plans", nargs="+", default=sweep["plans"], choices=sweep["plans"], help="only these")
+    add("--plans", nargs="+", default=list(sweep["plans"]), choices=sweep["plans"], help="only these")
     add("--methods", nargs="+", default=methods, choices=methods, help="only these")
     add("--seeds", nargs="+", type=int, default=sweep["seeds"], help="only these")
     return parser.parse_args()
@@ -196,23 +227,6 @@ def _command(folder: Path, command: list[str]) -> bool:
 def _revision() -> str:
     words = ["git", "rev-parse", "--short=12", "HEAD"]
     return subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _rows(**cell: Any) -> list[dict[str, str]]:
-    """The rows of results.csv that are of this cell."""
-    if not RESULTS.exists():
-        return []
-    with RESULTS.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if all(row[key] == str(cell[key]) for key in CELL)]
-
-
-def _append(row: dict[str, Any]) -> None:
-    new = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
 
 
 if __name__ == "__main__":

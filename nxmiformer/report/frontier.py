@@ -1,0 +1,181 @@
+"""What a score costs in bytes, over many runs."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nxmiformer.report import words
+from nxmiformer.report.groups import Group, Panel, panels, tally, winners
+from nxmiformer.report.labels import Box, placed
+from nxmiformer.report.style import (
+    BLUE,
+    GREY,
+    MUTED,
+    PAPER,
+    SLATE,
+    SMALL,
+    WIDTH,
+    axes,
+    canvas,
+    label,
+    score_axis,
+    size_axis,
+    title,
+)
+
+PAGE = (WIDTH - 1.6, 2.2)  # of a panel's axes, inches
+ENOUGH = 0.99  # of the dense score
+_CHARACTER, _LINE, _MARK = SMALL * 0.58 / 72, SMALL * 1.35 / 72, 0.14  # inches
+
+
+def frontier(
+    frame: pd.DataFrame, score: str = "packed", size: str = "packed_model_bytes", by: str | Sequence[str] = "plan"
+) -> Figure:
+    """Score against bytes, mean and standard deviation over the seeds; what no other group beats in both is joined.
+    Groups of the same size stand side by side.
+
+    Args:
+        frame: a row a run, as `load_runs` gives them. One panel a task, cut further where models or splits differ.
+        score: a column of scores.
+        size: a column of bytes.
+        by: the column, or columns, whose values name the groups.
+
+    Raises:
+        ValueError: a column is missing, no run has both values, a size is not positive, or runs of a group differ in
+            more than their seed.
+    """
+    drawn = panels(frame, by, [score, size, "dense"])
+    if (least := frame[size].min()) <= 0:
+        raise ValueError(f"the column {size!r} holds {least:g}: a logarithmic axis has only positive sizes")
+    figure = canvas(0.7 + (PAGE[1] + 0.75) * len(drawn))
+    for ax, panel in zip(figure.subplots(len(drawn), 1, squeeze=False)[:, 0], drawn, strict=True):
+        _draw(ax, panel, score, size)
+    note = f"{tally(frame, drawn)};  joined: what no other beats in both"
+    figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL, color=MUTED)
+    title(figure, _finding(drawn, score, size))
+    return figure
+
+
+def non_dominated(costs: Sequence[float], worths: Sequence[float]) -> list[int]:
+    """The places, cheapest first, of what nothing else matches in both cost (less is better) and worth and beats in
+    one of them."""
+    pairs = list(zip(costs, worths, strict=True))
+    best = [
+        i
+        for i, (cost, worth) in enumerate(pairs)
+        if not any(c <= cost and w >= worth and (c, w) != (cost, worth) for c, w in pairs)
+    ]
+    return sorted(best, key=lambda i: pairs[i])
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What a panel shows: bytes from `left` to `right`, on a log scale, and scores from `low` to `high`."""
+
+    left: float
+    right: float
+    low: float
+    high: float
+
+    def inches(self, size: float, score: float) -> tuple[float, float]:
+        """A point's place on the page."""
+        x = math.log(size / self.left) / math.log(self.right / self.left)
+        return PAGE[0] * x, PAGE[1] * (score - self.low) / (self.high - self.low)
+
+    def data(self, x: float, y: float) -> tuple[float, float]:
+        """What stands at a place of the page."""
+        size = self.left * (self.right / self.left) ** (x / PAGE[0])
+        return size, self.low + (self.high - self.low) * y / PAGE[1]
+
+
+def _draw(ax: Axes, panel: Panel, score: str, size: str) -> None:
+    best, frame = _best(panel, score, size), _frame(panel, score, size)
+    marks = _marks(panel, frame, score, size)
+    axes(ax, f"{panel.name}: {panel.called(score)} against bytes, log scale")
+    ax.set_xscale("log")
+    ax.set_xlim(frame.left, frame.right)
+    ax.set_ylim(frame.low, frame.high)
+    ax.axhline(panel.dense, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    text = f"dense\n{words.score(panel.metric, panel.dense)}"
+    label(ax, text, (1.01, panel.dense), MUTED, xycoords=("axes fraction", "data"), va="center")
+    places = {group.name: frame.data(mark.x, mark.y) for group, mark in zip(panel.groups, marks, strict=True)}
+    ax.plot(*zip(*(places[group.name] for group in best), strict=True), color=BLUE, linewidth=1.2, alpha=0.5, zorder=2)
+    for group in panel.groups:
+        (x, y), deviation = places[group.name], group.deviation(score)
+        colour = BLUE if group in best else SLATE
+        ax.plot([x, x], [y - deviation, y + deviation], color=colour, linewidth=1.4, zorder=3)
+        ax.plot(x, y, "o", color=colour, markersize=6.5, markeredgecolor=PAPER, zorder=4)
+    _name(ax, panel, frame, marks, best)
+    score_axis(ax.yaxis, panel.metric)
+    size_axis(ax)
+
+
+def _best(panel: Panel, score: str, size: str) -> list[Group]:
+    """The groups that no other beats in both, the smallest first."""
+    sign = -1 if words.is_loss(panel.metric) else 1
+    groups = panel.groups
+    chosen = non_dominated([group.mean(size) for group in groups], [sign * group.mean(score) for group in groups])
+    return [groups[i] for i in chosen]
+
+
+def _frame(panel: Panel, score: str, size: str) -> _Frame:
+    """Room for the points, the dense score, and names around the outermost."""
+    sizes = [group.mean(size) for group in panel.groups]
+    ends = [group.mean(score) + side * group.deviation(score) for group in panel.groups for side in (-1, 1)]
+    low, high = min(*ends, panel.dense), max(*ends, panel.dense)
+    pad = 0.18 * (high - low) or 0.01
+    margin = math.exp(0.2 * max(math.log(max(sizes) / min(sizes)), math.log(1.05)))
+    return _Frame(min(sizes) / margin, max(sizes) * margin, low - pad, high + pad)
+
+
+def _marks(panel: Panel, frame: _Frame, score: str, size: str) -> list[Box]:
+    """The points on the page, with their deviations; those of one size stand side by side."""
+    sizes = [group.mean(size) for group in panel.groups]
+    marks = []
+    for number, group in enumerate(panel.groups):
+        before, alike = sizes[:number].count(sizes[number]), sizes.count(sizes[number])
+        x, y = frame.inches(sizes[number], group.mean(score))
+        deviation = frame.inches(frame.left, frame.low + group.deviation(score))[1]
+        marks.append(Box(x + _MARK * (before - (alike - 1) / 2), y, _MARK, _MARK + 2 * deviation))
+    return marks
+
+
+def _name(ax: Axes, panel: Panel, frame: _Frame, marks: list[Box], best: list[Group]) -> None:
+    """Write the groups' names near their points, with a thin line to those that found no place beside them."""
+    widths = [len(group.name) * _CHARACTER + 0.04 for group in panel.groups]
+    backed = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
+    for group, mark, box in zip(panel.groups, marks, placed(marks, widths, _LINE, PAGE), strict=True):
+        place = frame.data(box.x, box.y)
+        if abs(box.y - mark.y) > _LINE / 2:
+            ax.plot(*zip(frame.data(mark.x, mark.y), place, strict=True), color=GREY, linewidth=0.7, zorder=2)
+        colour = BLUE if group in best else MUTED
+        label(ax, group.name, place, colour, ha="center", va="center", bbox=backed, zorder=3.5)
+
+
+def _keeping(panel: Panel, score: str, size: str) -> list[Group]:
+    """The groups that keep `ENOUGH` of the dense score (that lose as much, of a loss), the smallest first."""
+    loss, dense = words.is_loss(panel.metric), panel.dense
+    least, most = (-math.inf, (2 - ENOUGH) * dense) if loss else (ENOUGH * dense, math.inf)
+    kept = [group for group in panel.groups if least <= group.mean(score) <= most]
+    return sorted(kept, key=lambda group: (group.mean(size), group.name))
+
+
+def _finding(drawn: list[Panel], score: str, size: str) -> str:
+    enough = words.percent(ENOUGH, 0)
+    smallest = [groups[0].name if (groups := _keeping(panel, score, size)) else None for panel in drawn]
+    if len(drawn) > 1:
+        pairs = [(name or "none", panel.name) for name, panel in zip(smallest, drawn, strict=True)]
+        what = f"smallest to keep {enough} of the dense score"
+        return winners(pairs, f"is the {what}", f"The {what}")
+    (panel,) = drawn
+    if kept := _keeping(panel, score, size):
+        group, text = kept[0], f"is the smallest to keep {enough} of the dense {panel.metric}"
+    else:
+        group = _best(panel, score, size)[-1]
+        text = f"scores best, and nothing keeps {enough} of the dense {panel.metric}"
+    value = words.score(panel.metric, group.mean(score))
+    return f"{group.name} {text}: {value} in {words.size(group.mean(size))}"

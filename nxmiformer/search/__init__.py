@@ -1,0 +1,1 @@
+"""Which layer becomes a point of which set, so that all of them together fit a budget."""

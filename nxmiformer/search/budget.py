@@ -1,0 +1,94 @@
+"""How many bits there are to spend."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from nxmiformer.errors import unknown
+from nxmiformer.plan import FLOAT
+from nxmiformer.sets import ConstraintSet
+from nxmiformer.sets.base import Shape
+
+Accounting = Literal["values", "indices", "all"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What the layers that are searched may take together; one of the three is given.
+
+    Attributes:
+        ratio: of their float32 size, in (0, 1].
+        bytes: in bytes.
+        whole_model_bytes: of the file of all weights, those of the other layers and its header included, in bytes.
+        accounting: what counts: the kept values ("values"), their places too ("indices"), or also the scales and the
+            bytes that each part is rounded up to ("all"), which is what the packed file weighs. `whole_model_bytes`
+            always counts all.
+    """
+
+    ratio: float | None = None
+    bytes: int | None = None
+    whole_model_bytes: int | None = None
+    accounting: Accounting = "all"
+
+    def __post_init__(self) -> None:
+        if self.accounting not in get_args(Accounting):
+            raise unknown("accounting of a budget", self.accounting, get_args(Accounting))
+        given = {name: value for name, value in self._limits.items() if value is not None}
+        if len(given) > 1:
+            raise ValueError(f"a budget has one limit, not {' and '.join(f'budget.{n}={v}' for n, v in given.items())}")
+        if any(value <= 0 for value in given.values()) or (self.ratio or 0) > 1:
+            name, value = next(iter(given.items()))
+            raise ValueError(f"budget.{name}={value}: it must be above 0" + (" and at most 1" if self.ratio else ""))
+        if self.whole_model_bytes is not None and self.accounting != "all":
+            raise ValueError(
+                f"budget.whole_model_bytes counts all, so budget.accounting={self.accounting} says nothing"
+            )
+
+    @property
+    def _limits(self) -> Mapping[str, float | None]:
+        return {"ratio": self.ratio, "bytes": self.bytes, "whole_model_bytes": self.whole_model_bytes}
+
+    @property
+    def given(self) -> bool:
+        """Whether there is a limit."""
+        return any(value is not None for value in self._limits.values())
+
+    def __str__(self) -> str:
+        name, value = next((item for item in self._limits.items() if item[1] is not None), ("ratio", None))
+        counted = "" if self.accounting == "all" else f" by {self.accounting}"
+        return (
+            f"{value:g}{counted}" if name == "ratio" else f"{value}{' whole' * name.startswith('whole')} bytes{counted}"
+        )
+
+    def bits(self, weights: int, rest: int) -> int:
+        """The limit in bits, for this many weights in the layers and bits around them.
+
+        Raises:
+            ValueError: no limit is given, or there is nothing left of it.
+        """
+        if self.whole_model_bytes is not None:
+            left = self.whole_model_bytes * 8 - rest
+            if left <= 0:
+                raise ValueError(
+                    f"budget.whole_model_bytes={self.whole_model_bytes}: the rest of the model alone takes "
+                    f"{-(-rest // 8)} bytes"
+                )
+            return left
+        if self.bytes is not None:
+            return self.bytes * 8
+        if self.ratio is None:
+            raise ValueError(
+                "a search needs a budget: budget.ratio=..., budget.bytes=... or budget.whole_model_bytes=..."
+            )
+        return int(self.ratio * weights * FLOAT)
+
+    def cost(self, constraint: ConstraintSet | None, shape: Shape) -> int:
+        """Bits that a layer of this shape counts for in the set; None is a dense layer, in float32."""
+        if constraint is None:
+            return shape[0] * shape[1] * FLOAT
+        storage = constraint.storage(shape)
+        return {
+            "values": storage.values,
+            "indices": storage.values + storage.indices,
+            "all": storage.nbytes * 8,
+        }[self.accounting]

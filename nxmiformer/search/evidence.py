@@ -1,0 +1,188 @@
+"""What is measured on a dense model to foresee what compression does to it."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nxmiformer.layers.convert import distinct_layers
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.mode import evaluating
+from nxmiformer.layers.moments import Batch, input_moments
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A dense model, and batches of a holdout of its training data.
+
+    Attributes:
+        model: a converted model with its quantizers off; its parameters may need no gradient.
+        batches: with `labels`.
+        forward: runs `model` on a batch, without its labels, and gives the logits (batch, outputs).
+        metric: the task's score, from logits (examples, outputs) and labels (examples,).
+    """
+
+    model: nn.Module
+    batches: Sequence[Batch]
+    forward: Callable[[Batch], Tensor]
+    metric: Callable[[np.ndarray, np.ndarray], float]
+
+    @cached_property
+    def layers(self) -> dict[str, CompressedLinear]:
+        """The layers that can be compressed, by name, each weight once."""
+        return distinct_layers(self.model)
+
+    @property
+    def examples(self) -> int:
+        """How many there are in the batches."""
+        return sum(len(batch["labels"]) for batch in self.batches)
+
+    @cached_property
+    def moments(self) -> dict[str, Tensor]:
+        """The second moment of each layer's inputs, (in, in); see `input_moments`."""
+        return input_moments(self.model, self.batches, self.forward)
+
+    @cached_property
+    def logits(self) -> list[Tensor]:
+        """The dense model's, a batch at a time."""
+        return self._logits()
+
+    @torch.no_grad()
+    def _logits(self) -> list[Tensor]:
+        with evaluating(self.model):
+            return [self.forward(batch).float() for batch in self.batches]
+
+    def changed(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
+        """The logits, a batch at a time, when layers have these weights (out, in) instead."""
+        with self._replaced(weights):
+            return self._logits()
+
+    def divergence(self, logits: Sequence[Tensor]) -> float:
+        """How far `logits` are from the dense model's: KL(dense || theirs), mean over the examples; half the squared
+        error for a regression."""
+        return sum(_divergence(*pair) for pair in zip(self.logits, logits, strict=True)) / self.examples
+
+    def loss(self, logits: Sequence[Tensor]) -> float:
+        """The task's loss at `logits`, mean over the examples."""
+        pairs = zip(logits, self.batches, strict=True)
+        return sum(loss(each, batch["labels"]).sum().item() for each, batch in pairs) / self.examples
+
+    def score(self, logits: Sequence[Tensor]) -> float:
+        """The task's score at `logits`."""
+        labels = torch.cat([batch["labels"] for batch in self.batches])
+        return self.metric(torch.cat(list(logits)).cpu().numpy(), labels.cpu().numpy())
+
+    @contextmanager
+    def _replaced(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        self.logits  # noqa: B018 (those of the dense model are taken before anything is replaced)
+        kept = {name: self.layers[name].matrix.detach().clone() for name in weights}
+        try:
+            self._put(weights)
+            yield
+        finally:
+            self._put(kept)
+
+    @torch.no_grad()
+    def _put(self, weights: Mapping[str, Tensor]) -> None:
+        for name, weight in weights.items():
+            self.layers[name].matrix.copy_(weight)
+
+    @cached_property
+    def output_gradients(self) -> dict[str, Tensor]:
+        """Of each layer's outputs, (out,): the squared gradient of the log likelihood of a label that is drawn from the
+        model itself, summed over an example's tokens, mean over the examples. It is the diagonal of the output factor
+        of the Fisher information in K-FAC (Martens and Grosse 2015, arXiv 1503.05671, eq. 1, section 3)."""
+        totals = {name: torch.zeros(layer.out_features) for name, layer in self.layers.items()}
+        names = {id(layer.weight): name for name, layer in self.layers.items()}
+
+        def look(layer: CompressedLinear, _: object, output: Tensor) -> None:
+            name = names[id(layer.weight)]
+
+            def add(grad: Tensor) -> None:
+                totals[name] = totals[name].to(grad.device) + grad.float().flatten(0, -2).square().sum(0)
+
+            if output.requires_grad:
+                output.register_hook(add)
+
+        generator = torch.Generator().manual_seed(0)
+        hooks = [layer.register_forward_hook(look) for layer in self.layers.values()]
+        try:
+            for _, logits in self._with_gradients():
+                loss(logits, _drawn(logits.detach(), generator)).sum().backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {name: total / self.examples for name, total in totals.items()}
+
+    @cached_property
+    def expansion(self) -> dict[str, tuple[Tensor, Tensor]]:
+        """Of each layer, (out, in) both: the gradient of the mean loss, and the diagonal of its empirical Fisher
+        information, the mean over batches of the squared gradient times the batch size."""
+        sums = {name: (torch.zeros_like(m), torch.zeros_like(m)) for name, m in self._matrices().items()}
+        for batch, logits in self._with_gradients():
+            size = len(batch["labels"])
+            loss(logits, batch["labels"]).mean().backward()
+            for name, layer in self.layers.items():
+                assert layer.weight.grad is not None
+                grad = (layer.weight.grad.t() if layer.transposed else layer.weight.grad).float()
+                sums[name][0].add_(grad, alpha=size)
+                sums[name][1].add_(grad.square(), alpha=size * size)
+        return {name: (slope / self.examples, square / self.examples) for name, (slope, square) in sums.items()}
+
+    def _matrices(self) -> dict[str, Tensor]:
+        return {name: layer.matrix.detach().float() for name, layer in self.layers.items()}
+
+    def _with_gradients(self) -> Iterator[tuple[Batch, Tensor]]:
+        """Each batch and its logits, from which gradients reach the layers' weights; none is left behind."""
+        parameters = {id(p): (p, p.requires_grad) for p in self.model.parameters()}
+        weights = {id(layer.weight) for layer in self.layers.values()}
+        for key, (parameter, _) in parameters.items():
+            parameter.requires_grad_(key in weights)
+        try:
+            with evaluating(self.model), torch.enable_grad():
+                for batch in self.batches:
+                    yield batch, self.forward(batch).float()
+                    self.model.zero_grad()
+        finally:
+            self.model.zero_grad()
+            for parameter, needed in parameters.values():
+                parameter.requires_grad_(needed)
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits that change with the layers' weights and the batches."""
+        digest = hashlib.sha256()
+        for name, layer in self.layers.items():
+            digest.update(name.encode() + layer.weight.detach().cpu().float().contiguous().numpy().tobytes())
+        for batch in self.batches:
+            for key, tensor in sorted(batch.items()):
+                digest.update(f"{key}{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """The loss of each example, (batch,): cross-entropy, or for a regression half the squared error, the negative log
+    likelihood of a normal distribution of unit variance."""
+    if logits.shape[-1] == 1:
+        return 0.5 * (logits[:, 0] - labels.float()).square()
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _divergence(before: Tensor, after: Tensor) -> float:
+    """Sum over the examples of a batch."""
+    if before.shape[-1] == 1:
+        return 0.5 * (after - before).square().sum().item()
+    return F.kl_div(after.log_softmax(-1), before.log_softmax(-1), reduction="sum", log_target=True).item()
+
+
+def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A label for each example, drawn from what the model believes."""
+    if logits.shape[-1] == 1:
+        return logits[:, 0] + torch.randn(len(logits), generator=generator).to(logits.device)
+    return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)

@@ -1,0 +1,29 @@
+"""The quick choice: from the least damage downwards."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from nxmiformer.search.strategy import Strategy
+from nxmiformer.search.table import Assignment, Table
+
+
+@dataclass(frozen=True)
+class Greedy(Strategy):
+    """Begin with every layer in its candidate of least damage; until all fit, take the step to a smaller candidate that
+    adds the least damage for each bit that it saves. Gives one assignment."""
+
+    def __call__(self, table: Table, budget: int, most: int) -> list[Assignment]:
+        damage, bits, rows = table.damage, table.bits, np.arange(len(table.choices))
+        there = np.isfinite(damage)
+        if (least := int(np.where(there, bits, np.inf).min(1).sum())) > budget:
+            raise ValueError(f"the budget of {budget} bits is too small: the smallest possible one is {least}")
+        chosen = damage.argmin(1)
+        while bits[rows, chosen].sum() > budget:
+            saved = bits[rows, chosen][:, None] - bits
+            price = np.where(
+                there & (saved > 0), (damage - damage[rows, chosen][:, None]) / np.maximum(saved, 1), np.inf
+            )
+            row, column = np.unravel_index(price.argmin(), price.shape)
+            chosen[row] = column
+        return [tuple(int(index) for index in chosen)]

@@ -1,0 +1,189 @@
+"""From a budget to a plan."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nxmiformer.layers.targets import Targets
+from nxmiformer.search.budget import Budget
+from nxmiformer.search.candidates import Candidates, Choice, words_of
+from nxmiformer.search.evidence import Evidence
+from nxmiformer.search.halving import Halving
+from nxmiformer.search.sensitivity import Sensitivity
+from nxmiformer.search.strategy import Strategy
+from nxmiformer.search.table import Assignment, Damages, Table, measure
+from nxmiformer.search.whole import OneShot, Sets
+from nxmiformer.train.progress import tracked
+
+Trial = Callable[[Sets, int], float]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """An assignment of sets to layers, and what is known of it.
+
+    Attributes:
+        name: how it came about.
+        sets: by layer; None is dense.
+        bits: as the budget counts them.
+        predicted: damage, added up over the layers.
+        divergence: of the logits, with all layers moved to their sets at once and not trained.
+        score: the task's, likewise.
+        trials: steps of training, and the score after them.
+    """
+
+    name: str
+    sets: Sets
+    bits: int
+    predicted: float
+    divergence: float
+    score: float
+    trials: tuple[tuple[int, float], ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {**vars(self), "sets": {name: words_of(each) for name, each in self.sets.items()}}
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        best: the plan to use.
+        plans: all that were measured as wholes within the budget, in the order of their divergence.
+        frontier: the best for other budgets, and the uniform ones, whatever they cost.
+        damages: the sensitivity, by layer and set.
+        interactions: of pairs of layers: both names, the damage of both together, the sum of their damages.
+        budget: in bits.
+    """
+
+    best: Scored
+    plans: tuple[Scored, ...]
+    frontier: tuple[Scored, ...]
+    damages: Damages
+    interactions: tuple[tuple[str, str, float, float], ...]
+    budget: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values."""
+        return {
+            "budget": self.budget,
+            "best": self.best.to_dict(),
+            "plans": [each.to_dict() for each in self.plans],
+            "frontier": [each.to_dict() for each in self.frontier],
+            "damages": {layer: dict(row) for layer, row in self.damages.items()},
+            "interactions": [
+                {"layers": [a, b], "together": both, "sum": total} for a, b, both, total in self.interactions
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Search:
+    """The damage of every layer in every set, then assignments that fit the budget, then these as wholes.
+
+    Attributes:
+        candidates: what each layer may become.
+        sensitivity: foresees the damage of one layer.
+        strategy: proposes assignments by the sum of these.
+        keep: assignments to measure as wholes; the uniform ones that fit are measured besides.
+        iterations: of each stage of a layer's reconstruction there; 0 takes plain projections.
+        examples: of the holdout, on which everything is measured.
+        frontier: further budgets to find plans for, evenly apart on a log scale; 0: none.
+        interactions: layers of the plan, those of the most damage, whose pairs are looked at; 0: none.
+        halving: tells the best plans apart by training them; None: the least divergence wins.
+    """
+
+    candidates: Candidates
+    sensitivity: Sensitivity
+    strategy: Strategy
+    keep: int = 3
+    iterations: int = 10
+    examples: int = 128
+    frontier: int = 0
+    interactions: int = 0
+    halving: Halving | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("keep", 1), ("iterations", 0), ("examples", 1), ("frontier", 0), ("interactions", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"search.{name}={getattr(self, name)}: it must be at least {least}")
+
+    def __call__(
+        self, evidence: Evidence, targets: Targets, budget: Budget, rest: int, cache: Path, trial: Trial, shown: bool
+    ) -> Found:
+        """The plan for these layers.
+
+        Args:
+            evidence: of the dense model.
+            targets: its layers.
+            rest: bits of the model's file that are none of theirs.
+            cache: directory in which measured damages are kept.
+            trial: trains with these sets for so many steps, and gives the score on the holdout; for `halving`.
+            shown: whether to show progress.
+
+        Raises:
+            ValueError: the budget is too small, which the message puts beside the smallest possible one.
+        """
+        choices = self.candidates.choices(targets)
+        limit = budget.bits(sum(t.shape[0] * t.shape[1] for t in targets.layers), rest)
+        damages = self._damages(evidence, choices, cache, shown)
+        table, whole = Table.of(choices, damages, budget), OneShot(evidence, self.iterations)
+        plans = _scored(table, whole, self._proposals(table, limit), "plans", shown)
+        plans = self._halved(sorted(plans, key=lambda each: (each.divergence, each.bits)), trial)
+        pairs = whole.interactions(plans[0].sets, self.interactions) if self.interactions else []
+        frontier = _scored(table, whole, self._frontier(table), "frontier", shown)
+        return Found(plans[0], tuple(plans), tuple(frontier), damages, tuple(pairs), limit)
+
+    def _damages(self, evidence: Evidence, choices: Sequence[Choice], cache: Path, shown: bool) -> Damages:
+        damages = {}
+        work = measure(evidence, choices, self.sensitivity, cache)
+        total = sum(len(choice.layers) for choice in choices)
+        for layer, row in tracked(work, "sensitivity", total, shown):
+            damages[layer] = row
+        return damages
+
+    def _proposals(self, table: Table, limit: int) -> dict[str, Assignment]:
+        found = self.strategy(table, limit, self.keep)
+        named = {f"{type(self.strategy).__name__.lower()} {n}": each for n, each in enumerate(found, 1)}
+        uniform = {f"uniform {words}": each for words, each in table.uniform().items() if table.cost(each) <= limit}
+        return {**named, **{name: each for name, each in uniform.items() if each not in found}}
+
+    def _frontier(self, table: Table) -> dict[str, Assignment]:
+        """The uniform assignments, and the best ones for budgets between the smallest and the largest of them."""
+        uniform = table.uniform()
+        if not self.frontier or not uniform:
+            return {}
+        costs = [table.cost(each) for each in uniform.values()]
+        budgets = np.geomspace(min(costs), max(costs), self.frontier + 1)[:-1]
+        found = {f"searched {limit / 8:.0f} bytes": self.strategy(table, int(limit), 1)[0] for limit in budgets}
+        return {**{f"uniform {words}": each for words, each in uniform.items()}, **found}
+
+    def _halved(self, plans: list[Scored], trial: Trial) -> list[Scored]:
+        """The plans, those first that came furthest in the trials, and there by their scores."""
+        if self.halving is None:
+            return plans
+        trials: dict[str, tuple[tuple[int, float], ...]] = {each.name: () for each in plans}
+        for plan, steps, score in self.halving(plans, lambda plan, steps: trial(plan.sets, steps)):
+            trials[plan.name] += ((steps, score),)
+        tried = [replace(each, trials=trials[each.name]) for each in plans]
+        return sorted(tried, key=lambda each: [(-steps, -score) for steps, score in each.trials[-1:]])
+
+
+def _scored(
+    table: Table, whole: OneShot, assignments: Mapping[str, Assignment], name: str, shown: bool
+) -> list[Scored]:
+    """The assignments by name, measured as wholes."""
+
+    def work() -> Iterator[Scored]:
+        for each, assignment in assignments.items():
+            sets = table.sets(assignment)
+            logits = whole.logits(sets)
+            figures = whole.evidence.divergence(logits), whole.evidence.score(logits)
+            yield Scored(each, sets, table.cost(assignment), table.predicted(assignment), *figures)
+
+    return list(tracked(work(), name, len(assignments), shown))

@@ -1,0 +1,131 @@
+"""What it costs a model that one layer becomes a point of a set, as foreseen before any training."""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from nxmiformer.errors import unknown
+from nxmiformer.optim import Problem
+from nxmiformer.search.evidence import Evidence
+from nxmiformer.sets import ConstraintSet
+
+
+class Sensitivity(abc.ABC):
+    """Foresees the damage of one layer in one set; a dense layer has none. Damages of several layers are added."""
+
+    @abc.abstractmethod
+    def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
+        """The damage of `layer` in each of the sets, 0 or more."""
+
+
+@dataclass(frozen=True)
+class WeightError(Sensitivity):
+    """||W - P(W)||^2 / ||W||^2: no data, no gradient."""
+
+    def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
+        w = evidence.layers[layer].matrix.detach().float()
+        norm = w.square().sum().clamp(min=torch.finfo(torch.float32).tiny)
+        return [((w - each.project(w)).square().sum() / norm).item() for each in sets]
+
+
+@dataclass(frozen=True)
+class OutputError(Sensitivity):
+    """The relative mean squared change of the layer's output on the evidence, after it was reconstructed in the set.
+
+    Rows of a weight are problems of their own, so that some of them tell of all.
+
+    Attributes:
+        weighted: weigh each output by the Fisher information of the model's predictions about it, and take half the
+            absolute change: the divergence of the logits to second order (K-FAC, Martens and Grosse 2015, arXiv
+            1503.05671, with the diagonal of the outputs' factor), which can be compared between layers.
+        rows: looked at, at most.
+        iterations: of each stage of the reconstruction; 0 takes the plain projection.
+    """
+
+    weighted: bool = True
+    rows: int = 32
+    iterations: int = 5
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.iterations < 0:
+            raise ValueError(f"rows={self.rows} must be at least 1, iterations={self.iterations} at least 0")
+
+    def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
+        weight = evidence.layers[layer].matrix.detach()
+        order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))
+        rows = order[: self.rows].sort().values.to(weight.device)
+        problem = Problem(weight[rows], evidence.moments[layer])
+        if not self.weighted:
+            return [problem.error(self._point(problem, each)) for each in sets]
+        fisher = evidence.output_gradients[layer].to(weight.device)[rows] * (len(weight) / len(rows))
+        return [0.5 * (problem.row_errors(self._point(problem, each)) * fisher).sum().item() for each in sets]
+
+    def _point(self, problem: Problem, constraint: ConstraintSet) -> Tensor:
+        if not self.iterations:
+            return constraint.project(problem.weight)
+        return problem.reconstruct(constraint, self.iterations).point
+
+
+@dataclass(frozen=True)
+class LossChange(Sensitivity):
+    """The change of the loss that its Taylor expansion foresees for W -> P(W).
+
+    Attributes:
+        order: 1: |<g, P(W) - W>| with the gradient g of the mean loss; 2: 1/2 sum F (P(W) - W)^2 with the diagonal of
+            the empirical Fisher information, F = mean of g^2 over batches times their size (as oBERT, Kurtic et al.
+            2022, arXiv 2203.07259, eq. 2, has it, without its blocks).
+    """
+
+    order: int = 2
+
+    def __post_init__(self) -> None:
+        if self.order not in (1, 2):
+            raise ValueError(f"a change of loss is foreseen to order 1 or 2, not {self.order}")
+
+    def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
+        w = evidence.layers[layer].matrix.detach().float()
+        slopes, curvature = evidence.expansion[layer]
+        moves = (each.project(w) - w for each in sets)
+        if self.order == 1:
+            return [(slopes * move).sum().abs().item() for move in moves]
+        return [0.5 * (curvature * move.square()).sum().item() for move in moves]
+
+
+@dataclass(frozen=True)
+class Measured(Sensitivity):
+    """The change itself, with this layer alone in the set and all others dense: one evaluation for each set.
+
+    Attributes:
+        what: "divergence" of the logits from the dense model's, or the change of the "loss".
+        iterations: of each stage of the layer's reconstruction; 0 takes the plain projection.
+    """
+
+    what: Literal["divergence", "loss"] = "divergence"
+    iterations: int = 0
+
+    def __post_init__(self) -> None:
+        if self.what not in get_args(Literal["divergence", "loss"]):
+            raise unknown("measured damage", self.what, ("divergence", "loss"))
+        if self.iterations < 0:
+            raise ValueError(f"iterations={self.iterations} must be at least 0")
+
+    def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
+        points = stand_ins(evidence, layer, sets, self.iterations)
+        changed = (evidence.changed({layer: point}) for point in points)
+        if self.what == "divergence":
+            return [evidence.divergence(logits) for logits in changed]
+        before = evidence.loss(evidence.logits)
+        return [max(0.0, evidence.loss(logits) - before) for logits in changed]
+
+
+def stand_ins(evidence: Evidence, layer: str, sets: Sequence[ConstraintSet], iterations: int) -> list[Tensor]:
+    """The points of the sets that stand in for a layer's weight: reconstructed, or its plain projections."""
+    weight = evidence.layers[layer].matrix.detach()
+    if not iterations:
+        return [each.project(weight) for each in sets]
+    problem = Problem(weight, evidence.moments[layer])
+    return [problem.reconstruct(each, iterations).point for each in sets]

@@ -1,0 +1,105 @@
+"""The damage and the bits of every candidate."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nxmiformer.search.budget import Budget
+from nxmiformer.search.candidates import Choice, words_of
+from nxmiformer.search.evidence import Evidence
+from nxmiformer.search.sensitivity import Sensitivity
+from nxmiformer.sets import ConstraintSet
+
+Damages = Mapping[str, Mapping[str, float]]  # by layer and set, in words
+Assignment = tuple[int, ...]  # the candidate of each choice
+
+
+@dataclass(frozen=True)
+class Table:
+    """What there is to choose from.
+
+    Attributes:
+        choices: the decisions.
+        damage: (choices, candidates), summed over tied layers; infinite where a choice has fewer candidates.
+        bits: (choices, candidates), likewise, as the budget counts them; 0 where there is no candidate.
+    """
+
+    choices: Sequence[Choice]
+    damage: np.ndarray
+    bits: np.ndarray
+
+    @classmethod
+    def of(cls, choices: Sequence[Choice], damages: Damages, budget: Budget) -> "Table":
+        """The table of these damages."""
+        width = max(len(choice.sets) for choice in choices)
+        damage, bits = np.full((len(choices), width), np.inf), np.zeros((len(choices), width))
+        for row, choice in enumerate(choices):
+            for column, each in enumerate(choice.sets):
+                bits[row, column] = sum(budget.cost(each, layer.shape) for layer in choice.layers)
+                damage[row, column] = sum(
+                    0.0 if each is None else damages[layer.name][words_of(each)] for layer in choice.layers
+                )
+        return cls(choices, damage, bits)
+
+    def predicted(self, assignment: Assignment) -> float:
+        """The damage of all layers, added up."""
+        return float(self.damage[np.arange(len(assignment)), assignment].sum())
+
+    def cost(self, assignment: Assignment) -> int:
+        """The bits of all layers."""
+        return int(self.bits[np.arange(len(assignment)), assignment].sum())
+
+    def sets(self, assignment: Assignment) -> dict[str, ConstraintSet | None]:
+        """The set of each layer by name."""
+        pairs = zip(self.choices, assignment, strict=True)
+        return {layer.name: choice.sets[index] for choice, index in pairs for layer in choice.layers}
+
+    def uniform(self) -> dict[str, Assignment]:
+        """The assignments with the same set for every choice that has more than one, by the set in words."""
+        free = [choice.sets for choice in self.choices if len(choice.sets) > 1]
+        common = [each for each in (free[0] if free else ()) if all(each in sets for sets in free)]
+        return {
+            words_of(each): tuple(c.sets.index(each) if len(c.sets) > 1 else 0 for c in self.choices) for each in common
+        }
+
+
+def measure(
+    evidence: Evidence, choices: Sequence[Choice], sensitivity: Sensitivity, cache: Path
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """The damages of each layer, by set in words, as they come.
+
+    Each is a line of a file in the directory `cache`, named by what was measured on which model and data, and is not
+    measured again.
+    """
+    cache.mkdir(parents=True, exist_ok=True)
+    mark = hashlib.sha256(f"{sensitivity!r} {evidence.fingerprint}".encode()).hexdigest()[:16]
+    file = cache / f"sensitivity-{mark}.jsonl"
+    known = _read(file)
+    for choice in choices:
+        sets = {words_of(each): each for each in choice.sets if each is not None}
+        for layer in choice.layers:
+            damages = known.get(layer.name, {})
+            missing = {words: each for words, each in sets.items() if words not in damages}
+            if missing:
+                found = sensitivity(evidence, layer.name, list(missing.values()))
+                new = dict(zip(missing, found, strict=True))
+                damages = {**damages, **new}
+                with file.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps({"layer": layer.name, "damage": new}) + "\n")
+            yield layer.name, damages
+
+
+def _read(file: Path) -> dict[str, dict[str, float]]:
+    """What an earlier measurement left; a line that a kill cut short is measured again."""
+    known: dict[str, dict[str, float]] = {}
+    whole = file.read_text(encoding="utf-8").rpartition("\n")[0] if file.exists() else ""
+    for line in whole.splitlines():
+        row = json.loads(line)
+        known[row["layer"]] = {**known.get(row["layer"], {}), **row["damage"]}
+    if file.exists() and not file.read_text(encoding="utf-8").endswith("\n"):
+        file.write_text(whole + "\n" * bool(whole), encoding="utf-8")
+    return known

@@ -1,0 +1,55 @@
+"""Whole plans, measured without training."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+
+from torch import Tensor
+
+from nxmiformer.search.evidence import Evidence
+from nxmiformer.search.sensitivity import stand_ins
+from nxmiformer.sets import ConstraintSet
+
+Sets = Mapping[str, ConstraintSet | None]
+
+
+@dataclass(frozen=True)
+class OneShot:
+    """What layers, each moved to a point of a set and not trained, do to the model together.
+
+    Attributes:
+        evidence: on which that is measured.
+        iterations: of each stage of a layer's reconstruction; 0 takes the plain projection.
+        packed: the points so far, by layer and set; packed, they take the bits that they are worth.
+    """
+
+    evidence: Evidence
+    iterations: int = 10
+    packed: dict[tuple[str, ConstraintSet], dict[str, Tensor]] = field(default_factory=dict)
+
+    def point(self, layer: str, constraint: ConstraintSet) -> Tensor:
+        """The layer's stand-in in the set, (out, in)."""
+        weight = self.evidence.layers[layer].matrix
+        if (layer, constraint) not in self.packed:
+            (found,) = stand_ins(self.evidence, layer, [constraint], self.iterations)
+            self.packed[layer, constraint] = constraint.pack(found)
+        return constraint.unpack(self.packed[layer, constraint], (weight.shape[0], weight.shape[1]), weight.dtype)
+
+    def logits(self, sets: Sets) -> list[Tensor]:
+        """The model's, a batch at a time, with these layers in their sets."""
+        points = {name: self.point(name, each) for name, each in sets.items() if each is not None}
+        return self.evidence.changed(points)
+
+    def divergence(self, sets: Sets) -> float:
+        """How far the logits move; see `Evidence.divergence`."""
+        return self.evidence.divergence(self.logits(sets))
+
+    def interactions(self, sets: Sets, layers: int) -> list[tuple[str, str, float, float]]:
+        """Of the layers that do the most damage alone, at most so many: every pair, the damage of both together, and
+        the sum of their damages, that which exceeds its sum the most first."""
+        alone = {name: self.divergence({name: each}) for name, each in sets.items() if each is not None}
+        worst = sorted(alone, key=lambda name: -alone[name])[:layers]
+        pairs = [
+            (a, b, self.divergence({a: sets[a], b: sets[b]}), alone[a] + alone[b]) for a, b in combinations(worst, 2)
+        ]
+        return sorted(pairs, key=lambda pair: pair[3] - pair[2])
