@@ -1,10 +1,12 @@
 """The console script `nxmiformer`: Hydra composes a configuration, and the job runs it."""
 
 import difflib
+import math
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,6 +15,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
     ConfigAttributeError,
@@ -27,11 +30,13 @@ from nxmiformer.job import Job, run
 from nxmiformer.planner import planned, search
 from nxmiformer.report.numbers import read_run
 from nxmiformer.report.table import search_summary, summary
+from nxmiformer.sweep import alone, finished, recorded, resumable, survived
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
 PARTS |= {"budget": "budget", "search": "search"}
 JOBS = ("compress", "search")
 PLAIN = ("name", "seed", "report_on", "resume")
+LAUNCHERS = ("joblib", "submitit", "ray")  # of Hydra's, those that are extras
 
 
 def build(config: DictConfig, directory: Path) -> Job:
@@ -129,16 +134,29 @@ def _try_optimizer(where: str, phase: Any) -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://nxmiformer.conf", config_name="config")
 def _main(config: DictConfig) -> float:
-    directory = Path(HydraConfig.get().runtime.output_dir)
-    job, console = build(config, directory), Console()
-    if config.job == "search":
-        found = search(job)
-        console.print(search_summary(found))
-        console.print(f"plan: {os.path.relpath(directory / 'plan.json')}")
-        return float(found["best"]["score"])
-    content = run(planned(job))
-    console.print(summary(read_run(directory)))
-    console.print(f"report: {os.path.relpath(directory / 'report.html')}")
+    directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
+    with survived() if sweeping else nullcontext(), recorded(directory), alone(directory):
+        job = build(config, directory)
+        return _search(job, sweeping) if config.job == "search" else _compress(job, sweeping)
+    return math.nan  # of a job that failed; sweepers take it for that
+
+
+def _search(job: Job, sweeping: bool) -> float:
+    """Search, and give the score of the plan that is found."""
+    found, console = search(resumable(job) if sweeping else job), Console()
+    console.print(search_summary(found))
+    console.print(f"plan: {os.path.relpath(job.directory / 'plan.json')}")
+    return float(found["best"]["score"])
+
+
+def _compress(job: Job, sweeping: bool) -> float:
+    """Run the job, unless a sweep has it finished, and give the score of the packed model."""
+    content, console = finished(job) if sweeping else None, Console()
+    if content is None:
+        job = planned(job)
+        content = run(resumable(job) if sweeping else job)
+        console.print(summary(read_run(job.directory)))
+    console.print(f"report: {os.path.relpath(job.directory / 'report.html')}")
     metric: str = content["task"]["metric"]
     score: float = content["scores"]["packed"][metric]
     return score
@@ -173,6 +191,9 @@ def _explain(error: Exception) -> str:
     root = _root(error)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
+        extra = option.partition("_")[0]
+        if group == "hydra/launcher" and extra in LAUNCHERS:
+            return f"hydra/launcher={option} is not installed; it comes with: pip install 'nxmiformer[{extra}]'"
         return str(unknown(f"option of {group}", option, error.options))
     if isinstance(root, InterpolationToMissingValueError):
         return _missing([str(root).splitlines()[0].rsplit(" ", 1)[-1]])

@@ -39,6 +39,7 @@ from nxmiformer.train.recipe import Phase, Recipe
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
 
 PACKAGES = ("nxmiformer", "torch", "transformers", "datasets", "accelerate", "safetensors", "hydra-core")
+PASSING = frozenset({"resume", "tracker", "name", "hydra", "report_on"})  # keys of a configuration that train nothing
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     accelerator = job.settings.accelerator()
     checkpoints = Checkpoints(job.directory, _identity(job, plan))
     position, resumed = checkpoints.load("latest", model) if job.resume else (Position(), None)
+    (job.directory / "report.json").unlink(missing_ok=True)  # where there is one, the run beside it has ended
     write_text(job.directory / "run.json", json.dumps({**provenance(), "config": job.config}, indent=1) + "\n")
     facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
     wrapped = accelerator.prepare_model(model)
@@ -254,8 +256,7 @@ def provenance() -> dict[str, Any]:
 
 def _identity(job: Job, plan: CompressionPlan) -> dict[str, Any]:
     """What a checkpoint must agree with to be gone on from."""
-    passing = {"resume", "tracker", "name", "hydra", "report_on"}
-    config = {key: value for key, value in job.config.items() if key not in passing}
+    config = {key: value for key, value in job.config.items() if key not in PASSING}
     return {"config": config, "plan": plan.fingerprint, "model": job.source.name, "seed": job.seed}
 
 

@@ -193,6 +193,7 @@ MISTAKES = {
     "task=rtee": "unknown option of task 'rtee': did you mean rte?",
     "tracker=foo": "there are jsonl, wandb",
     "experiment=demoo": "did you mean demo?",
+    "hydra/launcher=foo": "unknown option of hydra/launcher 'foo'",
     "task=glue": "these values must be given: task.name=...",
     "task=glue task.name=rtee": "unknown GLUE task 'rtee': did you mean rte?",
     "model=pretrained model.path=/nowhere/bert": "model.path=/nowhere/bert: there is no such directory",

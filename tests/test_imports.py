@@ -27,6 +27,7 @@ report
 planning
 job
 planner
+sweep
 cli
 """
 RANKS = {f"nxmiformer.{name}": rank for rank, line in enumerate(ORDER.split("\n")) for name in line.split()}

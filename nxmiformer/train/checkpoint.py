@@ -101,12 +101,13 @@ class Checkpoints:
         return Position(**state.pop("position")), state
 
 
-def difference(theirs: Any, ours: Any, where: str = "") -> list[str]:
-    """One line for each leaf in which two trees of JSON values differ."""
+def difference(theirs: Any, ours: Any, where: str = "", whose: str = "the checkpoint") -> list[str]:
+    """One line for each leaf in which two trees of JSON values differ; `whose` says what theirs is in."""
     if isinstance(theirs, dict) and isinstance(ours, dict):
         keys = sorted({*theirs, *ours})
-        return [line for k in keys for line in difference(theirs.get(k), ours.get(k), f"{where}.{k}".lstrip("."))]
-    return [] if theirs == ours else [f"{where}: {theirs!r} in the checkpoint, {ours!r} now"]
+        pairs = [(theirs.get(k), ours.get(k), f"{where}.{k}".lstrip(".")) for k in keys]
+        return [line for pair in pairs for line in difference(*pair, whose)]
+    return [] if theirs == ours else [f"{where}: {theirs!r} in {whose}, {ours!r} now"]
 
 
 def write_text(path: Path, text: str) -> None:
