@@ -35,3 +35,29 @@ def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
     if codes[n:].any():
         raise ValueError(f"the bits after the last of {n} codes are not zero")
     return codes[:n]
+
+
+def pack_wide(codes: Tensor, bits: int) -> Tensor:
+    """Codes (n,) in [0, 2**bits), 1 <= bits <= 63, as ceil(n * bits / 8) bytes: all lowest bytes, then all second ones,
+    and so on, and at last what is left of each, packed back to back."""
+    whole, left = divmod(bits, 8)
+    parts = [((codes >> (8 * i)) & 0xFF).to(torch.uint8) for i in range(whole)]
+    return torch.cat([*parts, *([pack_bits(codes >> (8 * whole), left)] if left else [])])
+
+
+def unpack_wide(packed: Tensor, bits: int, n: int) -> Tensor:
+    """The n codes (int64) that `pack_wide` was given.
+
+    Raises:
+        ValueError: as `unpack_bits`.
+    """
+    size = -(-n * bits // 8)
+    if packed.dtype != torch.uint8 or packed.shape != (size,):
+        raise ValueError(f"{n} codes of {bits} bits are {size} bytes, not {tuple(packed.shape)} of {packed.dtype}")
+    whole, left = divmod(bits, 8)
+    parts = list(packed[: whole * n].to(torch.int64).view(whole, n))
+    parts += [unpack_bits(packed[whole * n :], left, n)] if left else []
+    codes = torch.zeros(n, dtype=torch.int64, device=packed.device)
+    for i, part in enumerate(parts):
+        codes |= part << (8 * i)
+    return codes

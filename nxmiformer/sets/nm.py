@@ -1,13 +1,18 @@
 """N:M sparsity."""
 
 from dataclasses import dataclass
+from functools import cache
+from math import comb
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from nxmiformer.errors import unknown
 from nxmiformer.sets.base import Shape, SparsitySet
-from nxmiformer.sets.bits import pack_bits, unpack_bits
+from nxmiformer.sets.bits import pack_bits, pack_wide, unpack_bits, unpack_wide
 
+Coding = Literal["hardware", "dense"]
 PAIRWISE = 16  # up to this group size, comparing all pairs is faster than sorting each group
 
 
@@ -17,17 +22,24 @@ class NM(SparsitySet):
 
     { W : ||W[i, g*group : (g+1)*group]||_0 <= keep for every row i and group g }, 1 <= keep <= group <= 64.
     The nearest point keeps the `keep` largest magnitudes of each group (Zhou et al. 2021, arXiv 2102.04010).
+
+    `coding` says how a support is packed: "hardware" stores the position of each kept element in its group, in
+    ceil(log2(group)) bits, as 2:4 hardware reads them; "dense" the number of the group's pattern among the
+    C(group, keep) that there are, in ceil(log2 C(group, keep)) bits: 3 instead of 4 for 2:4, 14 instead of 32 for 8:16.
     """
 
     keep: int
     group: int
+    coding: Coding = "hardware"
 
     def __post_init__(self) -> None:
+        if self.coding not in get_args(Coding):
+            raise unknown("coding of an N:M support", self.coding, get_args(Coding))
         if not 1 <= self.keep <= self.group <= 64:
             raise ValueError(f"NM needs 1 <= keep <= group <= 64, not keep={self.keep}, group={self.group}")
 
     def __str__(self) -> str:
-        return f"{self.keep}:{self.group}"
+        return f"{self.keep}:{self.group}" + ("c" if self.coding == "dense" else "")
 
     def rejects(self, shape: Shape) -> str | None:
         if shape[1] % self.group:
@@ -50,27 +62,70 @@ class NM(SparsitySet):
     def _position_bits(self) -> int:
         return 0 if self.keep == self.group else (self.group - 1).bit_length()
 
+    @property
+    def _group_bits(self) -> int:
+        """Bits that tell the support of one group."""
+        if self.coding == "dense":
+            return (comb(self.group, self.keep) - 1).bit_length()
+        return self.keep * self._position_bits
+
     def index_bits(self, shape: Shape) -> int:
-        """ceil(log2(group)) bits a kept element, its position in the group, as 2:4 hardware stores it."""
-        return self.kept(shape) * self._position_bits
+        return shape[0] * shape[1] // self.group * self._group_bits
 
     def pack_mask(self, mask: Tensor) -> dict[str, Tensor]:
-        if not self._position_bits:
+        if not self._group_bits:
             return {}
         positions = mask.reshape(mask.numel() // self.group, self.group).nonzero()[:, 1]
-        return {"indices": pack_bits(positions, self._position_bits)}
+        if self.coding == "hardware":
+            return {"indices": pack_bits(positions, self._position_bits)}
+        return {"indices": pack_wide(_rank(positions.view(-1, self.keep)), self._group_bits)}
 
     def unpack_mask(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
-        if not self._position_bits:
+        if not self._group_bits:
             return torch.ones(shape, dtype=torch.bool)
         if "indices" not in tensors:
             raise ValueError(f"the packed weight has no 'indices', only {sorted(tensors)}")
-        kept = self.kept(shape)
-        positions = unpack_bits(tensors["indices"], self._position_bits, kept).view(kept // self.keep, self.keep)
-        if (positions >= self.group).any() or (positions.diff(dim=1) <= 0).any():
-            raise ValueError(f"the indices are not {self.keep} ascending positions below {self.group} in each group")
+        positions = self._positions(tensors["indices"], self.kept(shape) // self.keep)
         mask = torch.zeros(positions.shape[0], self.group, dtype=torch.bool, device=positions.device)
         return mask.scatter_(1, positions, True).view(shape)
+
+    def _positions(self, indices: Tensor, groups: int) -> Tensor:
+        """The positions (groups, keep) of the kept elements, ascending."""
+        if self.coding == "hardware":
+            positions = unpack_bits(indices, self._position_bits, groups * self.keep).view(groups, self.keep)
+            if (positions >= self.group).any() or (positions.diff(dim=1) <= 0).any():
+                raise ValueError(
+                    f"the indices are not {self.keep} ascending positions below {self.group} in each group"
+                )
+            return positions
+        ranks, patterns = unpack_wide(indices, self._group_bits, groups), comb(self.group, self.keep)
+        if (ranks >= patterns).any():
+            raise ValueError(f"the indices are not all below {patterns}, the number of {self} patterns")
+        return _unrank(ranks, self.keep)
+
+
+@cache
+def _binomials() -> Tensor:
+    """C(n, k) for 0 <= n < 64 and 0 <= k <= 64, int64: (64, 65). Those that a rank needs are below 2^63."""
+    return torch.tensor([[min(comb(n, k), 2**63 - 1) for k in range(65)] for n in range(64)])
+
+
+def _rank(positions: Tensor) -> Tensor:
+    """The number (groups,) of each ascending combination (groups, keep) in the combinatorial number system: the sum of
+    C(p_i, i) over its positions p_1 < ... < p_keep (Knuth, The Art of Computer Programming 4A, 7.2.1.3, eq. 20)."""
+    table = _binomials().to(positions.device)
+    return table[positions, torch.arange(1, positions.shape[1] + 1, device=positions.device)].sum(1)
+
+
+def _unrank(ranks: Tensor, keep: int) -> Tensor:
+    """The combinations (groups, keep) of these numbers: from the last position down, the largest that fits."""
+    table = _binomials().to(ranks.device)
+    positions = torch.empty(len(ranks), keep, dtype=torch.int64, device=ranks.device)
+    for i in range(keep, 0, -1):
+        column = table[:, i].contiguous()
+        positions[:, i - 1] = torch.searchsorted(column, ranks, right=True) - 1
+        ranks = ranks - column[positions[:, i - 1]]
+    return positions
 
 
 def _pairwise(grouped: Tensor, keep: int) -> Tensor:

@@ -7,11 +7,12 @@ from nxmiformer.sets.grid import Grid
 from nxmiformer.sets.nm import NM
 from nxmiformer.sets.then import Then
 
-_SPARSITY, _GRID = re.compile(r"(\d+):(\d+)"), re.compile(r"int(\d+)(?:g(\d+))?")
+_SPARSITY, _GRID = re.compile(r"(\d+):(\d+)(c?)"), re.compile(r"int(\d+)(?:g(\d+))?")
 
 
 def from_words(words: str) -> ConstraintSet:
-    """The set whose `str` is `words`: "2:4", "int8", "int4g64" (a scale for 64 columns), or "2:4+int4".
+    """The set whose `str` is `words`: "2:4", "2:4c" (densely coded), "int8", "int4g64" (a scale for 64 columns), or
+    "2:4+int4".
 
     Raises:
         ValueError: these words are no N:M set, grid or both, in this order.
@@ -28,7 +29,7 @@ def from_words(words: str) -> ConstraintSet:
 
 
 def _sparsity(match: re.Match[str]) -> SparsitySet:
-    return NM(int(match[1]), int(match[2]))
+    return NM(int(match[1]), int(match[2]), "dense" if match[3] else "hardware")
 
 
 def _grid(match: re.Match[str]) -> Grid:

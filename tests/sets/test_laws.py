@@ -15,6 +15,7 @@ SHAPE = (8, 128)
 
 SPARSE: list[SparsitySet] = [
     *(NM(*pair) for pair in [(1, 4), (2, 4), (3, 4), (4, 4), (1, 1), (8, 16), (5, 64), (64, 64)]),
+    *(NM(*pair, "dense") for pair in [(2, 4), (1, 1), (8, 16), (32, 64)]),
     *(Unstructured(density) for density in (0.1, 0.5, 1.0)),
     *(Block(*shape) for shape in [(4, 4, 0.5), (1, 8, 0.25), (8, 32, 0.3), (2, 2, 1.0)]),
 ]
@@ -33,6 +34,7 @@ JOINT = [
     Then(NM(8, 16), Grid(4, group=16)),
     Then(NM(5, 64), Grid(6, group=64)),
     Then(NM(1, 4), Grid(1, group=32)),
+    Then(NM(8, 16, "dense"), Grid(4)),
     Then(Unstructured(0.5), Grid(8)),
     Then(Unstructured(0.1), Grid(1)),
     Then(Unstructured(0.1), Grid(3, group=32)),
@@ -405,6 +407,7 @@ BAD = [
     lambda: NM(0, 4),
     lambda: NM(5, 4),
     lambda: NM(1, 65),
+    lambda: NM(2, 4, "hard"),  # type: ignore[arg-type]
     lambda: Unstructured(0),
     lambda: Unstructured(1.1),
     lambda: Unstructured(float("nan")),
@@ -423,7 +426,7 @@ BAD = [
 
 @pytest.mark.parametrize("make", BAD, ids=range(len(BAD)))
 def test_a_set_that_makes_no_sense_cannot_be_made(make) -> None:
-    with pytest.raises(ValueError, match=r"needs|must be|knows|sparsifies"):
+    with pytest.raises(ValueError, match=r"needs|must be|knows|sparsifies|unknown coding"):
         make()
 
 

@@ -1,5 +1,6 @@
 """The sets against slow twins that try everything."""
 
+import itertools
 from typing import Any
 
 import naive
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Piece, Then, Unstructured
-from nxmiformer.sets.bits import pack_bits, unpack_bits
+from nxmiformer.sets.bits import pack_bits, pack_wide, unpack_bits, unpack_wide
 
 PAIRS = [(1, 1), (1, 2), (1, 4), (2, 4), (3, 4), (4, 4), (2, 5), (3, 8), (2, 17), (16, 17)]
 few, some, many = (settings(max_examples=n) for n in (15, 40, 100))
@@ -186,6 +187,33 @@ def test_packed_bits_are_those_of_one_long_number(bits: int, data: Any) -> None:
     assert unpack_bits(packed, bits, len(codes)).tolist() == codes
 
 
+@some
+@given(bits=st.integers(1, 63), data=st.data())
+def test_wide_codes_take_as_many_bytes_as_one_long_number_and_come_back(bits: int, data: Any) -> None:
+    codes = data.draw(st.lists(st.integers(0, 2**bits - 1), max_size=12))
+    packed = pack_wide(torch.tensor(codes, dtype=torch.int64), bits)
+    assert packed.dtype == torch.uint8
+    assert len(packed) == len(naive.pack_bits(codes, bits))
+    assert unpack_wide(packed, bits, len(codes)).tolist() == codes
+
+
+@pytest.mark.parametrize(("keep", "group"), [(1, 4), (2, 4), (3, 5), (4, 8)])
+def test_densely_coded_supports_are_numbered_from_the_right_in_ascending_order(keep: int, group: int) -> None:
+    points = NM(keep, group, "dense")
+    patterns = sorted(itertools.combinations(range(group), keep), key=lambda pattern: pattern[::-1])
+    mask = torch.zeros(len(patterns), group, dtype=torch.bool)
+    for row, pattern in enumerate(patterns):
+        mask[row, list(pattern)] = True
+    packed = points.pack_mask(mask)
+    bits = (len(patterns) - 1).bit_length()
+    assert unpack_wide(packed["indices"], bits, len(patterns)).tolist() == list(range(len(patterns)))
+    assert torch.equal(points.unpack_mask(packed, (len(patterns), group)), mask)
+    if len(patterns) < 2**bits:
+        beyond = pack_wide(torch.full((2,), len(patterns)), bits)
+        with pytest.raises(ValueError, match=f"the indices are not all below {len(patterns)}"):
+            points.unpack_mask({"indices": beyond}, (2, group))
+
+
 def test_a_packed_nm_grid_is_what_it_says_by_hand() -> None:
     w = torch.tensor([[3.0, 0, -1.5, 0, 0, 0, 1.5, 3.0], [0, 7.0, 0, -7.0, 2.0, 1.0, 0, 0]])
     packed = Then(NM(2, 4), Grid(4)).pack(w)
@@ -212,6 +240,8 @@ BY_HAND: list[tuple[ConstraintSet, tuple[int, int], torch.dtype, tuple[int, int,
     (NM(2, 4), (3, 8), torch.float32, (12 * 32, 12 * 2, 0)),
     (NM(2, 4), (3, 8), torch.bfloat16, (12 * 16, 12 * 2, 0)),
     (NM(1, 4), (3, 8), torch.float64, (6 * 64, 6 * 2, 0)),
+    (NM(2, 4, "dense"), (3, 8), torch.float32, (12 * 32, 6 * 3, 0)),
+    (NM(8, 16, "dense"), (3, 16), torch.float32, (24 * 32, 3 * 14, 0)),
     (NM(4, 4), (3, 8), torch.float32, (24 * 32, 0, 0)),
     (NM(1, 1), (3, 8), torch.float32, (24 * 32, 0, 0)),
     (NM(8, 16), (3, 32), torch.float32, (48 * 32, 48 * 4, 0)),
