@@ -214,7 +214,8 @@ class CompressionPlan:
 
 
 def _spec(target: Target, weight: ConstraintSet, activations: Activations | None) -> LayerSpec:
-    return LayerSpec(weight, target.shape, activations, target.transposed, target.aliases)
+    inputs = None if target.lookup else activations
+    return LayerSpec(weight, target.shape, inputs, target.transposed, target.aliases)
 
 
 def set_to_dict(constraint: ConstraintSet) -> dict[str, Any]:

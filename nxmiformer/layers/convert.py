@@ -8,14 +8,17 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.quantizers import WeightQuantizer
 from nxmiformer.plan import CompressionPlan, LayerSpec
 
+Compressed = CompressedLinear | CompressedEmbedding
+
 
 def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] | None = None) -> nn.Module:
-    """Replace, in place, every layer of the plan by a CompressedLinear with the same parameters.
+    """Replace, in place, every layer of the plan by a compressed one with the same parameters.
 
     Args:
         model: the dense model.
@@ -24,20 +27,18 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
             call is an error: some modules read a child's weight directly, past anything that its forward would do.
 
     Raises:
-        ValueError: the plan does not fit, or names a layer that is not a plain linear one, or, with `example`, a
-            forward pass does not call layers (each is named); the model is as it was then.
+        ValueError: the plan does not fit, or names a layer that is no plain linear one or embedding, or, with
+            `example`, a forward pass does not call layers (each is named); the model is as it was then.
     """
     plan.check(model)
     modules = {m: model.get_submodule(m) for name, spec in plan.layers.items() for m in (name, *spec.aliases)}
     odd = [f"{name}: it is a {type(m).__name__}" for name, m in modules.items() if not _plain(m)]
     if odd:
-        raise ValueError("only plain linear layers can be converted:\n  " + "\n  ".join(odd))
+        raise ValueError("only plain linear layers and embeddings can be converted:\n  " + "\n  ".join(odd))
     for name, spec in plan.layers.items():
         quantizer = WeightQuantizer(spec.weight)  # one for all modules that share the weight
         for module in (name, *spec.aliases):
-            layer = modules[module]
-            assert isinstance(layer, nn.Linear | Conv1D)
-            model.set_submodule(module, CompressedLinear.adopt(layer, quantizer, spec.activations))
+            model.set_submodule(module, _adopted(modules[module], quantizer, spec))
     if example is not None:
         try:
             check_called(model, example)
@@ -48,29 +49,41 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
 
 
 def _plain(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D) and not isinstance(module, CompressedLinear)
+    return isinstance(module, nn.Linear | Conv1D | nn.Embedding) and not isinstance(module, Compressed)
+
+
+def _adopted(layer: nn.Module, quantizer: WeightQuantizer, spec: LayerSpec) -> Compressed:
+    if isinstance(layer, nn.Embedding):
+        return CompressedEmbedding.adopt(layer, quantizer)
+    assert isinstance(layer, nn.Linear | Conv1D)
+    return CompressedLinear.adopt(layer, quantizer, spec.activations)
 
 
 def strip(model: nn.Module) -> nn.Module:
-    """Replace, in place, every CompressedLinear by a plain layer with the same parameters, as they stand."""
+    """Replace, in place, every compressed layer by a plain one with the same parameters, as they stand."""
     for name, layer in list(compressed_layers(model).items()):
         model.set_submodule(name, layer.release())
     return model
 
 
-def compressed_layers(model: nn.Module) -> dict[str, CompressedLinear]:
+def compressed_layers(model: nn.Module) -> dict[str, Compressed]:
     """The compressed layers by module name, aliases included, in the model's order."""
     named = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in named if isinstance(module, CompressedLinear)}
+    return {name: module for name, module in named if isinstance(module, Compressed)}
 
 
-def distinct_layers(model: nn.Module) -> dict[str, CompressedLinear]:
+def distinct_layers(model: nn.Module) -> dict[str, Compressed]:
     """The compressed layers by module name, one for each weight."""
     first: dict[int, str] = {}
     layers = compressed_layers(model)
     for name, layer in layers.items():
         first.setdefault(id(layer.weight), name)
     return {name: layers[name] for name in first.values()}
+
+
+def linear_layers(model: nn.Module) -> dict[str, CompressedLinear]:
+    """Those of `distinct_layers` that multiply by their weight."""
+    return {name: layer for name, layer in distinct_layers(model).items() if isinstance(layer, CompressedLinear)}
 
 
 @torch.no_grad()

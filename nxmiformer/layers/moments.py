@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.convert import compressed_layers, distinct_layers
+from nxmiformer.layers.convert import compressed_layers, linear_layers
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 
@@ -14,7 +14,7 @@ Batch = Mapping[str, Tensor]
 
 @torch.no_grad()
 def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[[Batch], object]) -> dict[str, Tensor]:
-    """The second moment X^T X / n of the n inputs of each compressed layer, (in_features, in_features), float32.
+    """The second moment X^T X / n of the n inputs of each compressed linear layer, (in_features, in_features), float32.
 
     Args:
         model: a converted model; it is in evaluation mode meanwhile.
@@ -27,7 +27,7 @@ def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[
     Raises:
         ValueError: no input reached a layer.
     """
-    distinct = distinct_layers(model)
+    distinct = linear_layers(model)
     names = {id(layer.weight): name for name, layer in distinct.items()}
     sums, counts = dict.fromkeys(distinct, torch.zeros(())), dict.fromkeys(distinct, 0)
     real: Tensor | None = None
@@ -45,7 +45,8 @@ def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[
         sums[name] = sums[name] + latest[1]
         counts[name] += latest[2]
 
-    hooks = [layer.register_forward_pre_hook(look) for layer in compressed_layers(model).values()]
+    watched = [layer for layer in compressed_layers(model).values() if isinstance(layer, CompressedLinear)]
+    hooks = [layer.register_forward_pre_hook(look) for layer in watched]
     try:
         with evaluating(model):
             for batch in batches:

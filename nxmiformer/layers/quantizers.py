@@ -222,12 +222,14 @@ class WeightQuantizer(nn.Module):
                 return point
         return self.constraint.apply(w, self.constraint.piece(w, None, mask))
 
-    def forward(self, w: Tensor) -> Tensor:
+    def forward(self, w: Tensor, rows: Tensor | None = None) -> Tensor:
+        """What is seen of the weight, or where `rows` (n,) are given, of `w` (n, in), which are those rows of it."""
         if self.seen is None or not self.active:
             return w
+        mask, scales = (part if part is None or rows is None else part[rows] for part in (self.mask, self.scales))
         if self.learned:
-            return _LearnedScale.apply(w, self.seen.grid, self.mask, self.scales)
-        return _OnPiece.apply(w, self.seen, self.piece)
+            return _LearnedScale.apply(w, self.seen.grid, mask, scales)
+        return _OnPiece.apply(w, self.seen, Piece(mask, scales))
 
     def extra_repr(self) -> str:
         return f"{self.constraint}{', frozen' if self.frozen else ''}{', learned' if self.learned else ''}"

@@ -1,7 +1,7 @@
 """Which layers of a model can be compressed, and why the others are not."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -22,12 +22,14 @@ class Target:
         shape: (out_features, in_features), whichever way round the module stores it.
         transposed: whether the module stores (in, out), as `transformers`' Conv1D does.
         aliases: other modules that share the same weight; they are converted with it and counted once.
+        lookup: whether its rows are looked up by number, as an embedding's are: it has no input to quantize.
     """
 
     name: str
     shape: Shape
     transposed: bool = False
     aliases: tuple[str, ...] = ()
+    lookup: bool = False
 
     @property
     def parameter(self) -> str:
@@ -59,7 +61,7 @@ def find_targets(model: nn.Module, include: Sequence[str] | None = None, exclude
     for pattern in [*(include or ()), *exclude]:
         if not any(fnmatchcase(name, pattern) for name in linears):
             raise unknown("pattern of layer names", pattern, linears)
-    blocks = [f"{name}." for name, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    blocks = _blocks(model)
     chosen: dict[int, Target] = {}
     skipped: dict[str, str] = {}
     for name, module in linears.items():
@@ -77,6 +79,35 @@ def find_targets(model: nn.Module, include: Sequence[str] | None = None, exclude
     if not chosen:
         raise ValueError(f"no layer is left to compress: {len(linears)} linear layers were found, all left out")
     return Targets(tuple(chosen.values()), skipped)
+
+
+def find_head(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[Target, ...]:
+    """The linear layers outside the model's repeated blocks, such as pooler and classifier."""
+    blocks = _blocks(model)
+    outside = [name for name, m in model.named_modules() if isinstance(m, Affine) and not name.startswith(blocks)]
+    names = [name for name in outside if not any(fnmatchcase(name, pattern) for pattern in exclude)]
+    return find_targets(model, names).layers if names else ()
+
+
+def find_embeddings(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[Target, ...]:
+    """The embeddings of `model`, (num_embeddings, embedding_dim); one that shares its weight with a linear layer is
+    left out, for what that wants of the weight is another matter."""
+    linear = {id(m.weight) for m in model.modules() if isinstance(m, Affine)}
+    chosen: dict[int, Target] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not isinstance(module, nn.Embedding) or any(fnmatchcase(name, pattern) for pattern in exclude):
+            continue
+        key, (rows, columns) = id(module.weight), module.weight.shape
+        if key in chosen:
+            chosen[key] = replace(chosen[key], aliases=(*chosen[key].aliases, name))
+        elif key not in linear:
+            chosen[key] = Target(name, (rows, columns), lookup=True)
+    return tuple(chosen.values())
+
+
+def _blocks(model: nn.Module) -> tuple[str, ...]:
+    """What the names of all modules in the repeated blocks begin with."""
+    return tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, nn.ModuleList))
 
 
 def _reason(name: str, blocks: Sequence[str], include: Sequence[str] | None, exclude: Sequence[str]) -> str | None:

@@ -6,11 +6,10 @@ from itertools import islice
 from typing import Literal, get_args
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
-from nxmiformer.layers.convert import Moved, project
-from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.convert import Compressed, Moved, linear_layers, project
 from nxmiformer.layers.moments import Batch, input_moments
 from nxmiformer.methods.base import Method
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup, reconstruct
@@ -29,6 +28,8 @@ class Admm(Method):
     the main. Then training: the forward pass sees P(W) straight-through, so that the loss already knows the network
     that will remain, while the auxiliary variables pull W towards its set until the hard projection moves almost
     nothing. Afterwards a `FixedMask` phase trains the values under the support that was found.
+
+    Embeddings have no inputs to reconstruct, and no sparsity to look for: they are trained straight-through alone.
 
     Attributes:
         calibration: training batches that the reconstruction looks at; 0: none takes place.
@@ -67,7 +68,7 @@ class Admm(Method):
                 raise unknown(what, value, valid)
         self._around(torch.optim.SGD([torch.zeros(1)]), (), {}, Constant(self.rho))  # checks the other options
 
-    def prepare(self, layer: CompressedLinear) -> None:
+    def prepare(self, layer: Compressed) -> None:
         layer.quantizer.frozen = False
         layer.quantizer.seen = layer.quantizer.constraint if self.see == "projection" else None
 
@@ -77,15 +78,19 @@ class Admm(Method):
         self._activate(False)
         moments = input_moments(self.model, islice(batches, self.calibration), forward)
         for name, layer in self.layers.items():
-            try:
-                found = reconstruct(layer.matrix.detach(), moments.pop(name), layer.quantizer.constraint)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            with torch.no_grad():
-                layer.matrix.copy_(found.point if self.target == "joint" else found.kept)
-            layer.quantizer.refresh(layer.matrix)
+            if name in moments:
+                self._reconstruct(name, layer, moments.pop(name))
             yield name
         self._activate(self.delay == 0)
+
+    def _reconstruct(self, name: str, layer: Compressed, moment: Tensor) -> None:
+        try:
+            found = reconstruct(layer.matrix.detach(), moment, layer.quantizer.constraint)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        with torch.no_grad():
+            layer.matrix.copy_(found.point if self.target == "joint" else found.kept)
+        layer.quantizer.refresh(layer.matrix)
 
     def schedule(self) -> Schedule:
         """The course of rho over the phase."""
@@ -101,7 +106,7 @@ class Admm(Method):
     def sets(self) -> dict[str, ConstraintSet]:
         """What Z is projected onto, by parameter name."""
         chosen = {}
-        for name, layer in self.layers.items():
+        for name, layer in linear_layers(self.model).items():
             whole = layer.quantizer.constraint
             constraint = (whole.sparsity or whole) if self.target == "sparsity" else whole
             chosen[f"{name}.weight"] = Transposed(constraint) if layer.transposed else constraint

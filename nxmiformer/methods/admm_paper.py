@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.convert import Compressed
 from nxmiformer.methods.base import Method
 from nxmiformer.optim import ADMM, Constant
 from nxmiformer.sets import ConstraintSet, Transposed
@@ -30,7 +30,7 @@ class AdmmPaper(Method):
         super().__post_init__()
         Constant(self.rho)  # checks it
 
-    def prepare(self, layer: CompressedLinear) -> None:
+    def prepare(self, layer: Compressed) -> None:
         layer.quantizer.frozen = False
         layer.quantizer.seen = layer.quantizer.constraint.grid
 

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.convert import Moved, distinct_layers, project, projected
-from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.convert import Compressed, Moved, distinct_layers, project, projected
 from nxmiformer.layers.moments import Batch
 
 
@@ -65,7 +64,7 @@ class Method(abc.ABC):
         return iter(())
 
     @abc.abstractmethod
-    def prepare(self, layer: CompressedLinear) -> None:
+    def prepare(self, layer: Compressed) -> None:
         """Say what the layer's forward pass sees (`quantizer.seen`), and which support it keeps, if any."""
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:

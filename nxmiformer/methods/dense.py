@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nxmiformer.layers.convert import Moved
-from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.convert import Compressed, Moved
 from nxmiformer.methods.base import Method
 
 
@@ -13,7 +12,7 @@ from nxmiformer.methods.base import Method
 class Dense(Method):
     """Train the model as it is, with every quantizer off."""
 
-    def prepare(self, layer: CompressedLinear) -> None:
+    def prepare(self, layer: Compressed) -> None:
         layer.quantizer.seen = None
 
     def _activate(self, active: bool) -> None:

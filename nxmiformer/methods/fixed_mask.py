@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.convert import Compressed
 from nxmiformer.methods.base import Method
 
 
@@ -16,7 +16,7 @@ class FixedMask(Method):
     projected one the finish of ADMM. The grid, if there is one, is trained straight-through.
     """
 
-    def prepare(self, layer: CompressedLinear) -> None:
+    def prepare(self, layer: Compressed) -> None:
         layer.quantizer.freeze(layer.matrix)
         if layer.quantizer.mask is not None:
             with torch.no_grad():  # pruned is pruned: no latent value waits behind the mask

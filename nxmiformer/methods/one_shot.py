@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.convert import Compressed
 from nxmiformer.methods.base import Method
 
 
@@ -10,5 +10,5 @@ from nxmiformer.methods.base import Method
 class OneShot(Method):
     """Project the dense weights, and leave it at that; a phase with this method takes no steps."""
 
-    def prepare(self, layer: CompressedLinear) -> None:
+    def prepare(self, layer: Compressed) -> None:
         layer.quantizer.seen = layer.quantizer.constraint

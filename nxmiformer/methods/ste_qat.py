@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.convert import Compressed
 from nxmiformer.methods.base import Method
 
 
@@ -14,6 +14,6 @@ class SteQat(Method):
     support follows the dense weights, as in straight-through N:M training.
     """
 
-    def prepare(self, layer: CompressedLinear) -> None:
+    def prepare(self, layer: Compressed) -> None:
         layer.quantizer.frozen = False
         layer.quantizer.seen = layer.quantizer.constraint

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nxmiformer.layers.convert import distinct_layers
+from nxmiformer.layers.convert import linear_layers
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import Batch, input_moments
@@ -36,7 +36,7 @@ class Evidence:
     @cached_property
     def layers(self) -> dict[str, CompressedLinear]:
         """The layers that can be compressed, by name, each weight once."""
-        return distinct_layers(self.model)
+        return linear_layers(self.model)
 
     @property
     def examples(self) -> int:

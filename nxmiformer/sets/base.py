@@ -92,6 +92,11 @@ class ConstraintSet(abc.ABC):
         """
 
     @property
+    def rowwise(self) -> bool:
+        """Whether each row is a matter of its own, so that rows may be projected apart."""
+        return True
+
+    @property
     def sparsity(self) -> "SparsitySet | None":
         """The part of the set that constrains the support, if any."""
         return None

@@ -31,6 +31,10 @@ class Block(SparsitySet):
     def __str__(self) -> str:
         return f"{self.rows}x{self.cols}@{self.density:g}"
 
+    @property
+    def rowwise(self) -> bool:
+        return False
+
     def rejects(self, shape: Shape) -> str | None:
         if shape[0] % self.rows or shape[1] % self.cols:
             return f"it does not divide into blocks of {self.rows} x {self.cols}"

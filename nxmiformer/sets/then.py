@@ -37,6 +37,10 @@ class Then(ConstraintSet):
         return f"{self.first}+{self.second}"
 
     @property
+    def rowwise(self) -> bool:
+        return self.first.rowwise
+
+    @property
     def sparsity(self) -> SparsitySet:
         return self.first
 

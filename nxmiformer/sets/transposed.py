@@ -21,6 +21,10 @@ class Transposed(ConstraintSet):
         return f"{self.inner}ᵀ"
 
     @property
+    def rowwise(self) -> bool:
+        return False
+
+    @property
     def sparsity(self) -> SparsitySet | None:
         return self.inner.sparsity
 

@@ -53,6 +53,10 @@ class Unstructured(SparsitySet):
     def __str__(self) -> str:
         return f"{self.density:g}dense"
 
+    @property
+    def rowwise(self) -> bool:
+        return False
+
     def rejects(self, shape: Shape) -> str | None:
         return None
 
