@@ -36,7 +36,7 @@ class Budget:
         given = {name: value for name, value in self._limits.items() if value is not None}
         if len(given) > 1:
             raise ValueError(f"a budget has one limit, not {' and '.join(f'budget.{n}={v}' for n, v in given.items())}")
-        if any(value <= 0 for value in given.values()) or (self.ratio or 0) > 1:
+        if not all(value > 0 for value in given.values()) or (self.ratio or 0) > 1:
             name, value = next(iter(given.items()))
             raise ValueError(f"budget.{name}={value}: it must be above 0" + (" and at most 1" if self.ratio else ""))
         if self.whole_model_bytes is not None and self.accounting != "all":
@@ -54,11 +54,11 @@ class Budget:
         return any(value is not None for value in self._limits.values())
 
     def __str__(self) -> str:
-        name, value = next((item for item in self._limits.items() if item[1] is not None), ("ratio", None))
-        counted = "" if self.accounting == "all" else f" by {self.accounting}"
-        return (
-            f"{value:g}{counted}" if name == "ratio" else f"{value}{' whole' * name.startswith('whole')} bytes{counted}"
-        )
+        if self.whole_model_bytes is not None:
+            return f"{self.whole_model_bytes} whole bytes"
+        limit = "no limit" if self.ratio is None else f"{self.ratio:g}"
+        limit = limit if self.bytes is None else f"{self.bytes} bytes"
+        return limit if self.accounting == "all" else f"{limit} by {self.accounting}"
 
     def bits(self, weights: int, rest: int) -> int:
         """The limit in bits, for this many weights in the layers and bits around them.
