@@ -64,7 +64,7 @@ def test_a_budget_that_cannot_be_is_refused(given, message):
 
 
 def test_a_rest_that_takes_all_of_it_is_told():
-    with pytest.raises(ValueError, match="budget.whole_model_bytes=10: the rest of the model alone takes 11 bytes"):
+    with pytest.raises(ValueError, match=r"budget\.whole_model_bytes=10: the rest of the model alone takes 11 bytes"):
         Budget(whole_model_bytes=10).bits(100, 81)
     with pytest.raises(ValueError, match="alone takes 10 bytes"):
         Budget(whole_model_bytes=10).bits(100, 80)

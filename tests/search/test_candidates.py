@@ -125,7 +125,9 @@ def test_candidates_that_cannot_be_are_refused(given, message):
 
 
 def test_a_pattern_that_matches_no_layer_is_an_error_with_the_nearest_names():
-    with pytest.raises(ValueError, match=r"unknown pattern of layer names in pinned 'bert\.pooler\.dense': did you mean"):
+    with pytest.raises(
+        ValueError, match=r"unknown pattern of layer names in pinned 'bert\.pooler\.dense': did you mean"
+    ):
         choices(pinned={"bert.pooler.dense": "int8"})
 
 
