@@ -1,5 +1,6 @@
 """How many bits there are to spend."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,6 +11,8 @@ from nxmiformer.sets import ConstraintSet
 from nxmiformer.sets.base import Shape
 
 Accounting = Literal["values", "indices", "all"]
+NONE = "a search needs a budget: budget.ratio=..., budget.bytes=... or budget.whole_model_bytes=..."
+ROUND = 10_000
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,16 @@ class Budget:
         if self.bytes is not None:
             return self.bytes * 8
         if self.ratio is None:
-            raise ValueError(
-                "a search needs a budget: budget.ratio=..., budget.bytes=... or budget.whole_model_bytes=..."
-            )
+            raise ValueError(NONE)
         return int(self.ratio * weights * FLOAT)
+
+    def smallest(self, bits: int, weights: int, rest: int) -> str:
+        """The smallest limit of its kind, as it is given, that leaves so many bits; a ratio is rounded up."""
+        if self.whole_model_bytes is not None:
+            return f"budget.whole_model_bytes={-(-(bits + rest) // 8)}"
+        if self.bytes is not None:
+            return f"budget.bytes={-(-bits // 8)}"
+        return f"budget.ratio={math.ceil(bits / (weights * FLOAT) * ROUND) / ROUND:g}"
 
     def cost(self, constraint: ConstraintSet | None, shape: Shape) -> int:
         """Bits that a layer of this shape counts for in the set; None is a dense layer, in float32."""
