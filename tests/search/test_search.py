@@ -25,9 +25,10 @@ def no_trial(sets, steps):
     raise AssertionError("nothing is to be trained")
 
 
-@pytest.fixture(scope="module", params=["bert", "gpt2"])
-def seen(request):
-    return evidence(request.param)
+@pytest.fixture(scope="module")
+def seen():
+    """Evidence on a model that stores its weights the other way round."""
+    return evidence("gpt2")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_every_plan_fits_and_the_best_diverges_the_least(seen, tmp_path, strateg
 
 
 def test_the_best_of_a_budget_that_a_uniform_plan_fills_is_not_worse_than_it(seen, tmp_path):
-    for words in WORDS:
+    for words in WORDS[1:]:
         uniform = {name: Candidates([words])._runs[0] for name in seen.layers}
         bits = cost(uniform, seen, Budget())
         found = searched(seen, tmp_path, Budget(bytes=bits // 8))
@@ -84,8 +85,8 @@ def test_the_figures_of_a_plan_are_those_of_its_layers_together(seen, tmp_path):
 
 
 def test_the_same_search_again_finds_the_same(bert, tmp_path):
-    first, cached = (searched(bert, tmp_path / "one", frontier=2, interactions=3) for _ in range(2))
-    other = searched(evidence(), tmp_path / "two", frontier=2, interactions=3)
+    first, cached = (searched(bert, tmp_path / "one", frontier=1, interactions=2) for _ in range(2))
+    other = searched(evidence(), tmp_path / "two", frontier=1, interactions=2)
     assert json.dumps(first.to_dict()) == json.dumps(cached.to_dict()) == json.dumps(other.to_dict())
 
 
@@ -110,7 +111,7 @@ def least(budget, seen):
     return sum(min(cost({name: each}, seen, budget) for each in sets) for name in seen.layers)
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(KINDS)
 def test_no_budget_is_exceeded(bert, tmp_path, budget):
     assume(bits_of(budget, bert) >= least(budget, bert))
@@ -187,9 +188,10 @@ def test_where_trials_agree_the_least_divergence_wins(bert, tmp_path):
 
 
 def test_what_was_found_is_json(bert, tmp_path):
-    content = searched(bert, tmp_path, frontier=2, interactions=3).to_dict()
-    assert json.loads(json.dumps(content, allow_nan=False)) == json.loads(json.dumps(content))
-    assert content["best"]["sets"] == {name: str(each) for name, each in searched(bert, tmp_path).best.sets.items()}
+    found = searched(bert, tmp_path, frontier=1, interactions=2)
+    content = found.to_dict()
+    assert json.loads(json.dumps(content, allow_nan=False)) == content
+    assert content["best"]["sets"] == {name: str(each) for name, each in found.best.sets.items()}
 
 
 @pytest.mark.parametrize(("name", "least"), [("keep", 1), ("iterations", 0), ("examples", 1), ("frontier", 0)])
