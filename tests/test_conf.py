@@ -224,6 +224,8 @@ MISTAKES = {
     "budget.ratio=1.5": "budget.ratio=1.5: it must be above 0 and at most 1",
     "budget.ratio=0.1 budget.bytes=5": "a budget has one limit, not budget.ratio=0.1 and budget.bytes=5",
     "budget.accounting=al": "unknown accounting of a budget 'al': did you mean all",
+    "budget.ratio=nan": "budget.ratio=nan: it must be above 0",
+    "job=search": "a search needs a budget: budget.ratio=..., budget.bytes=... or",
     "search.candidates.sets=[int9]": "search.candidates: Grid needs 1 <= bits <= 8, not bits=9",
     "search.candidates.sets=[2x4]": "search.candidates: '2x4' is no set",
     "search.candidates.hardware=cpu": "unknown hardware 'cpu': did you mean cpu_int8?",
