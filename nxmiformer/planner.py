@@ -1,6 +1,7 @@
 """A search: a dense model and a budget in; a plan out, and what it was chosen from."""
 
 import json
+import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +15,13 @@ from transformers import PreTrainedModel
 
 from nxmiformer.job import Job, leave_dense, opened, provenance, run, train
 from nxmiformer.layers.moments import Batch
-from nxmiformer.layers.targets import Targets
+from nxmiformer.layers.targets import Target, Targets
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.models import Pretrained
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.planning import Planning
+from nxmiformer.search.budget import NONE
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.search import Found
 from nxmiformer.search.whole import Sets
@@ -28,7 +30,7 @@ from nxmiformer.train.checkpoint import difference, write_text
 from nxmiformer.train.loop import Stage
 from nxmiformer.train.recipe import Phase, Recipe
 
-FOUND = "search.json"
+FOUND, TRIALS = "search.json", "trials"
 ANY = NM(1, 1)  # every matrix is a point of it
 ENTRY = 128  # bytes of a tensor's entry in the header of a safetensors file besides its name, at most
 
@@ -46,14 +48,17 @@ def planned(job: Job) -> Job:
     searching = replace(job, directory=job.directory / "search", wandb=None)
     file = searching.directory / FOUND
     if not (job.resume and file.exists()):
-        resume = job.resume and (searching.directory / "checkpoints" / "latest").exists()
-        search(replace(searching, resume=resume))
+        search(replace(searching, resume=job.resume and _begun(searching)))
     differences = difference(json.loads(file.read_text(encoding="utf-8"))["identity"], _identity(job))
     if differences:
         raise ValueError(f"{searching.directory} is a search of another configuration:\n  " + "\n  ".join(differences))
-    return _going_on(
-        job, searching.directory, Planning(f"searched@{job.budget}", path=str(file.with_name("plan.json")))
-    )
+    planning = Planning(f"searched@{job.budget}", path=str(file.with_name("plan.json")))
+    return replace(_going_on(job, searching.directory, planning), resume=job.resume and _begun(job))
+
+
+def _begun(job: Job) -> bool:
+    """Whether there is something to resume from; a job that was killed in its search has not begun itself."""
+    return (job.directory / "checkpoints" / "latest").exists()
 
 
 def search(job: Job) -> dict[str, Any]:
@@ -65,18 +70,23 @@ def search(job: Job) -> dict[str, Any]:
     """
     if job.search is None:
         raise ValueError("there is no search: give one, such as search=knapsack")
+    if not job.budget.given:
+        raise ValueError(NONE)
+    if not job.resume:  # what an earlier search left is not this one's
+        (job.directory / FOUND).unlink(missing_ok=True)
+        shutil.rmtree(job.directory / TRIALS, ignore_errors=True)
     with opened(job, lambda model: nominal(job, model)) as (stage, watched, position, resumed):
+        targets, rest = _targets(watched), _rest_bits(job, stage.model, watched)
+        job.search.limit(targets, job.budget, rest)
         train(job, stage, _dense(job), position, resumed)
         leave_dense(replace(job, report_on="holdout"), stage)
         began = time.perf_counter()
         evidence = evidence_of(stage, job.search.examples)
-        targets = job.planning.targets(stage.model)
         shown = stage.accelerator.is_main_process
 
         def trial(sets: Sets, steps: int) -> float:
             return _trial(job, _plan(job, stage.model, targets, sets), steps)
 
-        rest = _rest_bits(stage.model, watched)
         found = job.search(evidence, targets, job.budget, rest, job.directory / "cache", trial, shown)
         seconds = time.perf_counter() - began
         plan = _plan(job, stage.model, targets, found.best.sets)
@@ -91,8 +101,14 @@ def nominal(job: Job, model: PreTrainedModel) -> CompressionPlan:
     return CompressionPlan.uniform(model, job.planning.targets(model), ANY)
 
 
+def _targets(nominal: CompressionPlan) -> Targets:
+    """The layers to look at. Those of the model itself no longer tell which way round they were stored."""
+    specs = nominal.layers.items()
+    return Targets(tuple(Target(n, spec.shape, spec.transposed, spec.aliases) for n, spec in specs), nominal.skipped)
+
+
 def _plan(job: Job, model: PreTrainedModel, targets: Targets, sets: Sets) -> CompressionPlan:
-    return CompressionPlan.assigned(model, targets, sets, job.planning.activations)
+    return job.planning.assigned(model, targets, sets)
 
 
 def _dense(job: Job) -> dict[str, Phase]:
@@ -126,21 +142,22 @@ def evidence_of(stage: Stage, examples: int) -> Evidence:
     return Evidence(stage.model, batches, forward, metric)
 
 
-def _rest_bits(model: PreTrainedModel, watched: CompressionPlan) -> int:
+def _rest_bits(job: Job, model: PreTrainedModel, watched: CompressionPlan) -> int:
     """Bits of the packed file that are not of the layers that are searched: other tensors, and the header."""
+    around = {target.parameter: each.storage(target.shape) for target, each in job.planning.around(model)}
     state = model.state_dict(keep_vars=True)
-    searched = {f"{name}.weight" for name in watched.layers}
+    packed = {f"{name}.weight" for name in watched.layers} | around.keys()
     distinct = {id(tensor): (key, tensor) for key, tensor in reversed(state.items())}
-    others = [tensor for key, tensor in distinct.values() if key not in searched]
-    entries = [*state, *searched, *searched]  # values, indices and scales have an entry each
-    header = sum(len(key) + ENTRY for key in entries)
-    return 8 * (sum(tensor.numel() * tensor.element_size() for tensor in others) + header)
+    others = [tensor for key, tensor in distinct.values() if key not in packed]
+    stored = sum(t.numel() * t.element_size() for t in others) + sum(each.nbytes for each in around.values())
+    header = sum(len(key) + ENTRY for key in [*state, *packed, *packed])  # values, indices and scales: an entry each
+    return 8 * (stored + header)
 
 
 def _trial(job: Job, plan: CompressionPlan, steps: int) -> float:
     """The score on the holdout after a run of the recipe's compressing phases in so many steps; a run that is there is
     not run again."""
-    directory = job.directory / "trials" / f"{plan.fingerprint}-{steps}"
+    directory = job.directory / TRIALS / f"{plan.fingerprint}-{steps}"
     file = directory / "report.json"
     if not file.exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -165,9 +182,11 @@ def _shortened(phases: Mapping[str, Phase], steps: int) -> dict[str, Phase]:
 def _identity(job: Job) -> dict[str, Any]:
     """What a search must agree with to be used again, as JSON values."""
     kept = ("seed", "task", "model", "plan", "budget", "search", "train")
-    found: dict[str, Any] = json.loads(json.dumps({key: job.config.get(key) for key in kept}))
-    dense = job.config.get("recipe", {}).get("phases", {}).get("dense")
-    return {**found, "dense": dense}
+    trained = job.recipe.phases if job.search is not None and job.search.halving is not None else _dense(job)
+    phases = job.config.get("recipe", {}).get("phases", {})
+    found = {**{key: job.config.get(key) for key in kept}, "phases": {name: phases.get(name) for name in trained}}
+    identity: dict[str, Any] = json.loads(json.dumps(found))
+    return identity
 
 
 def _content(job: Job, stage: Stage, found: Found, plan: CompressionPlan, seconds: float) -> dict[str, Any]:

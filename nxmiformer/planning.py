@@ -52,11 +52,14 @@ class Planning:
             plan.check(model)
             return plan
         assert self.weight is not None
-        return self.assigned(model, {target.name: self.weight for target in self.targets(model).layers})
+        targets = self.targets(model)
+        return self.assigned(model, targets, {target.name: self.weight for target in targets.layers})
 
-    def assigned(self, model: nn.Module, weights: Mapping[str, ConstraintSet | None]) -> CompressionPlan:
-        """The plan with these sets of the layers that `targets` names, embeddings and head besides."""
-        targets, around = self.targets(model), self.around(model)
+    def assigned(
+        self, model: nn.Module, targets: Targets, weights: Mapping[str, ConstraintSet | None]
+    ) -> CompressionPlan:
+        """The plan with these sets of the targets, and with embeddings and head besides."""
+        around = self.around(model)
         sets = {**weights, **{target.name: each for target, each in around}}
         skipped = {name: reason for name, reason in targets.skipped.items() if name not in sets}
         found = Targets((*targets.layers, *(target for target, _ in around)), skipped)

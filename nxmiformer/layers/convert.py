@@ -31,8 +31,9 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
             `example`, a forward pass does not call layers (each is named); the model is as it was then.
     """
     plan.check(model)
-    modules = {m: model.get_submodule(m) for name, spec in plan.layers.items() for m in (name, *spec.aliases)}
-    odd = [f"{name}: it is a {type(m).__name__}" for name, m in modules.items() if not _plain(m)]
+    specs = {module: spec for name, spec in plan.layers.items() for module in (name, *spec.aliases)}
+    modules = {name: model.get_submodule(name) for name in specs}
+    odd = [f"{name}: {reason}" for name, module in modules.items() if (reason := _obstacle(module, specs[name]))]
     if odd:
         raise ValueError("only plain linear layers and embeddings can be converted:\n  " + "\n  ".join(odd))
     for name, spec in plan.layers.items():
@@ -48,8 +49,15 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
     return model
 
 
-def _plain(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D | nn.Embedding) and not isinstance(module, Compressed)
+def _obstacle(module: nn.Module, spec: LayerSpec) -> str | None:
+    """Why the module cannot be converted as `spec` has it, or None."""
+    if isinstance(module, Compressed) or not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+        return f"it is a {type(module).__name__}"
+    if not isinstance(module, nn.Embedding):
+        return None
+    if spec.activations is not None:
+        return f"it is an embedding, whose inputs are no activations to quantize ({spec.activations})"
+    return CompressedEmbedding.refuses(module, spec.weight)
 
 
 def _adopted(layer: nn.Module, quantizer: WeightQuantizer, spec: LayerSpec) -> Compressed:

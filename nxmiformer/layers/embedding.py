@@ -5,6 +5,7 @@ from typing import Self
 from torch import Tensor, nn
 
 from nxmiformer.layers.quantizers import WeightQuantizer
+from nxmiformer.sets import ConstraintSet
 
 
 class CompressedEmbedding(nn.Embedding):
@@ -19,23 +20,22 @@ class CompressedEmbedding(nn.Embedding):
 
     @classmethod
     def adopt(cls, embedding: nn.Embedding, quantizer: WeightQuantizer) -> Self:
-        """The compressed stand-in of `embedding`.
-
-        Raises:
-            ValueError: the set does not treat rows alone, or the embedding renormalises its rows when they are used.
-        """
-        if not quantizer.constraint.rowwise:
-            raise ValueError(f"{quantizer.constraint} is no set for an embedding: its rows are looked up one by one")
-        if embedding.max_norm is not None:
-            raise ValueError(
-                "an embedding with max_norm changes its weight in the forward pass, and cannot be converted"
-            )
+        """The compressed stand-in of `embedding`, which `refuses` must not refuse."""
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         for name in ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq"):
             setattr(self, name, getattr(embedding, name))
         self.sparse, self.weight, self.quantizer = embedding.sparse, embedding.weight, quantizer
         return self.train(embedding.training)
+
+    @staticmethod
+    def refuses(embedding: nn.Embedding, constraint: ConstraintSet) -> str | None:
+        """Why the embedding cannot look up points of this set, or None where it can."""
+        if not constraint.rowwise:
+            return f"its rows are looked up one by one, and {constraint} is no matter of single rows"
+        if embedding.max_norm is not None:
+            return "its max_norm changes the weight in the forward pass"
+        return None
 
     @property
     def matrix(self) -> Tensor:

@@ -101,8 +101,8 @@ def facts(run: Run) -> Table:
 
 
 def plans(found: Mapping[str, Any]) -> Table:
-    """The plans of a search, from the content of its `search.json`."""
-    metric = found["task"]["metric"]
+    """The plans of a search, from the content of its `search.json`; of their trials the last, where there are any."""
+    metric, tried = found["task"]["metric"], any(plan["trials"] for plan in found["plans"])
     rows = [
         (
             plan["name"],
@@ -110,12 +110,17 @@ def plans(found: Mapping[str, Any]) -> Table:
             words.small(plan["predicted"]),
             words.small(plan["divergence"]),
             words.score(metric, plan["score"]),
-            ", ".join(f"{words.score(metric, score)} ({steps})" for steps, score in plan["trials"]) or words.NONE,
+            *((_trained(metric, plan["trials"]),) if tried else ()),
         )
         for plan in found["plans"]
     ]
-    header = ("plan", "size", "predicted", "divergence", f"one-shot {metric}", "trained (steps)")
+    header = ("plan", "size", "predicted", "divergence", "one-shot", *(("trained",) if tried else ()))
     return Table(header, tuple(rows))
+
+
+def _trained(metric: str, trials: Sequence[Sequence[float]]) -> str:
+    """The score of the last trial, and its steps: a longer header would fold the names of plans at 80 columns."""
+    return f"{words.score(metric, trials[-1][1])} ({trials[-1][0]})" if trials else words.NONE
 
 
 def _kept(run: Run, stage: str) -> str:

@@ -93,6 +93,6 @@ def search_headline(found: Mapping[str, Any]) -> str:
     best, metric = found["best"], found["task"]["metric"]
     others = [plan["divergence"] for plan in found["plans"] if plan["name"].startswith("uniform")]
     against = ""
-    if others and not best["name"].startswith("uniform") and best["divergence"]:
+    if others and min(others) > best["divergence"] > 0:
         against = f", {min(others) / best['divergence']:.1f} times closer to the dense one than any uniform plan"
     return f"{size(best['bits'] / 8)} of {size(found['budget'] / 8)}: {score(metric, best['score'])} {metric}{against}"

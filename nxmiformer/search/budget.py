@@ -1,5 +1,6 @@
 """How many bits there are to spend."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,6 +11,8 @@ from nxmiformer.sets import ConstraintSet
 from nxmiformer.sets.base import Shape
 
 Accounting = Literal["values", "indices", "all"]
+NONE = "a search needs a budget: budget.ratio=..., budget.bytes=... or budget.whole_model_bytes=..."
+ROUND = 10_000
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Budget:
         given = {name: value for name, value in self._limits.items() if value is not None}
         if len(given) > 1:
             raise ValueError(f"a budget has one limit, not {' and '.join(f'budget.{n}={v}' for n, v in given.items())}")
-        if any(value <= 0 for value in given.values()) or (self.ratio or 0) > 1:
+        if not all(value > 0 for value in given.values()) or (self.ratio or 0) > 1:
             name, value = next(iter(given.items()))
             raise ValueError(f"budget.{name}={value}: it must be above 0" + (" and at most 1" if self.ratio else ""))
         if self.whole_model_bytes is not None and self.accounting != "all":
@@ -54,11 +57,11 @@ class Budget:
         return any(value is not None for value in self._limits.values())
 
     def __str__(self) -> str:
-        name, value = next((item for item in self._limits.items() if item[1] is not None), ("ratio", None))
-        counted = "" if self.accounting == "all" else f" by {self.accounting}"
-        return (
-            f"{value:g}{counted}" if name == "ratio" else f"{value}{' whole' * name.startswith('whole')} bytes{counted}"
-        )
+        if self.whole_model_bytes is not None:
+            return f"{self.whole_model_bytes} whole bytes"
+        limit = "no limit" if self.ratio is None else f"{self.ratio:g}"
+        limit = limit if self.bytes is None else f"{self.bytes} bytes"
+        return limit if self.accounting == "all" else f"{limit} by {self.accounting}"
 
     def bits(self, weights: int, rest: int) -> int:
         """The limit in bits, for this many weights in the layers and bits around them.
@@ -77,10 +80,16 @@ class Budget:
         if self.bytes is not None:
             return self.bytes * 8
         if self.ratio is None:
-            raise ValueError(
-                "a search needs a budget: budget.ratio=..., budget.bytes=... or budget.whole_model_bytes=..."
-            )
+            raise ValueError(NONE)
         return int(self.ratio * weights * FLOAT)
+
+    def smallest(self, bits: int, weights: int, rest: int) -> str:
+        """The smallest limit of its kind, as it is given, that leaves so many bits; a ratio is rounded up."""
+        if self.whole_model_bytes is not None:
+            return f"budget.whole_model_bytes={-(-(bits + rest) // 8)}"
+        if self.bytes is not None:
+            return f"budget.bytes={-(-bits // 8)}"
+        return f"budget.ratio={math.ceil(bits / (weights * FLOAT) * ROUND) / ROUND:g}"
 
     def cost(self, constraint: ConstraintSet | None, shape: Shape) -> int:
         """Bits that a layer of this shape counts for in the set; None is a dense layer, in float32."""

@@ -13,7 +13,10 @@ from nxmiformer.sets.words import from_words
 DENSE = "dense"
 Tie = Literal["free", "attention", "component"]
 Hardware = Literal["any", "ampere_sparse", "cpu_int8"]
-QUERY_KEY_VALUE = ("query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin")
+QUERY_KEY_VALUE = (
+    *("query", "key", "value", "query_proj", "key_proj", "value_proj"),
+    *("q", "k", "v", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin"),
+)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nxmiformer.layers.convert import linear_layers
+from nxmiformer.layers.convert import compressed_layers, linear_layers
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import Batch, input_moments
@@ -111,7 +111,8 @@ class Evidence:
                 output.register_hook(add)
 
         generator = torch.Generator().manual_seed(0)
-        hooks = [layer.register_forward_hook(look) for layer in self.layers.values()]
+        modules = dict.fromkeys(compressed_layers(self.model).values())  # all that share a weight, each once
+        hooks = [module.register_forward_hook(look) for module in modules]
         try:
             for _, logits in self._with_gradients():
                 loss(logits, _drawn(logits.detach(), generator)).sum().backward()
@@ -139,27 +140,28 @@ class Evidence:
         return {name: layer.matrix.detach().float() for name, layer in self.layers.items()}
 
     def _with_gradients(self) -> Iterator[tuple[Batch, Tensor]]:
-        """Each batch and its logits, from which gradients reach the layers' weights; none is left behind."""
-        parameters = {id(p): (p, p.requires_grad) for p in self.model.parameters()}
+        """Each batch and its logits, from which gradients reach the layers' weights; afterwards they are as before."""
+        before = [(p, p.requires_grad, p.grad) for p in self.model.parameters()]
         weights = {id(layer.weight) for layer in self.layers.values()}
-        for key, (parameter, _) in parameters.items():
-            parameter.requires_grad_(key in weights)
+        for parameter, _, _ in before:
+            parameter.requires_grad_(id(parameter) in weights)
+            parameter.grad = None
         try:
             with evaluating(self.model), torch.enable_grad():
                 for batch in self.batches:
                     yield batch, self.forward(batch).float()
                     self.model.zero_grad()
         finally:
-            self.model.zero_grad()
-            for parameter, needed in parameters.values():
+            for parameter, needed, grad in before:
                 parameter.requires_grad_(needed)
+                parameter.grad = grad
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the layers' weights and the batches."""
-        digest = hashlib.sha256()
-        for name, layer in self.layers.items():
-            digest.update(name.encode() + layer.weight.detach().cpu().float().contiguous().numpy().tobytes())
+        """16 hexadecimal digits that change with the model, which of its layers are converted, and the batches."""
+        digest = hashlib.sha256(" ".join(self.layers).encode())
+        for name, tensor in self.model.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().float().contiguous().numpy().tobytes())
         for batch in self.batches:
             for key, tensor in sorted(batch.items()):
                 digest.update(f"{key}{tuple(tensor.shape)}".encode() + tensor.cpu().numpy().tobytes())
@@ -175,10 +177,11 @@ def loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _divergence(before: Tensor, after: Tensor) -> float:
-    """Sum over the examples of a batch."""
+    """Sum over the examples of a batch; in float64, as float32 leaves as much rounding as a good set does damage."""
+    before, after = before.double(), after.double()
     if before.shape[-1] == 1:
         return 0.5 * (after - before).square().sum().item()
-    return F.kl_div(after.log_softmax(-1), before.log_softmax(-1), reduction="sum", log_target=True).item()
+    return max(0.0, F.kl_div(after.log_softmax(-1), before.log_softmax(-1), reduction="sum", log_target=True).item())
 
 
 def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:

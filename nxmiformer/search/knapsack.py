@@ -37,7 +37,7 @@ class Knapsack(Strategy):
                 found.append(solve(table.damage, table.bits, budget, found, apart))
             except Exhausted:
                 break
-        return [tuple(int(index) for index in each) for each in found]
+        return sorted((tuple(int(index) for index in each) for each in found), key=table.predicted)
 
 
 class Exhausted(ValueError):
@@ -75,16 +75,32 @@ def solve(
     if not len(damage):
         return np.zeros(0, dtype=np.int64)
     worst = np.abs(damage[there]).max() or 1.0
-    cost = np.where(there, damage / worst, np.inf)  # in units that the solver's tolerances are meant for
-    price, suggested = _relaxed(cost, bits, budget)
+    return _best(np.where(there, damage / worst, np.inf), bits, budget, forbidden, distance)
+
+
+def _best(
+    cost: np.ndarray, bits: np.ndarray, budget: float, forbidden: Sequence[np.ndarray], distance: int
+) -> np.ndarray:
+    """The answer of `solve`, for costs of 1 or less."""
+    there = np.isfinite(cost)
+    price, choice = _relaxed(cost, bits, budget)
     reduced = cost + price * bits
+    bound = reduced.min(1).sum() - price * budget
     reduced -= reduced.min(1, keepdims=True)
-    if not forbidden:
-        rows = np.arange(len(cost))
-        slack = cost[rows, suggested].sum() - ((cost + price * bits).min(1).sum() - price * budget)
-        there &= reduced <= slack * (1 + 1e-9) + 1e-12
-        there[rows, suggested] = True
-    return _integer(cost, bits, budget, there, forbidden, distance)
+    rounding = 1e-12 * (1 + price * bits.max())
+    if forbidden:
+        choice = _integer(cost, bits, budget, there, forbidden, distance)
+    for _ in range(2):  # the second time in units of what the first one left, which may be small beside the worst
+        near = there & (reduced <= _sum(cost, choice) - bound + rounding)
+        near[np.arange(len(near)), choice] = True
+        found = _integer(cost, bits, budget, near, forbidden, distance)
+        choice = min(choice, found, key=lambda each: _sum(cost, each))
+    return choice
+
+
+def _sum(values: np.ndarray, choice: np.ndarray) -> float:
+    """What the choice comes to."""
+    return float(values[np.arange(len(values)), choice].sum())
 
 
 def _relaxed(cost: np.ndarray, bits: np.ndarray, budget: float) -> tuple[float, np.ndarray]:
@@ -94,12 +110,12 @@ def _relaxed(cost: np.ndarray, bits: np.ndarray, budget: float) -> tuple[float, 
         return (cost + price * bits).argmin(1)
 
     def spent(choice: np.ndarray) -> float:
-        return float(bits[np.arange(len(bits)), choice].sum())
+        return _sum(bits, choice)
 
-    cheap = np.where(np.isfinite(cost), bits, np.inf).argmin(1)
-    low, high = 0.0, 1.0 / bits[np.isfinite(cost)].max()
     if spent(chosen(0.0)) <= budget:
         return 0.0, chosen(0.0)
+    cheap = np.where(np.isfinite(cost), bits, np.inf).argmin(1)
+    low, high = 0.0, 1.0 / bits[np.isfinite(cost)].max()
     while spent(chosen(high)) > budget and high < 1e30:
         high *= 4
     for _ in range(BISECTIONS):
@@ -133,21 +149,32 @@ def _integer(
 ) -> np.ndarray:
     """The best choice among the candidates that are `there`."""
     layer, candidate = there.nonzero()
-    unit = bits[there].max() or 1.0
+
+    def above(values: np.ndarray) -> np.ndarray:
+        """By how much each candidate's value is above its layer's least one."""
+        return (values - np.where(there, values, np.inf).min(1, keepdims=True))[there]
+
+    def differs(choice: np.ndarray, distance: int) -> LinearConstraint:
+        return LinearConstraint((candidate == np.asarray(choice)[layer]).astype(float), -np.inf, len(there) - distance)
+
+    costs, sizes = above(cost), above(bits)
+    left, unit = budget - np.where(there, bits, np.inf).min(1).sum(), sizes.max() or 1.0
+    costs /= costs.max() or 1.0  # in units that the solver's tolerances are meant for
     one = csr_array((np.ones(len(layer)), (layer, np.arange(len(layer)))), shape=(len(there), len(layer)))
-    rules = [LinearConstraint(one, 1, 1), LinearConstraint(bits[there] / unit, -np.inf, budget / unit)]
-    rules += [
-        LinearConstraint((candidate == np.asarray(each)[layer]).astype(float), -np.inf, len(there) - distance)
-        for each in forbidden
-    ]
+    rules = [LinearConstraint(one, 1, 1), LinearConstraint(sizes / unit, -np.inf, left / unit)]
+    rules += [differs(each, distance) for each in forbidden]
     whole = np.ones(len(layer))
-    found = milp(cost[there], integrality=whole, bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": GAP})
-    if found.x is None:
-        raise Exhausted(f"no choice within {budget:.0f} bits differs from {len(forbidden)} others in {distance} layers")
-    chosen = found.x > 0.5
-    choice = np.zeros(len(there), dtype=np.int64)
-    choice[layer[chosen]] = candidate[chosen]
-    return choice
+    while True:
+        found = milp(costs, integrality=whole, bounds=Bounds(0, 1), constraints=rules, options={"mip_rel_gap": GAP})
+        if found.x is None:
+            others = f"{len(forbidden)} others in {distance} layers"
+            raise Exhausted(f"no choice within {budget:.0f} bits differs from {others}")
+        chosen = found.x > 0.5
+        choice = np.zeros(len(there), dtype=np.int64)
+        choice[layer[chosen]] = candidate[chosen]
+        if _sum(bits, choice) <= budget:
+            return choice
+        rules.append(differs(choice, 1))  # over the budget by less than the solver's tolerance
 
 
 def _check(damage: np.ndarray, bits: np.ndarray) -> None:

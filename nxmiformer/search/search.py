@@ -45,7 +45,8 @@ class Scored:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        return {**vars(self), "sets": {name: words_of(each) for name, each in self.sets.items()}}
+        sets = {name: words_of(each) for name, each in self.sets.items()}
+        return {**vars(self), "sets": sets, "trials": [list(trial) for trial in self.trials]}
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,9 @@ class Search:
             shown: whether to show progress.
 
         Raises:
-            ValueError: the budget is too small, which the message puts beside the smallest possible one.
+            ValueError: as `limit`.
         """
-        choices = self.candidates.choices(targets)
-        limit = budget.bits(sum(t.shape[0] * t.shape[1] for t in targets.layers), rest)
+        choices, limit = self.candidates.choices(targets), self.limit(targets, budget, rest)
         damages = self._damages(evidence, choices, cache, shown)
         table, whole = Table.of(choices, damages, budget), OneShot(evidence, self.iterations)
         plans = _scored(table, whole, self._proposals(table, limit), "plans", shown)
@@ -138,6 +138,21 @@ class Search:
         pairs = whole.interactions(plans[0].sets, self.interactions) if self.interactions else []
         frontier = _scored(table, whole, self._frontier(table), "frontier", shown)
         return Found(plans[0], tuple(plans), tuple(frontier), damages, tuple(pairs), limit)
+
+    def limit(self, targets: Targets, budget: Budget, rest: int) -> int:
+        """The budget in bits. What it needs is known before anything is trained.
+
+        Raises:
+            ValueError: there is no budget, or it is too small, and the smallest possible one is told; or a layer has no
+                candidate.
+        """
+        weights = sum(target.shape[0] * target.shape[1] for target in targets.layers)
+        limit, least = budget.bits(weights, rest), 0
+        for choice in self.candidates.choices(targets):
+            least += min(sum(budget.cost(each, layer.shape) for layer in choice.layers) for each in choice.sets)
+        if least > limit:
+            raise ValueError(f"budget {budget} is too small: the least is {budget.smallest(least, weights, rest)}")
+        return limit
 
     def _damages(self, evidence: Evidence, choices: Sequence[Choice], cache: Path, shown: bool) -> Damages:
         damages = {}

@@ -90,7 +90,7 @@ def measure(
                 damages = {**damages, **new}
                 with file.open("a", encoding="utf-8") as stream:
                     stream.write(json.dumps({"layer": layer.name, "damage": new}) + "\n")
-            yield layer.name, damages
+            yield layer.name, {words: damages[words] for words in sets}
 
 
 def _read(file: Path) -> dict[str, dict[str, float]]:

@@ -28,11 +28,11 @@ class OneShot:
     packed: dict[tuple[str, ConstraintSet], dict[str, Tensor]] = field(default_factory=dict)
 
     def point(self, layer: str, constraint: ConstraintSet) -> Tensor:
-        """The layer's stand-in in the set, (out, in)."""
+        """The layer's stand-in in the set, (out, in), on the CPU."""
         weight = self.evidence.layers[layer].matrix
         if (layer, constraint) not in self.packed:
             (found,) = stand_ins(self.evidence, layer, [constraint], self.iterations)
-            self.packed[layer, constraint] = constraint.pack(found)
+            self.packed[layer, constraint] = constraint.pack(found.cpu())  # sets unpack on the CPU alone
         return constraint.unpack(self.packed[layer, constraint], (weight.shape[0], weight.shape[1]), weight.dtype)
 
     def logits(self, sets: Sets) -> list[Tensor]:

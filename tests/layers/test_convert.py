@@ -225,9 +225,10 @@ def test_a_model_is_not_converted_twice(make):
 
 
 def test_a_plan_over_something_that_is_not_linear_changes_nothing():
-    model = nn.ModuleDict({"linear": nn.Linear(8, 8), "embedding": nn.Embedding(8, 8)})
+    model = nn.ModuleDict({"linear": nn.Linear(8, 8), "bilinear": nn.Bilinear(8, 1, 8)})
+    model["bilinear"].weight = nn.Parameter(torch.zeros(8, 8))
     plan = CompressionPlan({name: LayerSpec(JOINT, (8, 8)) for name in model})
-    with pytest.raises(ValueError, match="embedding: it is a Embedding"):
+    with pytest.raises(ValueError, match="bilinear: it is a Bilinear"):
         convert(model, plan)
     assert not compressed_layers(model)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nxmiformer.optim import reconstruct
+from nxmiformer.optim import Problem, reconstruct
 from nxmiformer.sets import NM, Block, Grid, Then, Unstructured
 
 SETS = [
@@ -127,6 +127,39 @@ def test_the_output_on_the_inputs_changes_by_the_error():
     found = reconstruct(w, moment, NM(2, 4), damping=0.0)
     before, after = x @ w.T, x @ found.kept.T
     assert ((after - before).square().sum() / before.square().sum()).item() == pytest.approx(found.error[0], rel=1e-4)
+
+
+def test_one_problem_serves_every_set_as_one_of_its_own_does():
+    w, moment, _ = problem()
+    shared = Problem(w, moment)
+    for constraint in [*SETS, *reversed(SETS)]:
+        found, alone = shared.reconstruct(constraint, 10), reconstruct(w, moment, constraint, 10)
+        assert torch.equal(found.kept, alone.kept)
+        assert torch.equal(found.point, alone.point)
+        assert found.error == alone.error
+
+
+@given(st.integers(0, 10**6), st.sampled_from(SETS))
+def test_the_errors_are_those_of_each_output_on_the_inputs(seed, constraint):
+    w, moment, x = problem(seed=seed, dtype=torch.float64)
+    v = constraint.project(w)
+    before, after = x @ w.T, x @ v.T
+    exact = Problem(w, moment, damping=0.0)
+    torch.testing.assert_close(exact.row_errors(v), (after - before).square().mean(0), rtol=1e-4, atol=1e-6)
+    assert exact.error(v) == pytest.approx(error(v, w, moment.double()), rel=1e-4)
+    assert Problem(w, moment).error(v) == pytest.approx(error(v, w, damped(moment)), rel=1e-6)
+
+
+def test_the_weight_itself_has_no_error():
+    w, moment, _ = problem()
+    assert Problem(w, moment).error(w) == 0
+    assert not Problem(w, moment).row_errors(w).any()
+
+
+def test_rows_are_problems_of_their_own():
+    w, moment, _ = problem(rows=8)
+    v, rows = NM(1, 4).project(w), [1, 2, 5]
+    torch.testing.assert_close(Problem(w[rows], moment).row_errors(v[rows]), Problem(w, moment).row_errors(v)[rows])
 
 
 def test_a_member_stays_where_it_is():
