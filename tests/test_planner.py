@@ -213,7 +213,7 @@ def killed(monkeypatch, where, name):
     monkeypatch.setattr(where, name, stop)
 
 
-@pytest.mark.parametrize("where", ["_content", "_evidence"])
+@pytest.mark.parametrize("where", ["_content", "evidence_of"])
 def test_a_search_that_was_killed_goes_on_without_measuring_again(
     done, tmp_path, monkeypatch, measured, trained, where
 ):

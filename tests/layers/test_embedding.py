@@ -20,7 +20,8 @@ SETS = [Grid(8), Grid(4, group=8), Grid(1), NM(2, 4), Then(NM(1, 4), Grid(4))]
 
 def bert(seed=0):
     torch.manual_seed(seed)
-    config = BertConfig(50, 16, 2, 2, 32, max_position_embeddings=24, num_labels=3, attn_implementation="eager")
+    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(**sizes, intermediate_size=32, max_position_embeddings=24, num_labels=3)
     return BertForSequenceClassification(config).eval()
 
 
