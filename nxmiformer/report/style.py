@@ -71,6 +71,12 @@ def label(ax: Axes, text: str, xy: tuple[float, float], colour: str = INK, **opt
     ax.annotate(plain(text), xy, **{"fontsize": SMALL, "color": colour, "annotation_clip": False, **options})
 
 
+def reference(ax: Axes, y: float, text: str) -> None:
+    """A dashed line at `y`, with its name right of the axes."""
+    ax.axhline(y, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    label(ax, text, (1.01, y), MUTED, xycoords=("axes fraction", "data"), va="center")
+
+
 def score_axis(axis: Axis, metric: str) -> None:
     """Write the scores of an axis as `words.score` does."""
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
