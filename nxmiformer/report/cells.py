@@ -9,7 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from nxmiformer.report.style import MUTED, ORANGE, SMALL
+from nxmiformer.report.style import MUTED, ORANGE, SMALL, label
 
 COLOURS = LinearSegmentedColormap.from_list("cells", ["#eef5fb", "#9cc5e3", "#3f8cc2", "#0b4a78"])
 
@@ -23,6 +23,6 @@ def scale(figure: Figure, panels: Sequence[Axes], colours: ScalarMappable, name:
     """What the colours mean, right of the panels; its ticks are still to be placed."""
     bar = figure.colorbar(colours, ax=panels, aspect=26, pad=0.015, fraction=0.04)
     bar.outline.set_visible(False)
-    bar.ax.set_title(name, loc="left", fontsize=SMALL, color=MUTED)
+    label(bar.ax, name, (0, 1), MUTED, xycoords="axes fraction", textcoords="offset points", xytext=(0, 6))
     bar.ax.tick_params(which="both", length=0, labelsize=SMALL, labelcolor=MUTED)
     return bar

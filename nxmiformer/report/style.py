@@ -90,6 +90,15 @@ def percentages(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %"))
 
 
+def log_axis(axis: Axis) -> None:
+    """Place the ticks of a logarithmic axis, whose limits are set: powers of ten, or round numbers within one."""
+    low, high = axis.get_view_interval()
+    axis.set_minor_locator(NullLocator())
+    if high < 10 * low:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+
+
 def size_axis(ax: Axes) -> None:
     """Write the bytes of a logarithmic x axis, whose limits are set, as `words.size` does: "200 MB", "1 MB"."""
     low, high = ax.get_xlim()
