@@ -21,6 +21,7 @@ from nxmiformer.methods.dense import Dense
 from nxmiformer.models import Pretrained
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.planning import Planning
+from nxmiformer.report.document import write_search
 from nxmiformer.search.budget import NONE
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.search import Found
@@ -62,7 +63,7 @@ def _begun(job: Job) -> bool:
 
 
 def search(job: Job) -> dict[str, Any]:
-    """Train the dense phases, search, and write `plan.json`, `dense/` and `search.json`; give the content of the last.
+    """Train the dense phases, search, and write `plan.json`, `dense/`, `search.json` and its figures; give the content.
 
     Raises:
         ValueError: there is no budget or it is too small, there is no search, a candidate fits no layer, or the
@@ -93,6 +94,8 @@ def search(job: Job) -> dict[str, Any]:
         content = _content(job, stage, found, plan, seconds)
         plan.save(job.directory / "plan.json")
         write_text(job.directory / FOUND, json.dumps(content, indent=1) + "\n")
+        write_search(job.directory)
+        stage.tracker.report(job.directory, FOUND)
     return content
 
 

@@ -9,9 +9,10 @@ import pytest
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 MADE = {"01_sets_and_projections": "packed", "02_reading_a_run": "runs"}  # a name that the notebook ends with
+MADE |= {"03_frontiers_and_plans": "runs", "04_sensitivity": "pairs"}
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 sys.path.append(str(Path(__file__).parent / "report"))
-from fabricated import write_run, write_sweep  # noqa: E402 (the fabricated runs belong to the report's tests)
+from fabricated import write_found, write_run, write_sweep  # noqa: E402 (the fabricated runs belong to the report's tests)
 
 
 def code_cells(path):
@@ -22,7 +23,9 @@ def code_cells(path):
 def test_a_notebook_runs_from_its_first_cell_to_its_last(path, tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     write_run(tmp_path / "outputs" / "demo")
-    write_sweep(tmp_path / "multirun" / "plans", tasks={"grammar": "accuracy"}, seeds=2)
+    write_found(tmp_path / "outputs" / "search")
+    for sweep in ("plans", "budgets"):
+        write_sweep(tmp_path / "multirun" / sweep, tasks={"grammar": "accuracy"}, seeds=2)
     monkeypatch.chdir(tmp_path / "notebooks")
     names: dict[str, object] = {}
     for cell in code_cells(path):

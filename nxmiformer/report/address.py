@@ -19,6 +19,12 @@ def address(name: str) -> Address:
     return "", None, name
 
 
+def spoken(name: str) -> str:
+    """A module's name in a sentence: "output.dense of layer 3"."""
+    _, index, component = address(name)
+    return component if index is None else f"{component} of layer {index}"
+
+
 def rows(addresses: Iterable[Address]) -> dict[tuple[str, int | None], str]:
     """The rows in order, with their labels; layers whose name has no index are one row, the last."""
     seen = {(prefix, index) for prefix, index, _ in addresses}

@@ -1,15 +1,20 @@
-"""The report of a run as files: Markdown with images, and one HTML page that needs no other file."""
+"""The report of a run as files: Markdown with images, and one HTML page that needs no other file; a search's images."""
 
 import html
 import os
 import re
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from nxmiformer.plan import CompressionPlan
 from nxmiformer.report import content, words
-from nxmiformer.report.figures import figures_of
-from nxmiformer.report.numbers import Run, read_run
+from nxmiformer.report.figures import figures_of, figures_of_search
+from nxmiformer.report.numbers import PLAN, Run, read_run
 from nxmiformer.report.page import page
+from nxmiformer.report.searched import read_search
 from nxmiformer.report.style import png, svg
 
 
@@ -27,9 +32,7 @@ def write_report(directory: str | Path) -> dict[str, Path]:
     """
     run = read_run(directory)
     figures = figures_of(run)
-    written = {name: run.directory / "figures" / f"{name}.png" for name in figures}
-    for name, path in written.items():
-        _replace(path, png(figures[name]))
+    written = _images(run.directory, figures)
     titles = {name: " ".join(figure.get_suptitle().split()) for name, figure in figures.items()}
     texts = {
         "markdown": (run.directory / "report.md", markdown(run, titles)),
@@ -41,6 +44,28 @@ def write_report(directory: str | Path) -> dict[str, Path]:
     for path, text in texts.values():
         _replace(path, text.encode("utf-8"))
     return {**{name: path for name, (path, _) in texts.items()}, **written}
+
+
+def write_search(directory: str | Path) -> dict[str, Path]:
+    """Write `figures/*.png` into the directory of a search that has ended, each whole or not at all.
+
+    Returns:
+        The paths, by the names of the figures.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_search`.
+        OSError: a file cannot be written.
+    """
+    found, plan = read_search(directory), CompressionPlan.load(Path(directory) / PLAN)
+    return _images(Path(directory), figures_of_search(found, plan))
+
+
+def _images(directory: Path, figures: Mapping[str, Figure]) -> dict[str, Path]:
+    """Write the figures below the directory; the paths by name."""
+    written = {name: directory / "figures" / f"{name}.png" for name in figures}
+    for name, path in written.items():
+        _replace(path, png(figures[name]))
+    return written
 
 
 def markdown(run: Run, titles: dict[str, str]) -> str:

@@ -1,13 +1,31 @@
 """The figures of a report. Each is a value: none touches pyplot, or any other state that figures share."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from matplotlib.figure import Figure
 
+from nxmiformer.plan import CompressionPlan
 from nxmiformer.report.curves import convergence, training
 from nxmiformer.report.heatmap import heatmap, plan_heatmap
 from nxmiformer.report.numbers import Run
+from nxmiformer.report.plans import FEWEST, foreseen, search_frontier, trust
+from nxmiformer.report.sensitivity import sensitivity
 from nxmiformer.report.tradeoff import size, storage
 
-__all__ = ["convergence", "figures_of", "heatmap", "plan_heatmap", "size", "storage", "training"]
+__all__ = [
+    "convergence",
+    "figures_of",
+    "figures_of_search",
+    "heatmap",
+    "plan_heatmap",
+    "search_frontier",
+    "sensitivity",
+    "size",
+    "storage",
+    "training",
+    "trust",
+]
 
 
 def figures_of(run: Run) -> dict[str, Figure]:
@@ -20,3 +38,15 @@ def figures_of(run: Run) -> dict[str, Figure]:
     if any(value > 0 for value in run.series("gap").values):
         drawn["convergence"] = convergence
     return {name: draw(run) for name, draw in drawn.items()}
+
+
+def figures_of_search(found: Mapping[str, Any], plan: CompressionPlan) -> dict[str, Figure]:
+    """The figures that a search has the data for, by name: of the content of its `search.json`, and of its plan."""
+    figures = {"frontier": search_frontier(found)}
+    if plan.layers:
+        figures["plan"] = plan_heatmap(plan)
+    if any(found["damages"].values()):
+        figures["sensitivity"] = sensitivity(found)
+    if len(foreseen(found)) >= FEWEST:
+        figures["trust"] = trust(found)
+    return figures

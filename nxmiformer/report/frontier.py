@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -10,26 +9,24 @@ from matplotlib.figure import Figure
 
 from nxmiformer.report import words
 from nxmiformer.report.groups import Group, Panel, panels, tally, winners
-from nxmiformer.report.labels import Box, placed
+from nxmiformer.report.labels import Box
+from nxmiformer.report.plane import PAGE, Plane
 from nxmiformer.report.style import (
     BLUE,
-    GREY,
     MUTED,
     PAPER,
     SLATE,
     SMALL,
-    WIDTH,
     axes,
     canvas,
-    label,
+    reference,
     score_axis,
     size_axis,
     title,
 )
 
-PAGE = (WIDTH - 1.6, 2.2)  # of a panel's axes, inches
 ENOUGH = 0.99  # of the dense score
-_CHARACTER, _LINE, _MARK = SMALL * 0.58 / 72, SMALL * 1.35 / 72, 0.14  # inches
+_MARK = 0.14  # inches
 
 
 def frontier(
@@ -72,44 +69,21 @@ def non_dominated(costs: Sequence[float], worths: Sequence[float]) -> list[int]:
     return sorted(best, key=lambda i: pairs[i])
 
 
-@dataclass(frozen=True)
-class _Frame:
-    """What a panel shows: bytes from `left` to `right`, on a log scale, and scores from `low` to `high`."""
-
-    left: float
-    right: float
-    low: float
-    high: float
-
-    def inches(self, size: float, score: float) -> tuple[float, float]:
-        """A point's place on the page."""
-        x = math.log(size / self.left) / math.log(self.right / self.left)
-        return PAGE[0] * x, PAGE[1] * (score - self.low) / (self.high - self.low)
-
-    def data(self, x: float, y: float) -> tuple[float, float]:
-        """What stands at a place of the page."""
-        size = self.left * (self.right / self.left) ** (x / PAGE[0])
-        return size, self.low + (self.high - self.low) * y / PAGE[1]
-
-
 def _draw(ax: Axes, panel: Panel, score: str, size: str) -> None:
-    best, frame = _best(panel, score, size), _frame(panel, score, size)
-    marks = _marks(panel, frame, score, size)
     axes(ax, f"{panel.name}: {panel.called(score)} against bytes, log scale")
-    ax.set_xscale("log")
-    ax.set_xlim(frame.left, frame.right)
-    ax.set_ylim(frame.low, frame.high)
-    ax.axhline(panel.dense, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-    text = f"dense\n{words.score(panel.metric, panel.dense)}"
-    label(ax, text, (1.01, panel.dense), MUTED, xycoords=("axes fraction", "data"), va="center")
-    places = {group.name: frame.data(mark.x, mark.y) for group, mark in zip(panel.groups, marks, strict=True)}
+    _limit(ax, panel, score, size)
+    best, plane = _best(panel, score, size), Plane(ax)
+    reference(ax, panel.dense, f"dense\n{words.score(panel.metric, panel.dense)}")
+    marks = _marks(panel, plane, score, size)
+    places = {group.name: plane.data(mark.x, mark.y) for group, mark in zip(panel.groups, marks, strict=True)}
     ax.plot(*zip(*(places[group.name] for group in best), strict=True), color=BLUE, linewidth=1.2, alpha=0.5, zorder=2)
     for group in panel.groups:
         (x, y), deviation = places[group.name], group.deviation(score)
         colour = BLUE if group in best else SLATE
         ax.plot([x, x], [y - deviation, y + deviation], color=colour, linewidth=1.4, zorder=3)
         ax.plot(x, y, "o", color=colour, markersize=6.5, markeredgecolor=PAPER, zorder=4)
-    _name(ax, panel, frame, marks, best)
+    colours = [BLUE if group in best else MUTED for group in panel.groups]
+    plane.name(marks, [group.name for group in panel.groups], colours)
     score_axis(ax.yaxis, panel.metric)
     size_axis(ax)
 
@@ -122,38 +96,28 @@ def _best(panel: Panel, score: str, size: str) -> list[Group]:
     return [groups[i] for i in chosen]
 
 
-def _frame(panel: Panel, score: str, size: str) -> _Frame:
+def _limit(ax: Axes, panel: Panel, score: str, size: str) -> None:
     """Room for the points, the dense score, and names around the outermost."""
     sizes = [group.mean(size) for group in panel.groups]
     ends = [group.mean(score) + side * group.deviation(score) for group in panel.groups for side in (-1, 1)]
     low, high = min(*ends, panel.dense), max(*ends, panel.dense)
     pad = 0.18 * (high - low) or 0.01
     margin = math.exp(0.2 * max(math.log(max(sizes) / min(sizes)), math.log(1.05)))
-    return _Frame(min(sizes) / margin, max(sizes) * margin, low - pad, high + pad)
+    ax.set_xscale("log")
+    ax.set_xlim(min(sizes) / margin, max(sizes) * margin)
+    ax.set_ylim(low - pad, high + pad)
 
 
-def _marks(panel: Panel, frame: _Frame, score: str, size: str) -> list[Box]:
+def _marks(panel: Panel, plane: Plane, score: str, size: str) -> list[Box]:
     """The points on the page, with their deviations; those of one size stand side by side."""
     sizes = [group.mean(size) for group in panel.groups]
     marks = []
     for number, group in enumerate(panel.groups):
         before, alike = sizes[:number].count(sizes[number]), sizes.count(sizes[number])
-        x, y = frame.inches(sizes[number], group.mean(score))
-        deviation = frame.inches(frame.left, frame.low + group.deviation(score))[1]
+        x, y = plane.inches(sizes[number], group.mean(score))
+        deviation = plane.inches(sizes[number], group.mean(score) + group.deviation(score))[1] - y
         marks.append(Box(x + _MARK * (before - (alike - 1) / 2), y, _MARK, _MARK + 2 * deviation))
     return marks
-
-
-def _name(ax: Axes, panel: Panel, frame: _Frame, marks: list[Box], best: list[Group]) -> None:
-    """Write the groups' names near their points, with a thin line to those that found no place beside them."""
-    widths = [len(group.name) * _CHARACTER + 0.04 for group in panel.groups]
-    backed = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.6}
-    for group, mark, box in zip(panel.groups, marks, placed(marks, widths, _LINE, PAGE), strict=True):
-        place = frame.data(box.x, box.y)
-        if abs(box.y - mark.y) > _LINE / 2:
-            ax.plot(*zip(frame.data(mark.x, mark.y), place, strict=True), color=GREY, linewidth=0.7, zorder=2)
-        colour = BLUE if group in best else MUTED
-        label(ax, group.name, place, colour, ha="center", va="center", bbox=backed, zorder=3.5)
 
 
 def _keeping(panel: Panel, score: str, size: str) -> list[Group]:

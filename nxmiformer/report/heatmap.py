@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import QuadMesh
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nxmiformer.plan import FLOAT, CompressionPlan
-from nxmiformer.report.address import Address, address, columns, rows
+from nxmiformer.report.address import Address, address, columns, rows, spoken
+from nxmiformer.report.cells import COLOURS, framed, scale
 from nxmiformer.report.numbers import Run
-from nxmiformer.report.style import INK, MUTED, ORANGE, PAPER, SMALL, WIDTH, axes, canvas, plain, title
+from nxmiformer.report.style import INK, MUTED, PAPER, SMALL, WIDTH, axes, canvas, plain, title
 
-COLOURS = LinearSegmentedColormap.from_list("error", ["#eef5fb", "#9cc5e3", "#3f8cc2", "#0b4a78"])
 # On a coloured cell the text keeps its colour, whatever the screen: these are in no other use.
 ON_LIGHT, ON_DARK = "#1a2430", "#fdfeff"
 BYTE = 8.0  # bits
@@ -116,7 +114,9 @@ def _drawn(cells: _Cells, name: str, note: str, written: Callable[[float], str])
     common = cells.sets.most_common(1)[0][0]
     note += f";  framed: another set than {common}" if len(cells.sets) > 1 else ""
     ax.set_xlabel(plain(note), fontsize=SMALL, color=MUTED, loc="left", labelpad=6)
-    _scale(figure, ax, mesh, name, written)
+    ticks = scale(figure, [ax], mesh, name).ax.yaxis
+    ticks.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ticks.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
     return figure
 
 
@@ -156,18 +156,7 @@ def _write(ax: Axes, cells: _Cells, texts: Mapping[Address, str], places: Mappin
         weight = "bold" if odd else "normal"
         ax.text(x + 0.5, y + 0.5, plain(text), color=colour, fontweight=weight, **style)
         if odd:
-            frame = Rectangle((x + 0.04, y + 0.07), 0.92, 0.86, fill=False, edgecolor=ORANGE, linewidth=1.6)
-            ax.add_patch(frame)
-
-
-def _scale(figure: Figure, ax: Axes, mesh: QuadMesh, name: str, written: Callable[[float], str]) -> None:
-    """What the colours mean."""
-    bar = figure.colorbar(mesh, ax=ax, aspect=26, pad=0.015, fraction=0.04)
-    bar.outline.set_visible(False)
-    bar.ax.set_title(name, loc="left", fontsize=SMALL, color=MUTED)
-    bar.ax.tick_params(length=0, labelsize=SMALL, labelcolor=MUTED)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-    bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: written(value)))
+            framed(ax, x, y)
 
 
 def _finding(cells: _Cells) -> str:
@@ -175,12 +164,10 @@ def _finding(cells: _Cells) -> str:
     if not errors:
         return sets
     worst = max(errors, key=lambda name: errors[name])
-    _, index, component = address(worst)
-    where = f"{component} of layer {index}" if index is not None else component
     low, high = _share(min(errors.values())), _share(errors[worst])
     if low == high:
         return f"{sets}; every weight's error is {low}"
-    return f"{sets}; errors run from {low} to {high}, the most in {where}"
+    return f"{sets}; errors run from {low} to {high}, the most in {spoken(worst)}"
 
 
 def _sets(sets: Counter[str]) -> str:

@@ -26,8 +26,14 @@ class Box(NamedTuple):
         )
 
 
-def placed(marks: Sequence[Box], widths: Sequence[float], height: float, page: tuple[float, float]) -> list[Box]:
-    """A box for the label of each mark, near it, on the page, over no mark and no other label.
+def placed(
+    marks: Sequence[Box],
+    widths: Sequence[float],
+    height: float,
+    page: tuple[float, float],
+    others: Sequence[Box] = (),
+) -> list[Box]:
+    """A box for the label of each mark, near it, on the page, over no mark, none of the `others` and no other label.
 
     `widths` are the labels', `height` is that of all; where there is no room at all a label hides as little as it can.
     """
@@ -35,7 +41,7 @@ def placed(marks: Sequence[Box], widths: Sequence[float], height: float, page: t
     for mark, width in zip(marks, widths, strict=True):
         around = [Box(x, y, width, height) for x, y in _around(mark, width, height)]
         near = [box for box in around if box.inside(*page)] or around
-        taken = [*marks, *labels]
+        taken = [*marks, *others, *labels]
         labels.append(min(near, key=lambda box: sum(map(box.overlaps, taken))))  # the first of the least
     return labels
 

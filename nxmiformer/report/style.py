@@ -71,6 +71,12 @@ def label(ax: Axes, text: str, xy: tuple[float, float], colour: str = INK, **opt
     ax.annotate(plain(text), xy, **{"fontsize": SMALL, "color": colour, "annotation_clip": False, **options})
 
 
+def reference(ax: Axes, y: float, text: str) -> None:
+    """A dashed line at `y`, with its name right of the axes."""
+    ax.axhline(y, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    label(ax, text, (1.01, y), MUTED, xycoords=("axes fraction", "data"), va="center")
+
+
 def score_axis(axis: Axis, metric: str) -> None:
     """Write the scores of an axis as `words.score` does."""
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
@@ -82,6 +88,15 @@ def percentages(axis: Axis) -> None:
     """Write the fractions of an axis as percentages."""
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.6g} %"))
+
+
+def log_axis(axis: Axis) -> None:
+    """Place the ticks of a logarithmic axis, whose limits are set: powers of ten, or round numbers within one."""
+    low, high = axis.get_view_interval()
+    axis.set_minor_locator(NullLocator())
+    if high < 10 * low:
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def size_axis(ax: Axes) -> None:

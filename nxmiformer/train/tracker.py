@@ -10,7 +10,9 @@ from typing import Any, Self
 
 from nxmiformer.plan import CompressionPlan
 
+REPORT = "report.json"
 LAYER_COLUMNS = ("layer", "set", "bits per weight", "error", "gap", "kept")
+LONG = ("plans", "frontier", "damages", "interactions", "identity")  # of a search: its figures show them
 
 
 class Tracker(abc.ABC):
@@ -26,8 +28,8 @@ class Tracker(abc.ABC):
     def log(self, row: Mapping[str, Any]) -> None:
         """One row; `total_step` orders them."""
 
-    def report(self, directory: Path) -> None:  # noqa: B027 (not every tracker keeps reports)
-        """The run's report is in `directory`."""
+    def report(self, directory: Path, name: str = REPORT) -> None:  # noqa: B027 (not every tracker keeps reports)
+        """The report of a run or a search is the JSON file `name` in `directory`, with its figures beside it."""
 
     @abc.abstractmethod
     def finish(self, failed: bool) -> None:
@@ -76,7 +78,7 @@ class Wandb(Tracker):
         options: further arguments of `wandb.init`, such as project, entity, group or mode="offline".
 
     Each row is logged as it comes; at the end the report becomes the summary, its figures images, and its layers the
-    table `per_layer`.
+    table `per_layer`. Of a search, which has no such layers, the summary leaves out what is long.
     """
 
     def __init__(self, directory: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
@@ -95,13 +97,14 @@ class Wandb(Tracker):
     def log(self, row: Mapping[str, Any]) -> None:
         self.run.log(dict(row))
 
-    def report(self, directory: Path) -> None:
+    def report(self, directory: Path, name: str = REPORT) -> None:
         import wandb
 
-        content = json.loads((directory / "report.json").read_text())
-        self.run.summary.update(content)
-        layers = wandb.Table(list(LAYER_COLUMNS), _layers(content["layers"], directory / "plan.json"))
-        self.run.log({"per_layer": layers})  # "layers" is the report's, in the summary
+        content = json.loads((directory / name).read_text())
+        self.run.summary.update({key: value for key, value in content.items() if key not in LONG})
+        if "layers" in content:
+            layers = wandb.Table(list(LAYER_COLUMNS), _layers(content["layers"], directory / "plan.json"))
+            self.run.log({"per_layer": layers})  # "layers" is the report's, in the summary
         self.run.log({path.stem: wandb.Image(os.fspath(path)) for path in sorted(directory.glob("figures/*.png"))})
 
     def finish(self, failed: bool) -> None:
@@ -129,9 +132,9 @@ class Several(Tracker):
         for tracker in self.trackers:
             tracker.log(row)
 
-    def report(self, directory: Path) -> None:
+    def report(self, directory: Path, name: str = REPORT) -> None:
         for tracker in self.trackers:
-            tracker.report(directory)
+            tracker.report(directory, name)
 
     def finish(self, failed: bool) -> None:
         for tracker in self.trackers:

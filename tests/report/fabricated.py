@@ -7,8 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from nxmiformer.layers.targets import Target
 from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.search.budget import Budget
+from nxmiformer.search.candidates import Choice
+from nxmiformer.search.knapsack import Knapsack
+from nxmiformer.search.search import Found, Scored
+from nxmiformer.search.table import Assignment, Table
 from nxmiformer.sets import NM, ConstraintSet, Grid, Then, Unstructured
+from nxmiformer.sets.words import from_words
 
 JOINT = Then(NM(2, 4), Grid(4))
 BERT = {
@@ -30,6 +37,7 @@ PLANS = {
 }
 GAPS = {"admm": 0.061, "finish": 0.0012}  # when the phase ended
 TASKS = {"stsb": "pearson", "mrpc": "f1"}
+CANDIDATES = ("int8", "int4", "2:4+int8", "2:4+int4", "1:4+int4")  # of a search
 Assign = Callable[[int, str], ConstraintSet | None]
 
 
@@ -193,3 +201,59 @@ def _report(
         "device": "cpu",
         "seconds": 34.5,
     }
+
+
+def write_found(
+    directory: Path,
+    layers: int = 2,
+    components: dict[str, tuple[int, int]] = BERT,
+    sets: tuple[str, ...] = CANDIDATES,
+    ratio: float = 0.08,
+    budgets: int = 4,
+    **changes: Any,
+) -> Path:
+    """Write the `search.json` and `plan.json` of a search that found plans for so many further `budgets`;
+    `changes` replace keys of the former. Returns `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    shapes = {f"bert.encoder.layer.{i}.{name}": shape for i in range(layers) for name, shape in components.items()}
+    choices = [Choice((Target(name, shape),), tuple(map(from_words, sets))) for name, shape in shapes.items()]
+    damages, budget = _damages(choices), Budget(ratio)
+    table, limit = Table.of(choices, damages, budget), budget.bits(sum(a * b for a, b in shapes.values()), 0)
+    uniform = {f"uniform {words}": each for words, each in table.uniform().items()}
+    costs = [table.cost(each) for each in uniform.values()]
+    best = {f"knapsack {n}": each for n, each in enumerate(Knapsack()(table, limit, 3), 1)}
+    plans = _scored(table, best | {name: each for name, each in uniform.items() if table.cost(each) <= limit})
+    limits = [int(min(costs) * (max(costs) / min(costs)) ** (n / budgets)) for n in range(budgets)]
+    searched = {f"searched {each / 8:.0f} bytes": Knapsack()(table, each, 1)[0] for each in limits}
+    others = _scored(table, uniform | searched) if budgets else ()
+    query, key, value, *_ = shapes
+    pairs = ((query, value, 0.04, 0.01), (query, key, 0.03, 0.02))
+    found = Found(plans[0], plans, others, damages, pairs, limit)
+    plan = CompressionPlan({name: LayerSpec(each, shapes[name]) for name, each in plans[0].sets.items() if each})
+    plan.save(directory / "plan.json")
+    head = {"format": 1, "name": "found", "seed": 0, "task": {"name": "sst2", "metric": "accuracy"}}
+    head |= {"asked": str(budget), "accounting": "all", "plan": plan.fingerprint, "dense": 0.92, "seconds": 3.5}
+    (directory / "search.json").write_text(json.dumps({**head, **found.to_dict(), **changes}), encoding="utf-8")
+    return directory
+
+
+def _damages(choices: list[Choice]) -> dict[str, dict[str, float]]:
+    """Less the deeper the layer is, and the more bits the set takes."""
+    draw, damages = random.Random(0), {}
+    for number, choice in enumerate(choices):
+        (layer,) = choice.layers
+        scale = 0.1 * math.exp(-4 * number / len(choices)) * draw.lognormvariate(0, 0.8)
+        bits = {str(each): each.storage(layer.shape).total / math.prod(layer.shape) for each in choice.sets if each}
+        damages[layer.name] = {words: scale * math.exp(-1.6 * b) * draw.uniform(0.6, 1.6) for words, b in bits.items()}
+    return damages
+
+
+def _scored(table: Table, assignments: dict[str, Assignment]) -> tuple[Scored, ...]:
+    """The assignments by name, with a divergence that is about what was predicted; the same one has the same."""
+    found = []
+    for name, each in assignments.items():
+        draw = random.Random(repr(each))
+        divergence = 4 * table.predicted(each) ** 1.2 * draw.lognormvariate(0, 0.4)
+        score = 0.5 + 0.42 * math.exp(-divergence) + draw.gauss(0, 0.002)
+        found.append(Scored(name, table.sets(each), table.cost(each), table.predicted(each), divergence, score))
+    return tuple(found)

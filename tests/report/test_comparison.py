@@ -10,11 +10,13 @@ import pytest
 from fabricated import PLANS, write_sweep
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 from nxmiformer.report import load_runs
 from nxmiformer.report.comparison import comparison
 from nxmiformer.report.frontier import frontier, non_dominated
 from nxmiformer.report.labels import Box, placed
+from nxmiformer.report.plane import Plane
 from nxmiformer.report.style import png
 
 
@@ -147,13 +149,29 @@ def test_what_is_on_the_frontier_is_beaten_by_nothing_and_beats_or_equals_all_el
     assert [worth for _, worth in chosen] == sorted(worth for _, worth in chosen)
 
 
-@given(st.lists(st.tuples(st.floats(0.3, 5.7), st.floats(0.3, 1.9)), min_size=1, max_size=4))
-def test_labels_hide_nothing_where_there_is_room(points):
-    marks = [Box(x, y, 0.1, 0.1) for x, y in points]
-    labels = placed(marks, [0.6] * len(marks), 0.15, (6.0, 2.2))
+PLACES = st.lists(st.tuples(st.floats(0.3, 5.7), st.floats(0.3, 1.9)), min_size=1, max_size=4)
+
+
+@given(PLACES, PLACES)
+def test_labels_hide_nothing_where_there_is_room(points, unnamed):
+    marks, others = ([Box(x, y, 0.1, 0.1) for x, y in each] for each in (points, unnamed))
+    labels = placed(marks, [0.6] * len(marks), 0.15, (6.0, 2.2), others)
     assert not any(a.overlaps(b) for a, b in combinations(labels, 2))
-    assert not any(label.overlaps(mark) for label in labels for mark in marks)
+    assert not any(label.overlaps(mark) for label in labels for mark in (*marks, *others))
     assert all(label.inside(6.0, 2.2) for label in labels)
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+def test_what_stands_at_a_place_of_the_page_is_what_was_put_there(scale):
+    ax = Figure().subplots()
+    ax.set_xscale("log")
+    ax.set_yscale(scale)
+    ax.set_xlim(10, 1000)
+    ax.set_ylim(1, 100)
+    plane = Plane(ax, (4.0, 2.0))
+    assert plane.inches(10, 1) == pytest.approx((0, 0))
+    assert plane.inches(100, 100) == pytest.approx((2, 2))
+    assert plane.data(*plane.inches(70, 30)) == pytest.approx((70, 30))
 
 
 def test_boxes_overlap_by_their_sides_on_both_axes():

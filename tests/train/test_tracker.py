@@ -69,8 +69,8 @@ class Recording(Tracker):
     def log(self, row):
         self.seen.append(row)
 
-    def report(self, directory):
-        self.seen.append(directory)
+    def report(self, directory, name="report.json"):
+        self.seen.append(directory / name)
 
     def finish(self, failed):
         self.seen.append(failed)
@@ -81,7 +81,9 @@ def test_several_trackers_all_get_everything(tmp_path):
     with Several(trackers) as several:
         several.log({"total_step": 1})
         several.report(tmp_path)
-    assert trackers[0].seen == trackers[1].seen == [{"total_step": 1}, tmp_path, False]
+        several.report(tmp_path, "search.json")
+    reported = [tmp_path / "report.json", tmp_path / "search.json"]
+    assert trackers[0].seen == trackers[1].seen == [{"total_step": 1}, *reported, False]
 
 
 def fail(tracker):
@@ -167,6 +169,23 @@ def test_a_job_is_one_wandb_run_with_a_plain_config_the_same_run_when_resumed_an
     other.mkdir()
     with Wandb(other, CONFIG, {"project": "test", "mode": "offline"}) as another:
         assert another.run.id != identity
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+def test_a_search_becomes_images_and_a_summary_without_what_they_show(tmp_path, offline, monkeypatch):
+    best = {"name": "knapsack 1", "bits": 8000, "score": 0.75}
+    content = {"budget": 8192, "dense": 0.9, "best": best, "plans": [best], "damages": {"block.0.query": {"int8": 0.1}}}
+    (tmp_path / "search.json").write_text(json.dumps(content))
+    (tmp_path / "figures").mkdir()
+    Figure((1, 1)).savefig(tmp_path / "figures" / "frontier.png")
+    logged = {}
+    with Wandb(tmp_path, CONFIG, {"project": "test", "mode": "offline"}) as tracker:
+        monkeypatch.setattr(tracker.run, "log", logged.update)
+        tracker.report(tmp_path, "search.json")
+        summary = tracker.run.summary
+        assert (summary["budget"], summary["best"]["score"]) == (8192, 0.75)
+        assert not {"plans", "damages"} & set(summary.keys())
+    assert set(logged) == {"frontier"}
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
