@@ -34,10 +34,15 @@ class Killed(BaseException):
     """What a kill looks like to the code that it stops."""
 
 
+def without_figures(patch):
+    patch.setattr(jobs, "write_report", lambda directory: None)
+    patch.setattr(planner, "write_search", lambda directory: None)
+
+
 @pytest.fixture(autouse=True)
 def _no_figures(monkeypatch):
     """No report, which takes long to draw."""
-    monkeypatch.setattr(jobs, "write_report", lambda directory: None)
+    without_figures(monkeypatch)
 
 
 def job(directory, *overrides):
@@ -130,7 +135,7 @@ def test_without_a_budget_a_job_is_planned_already(tmp_path):
 def compressed(tmp_path_factory):
     """A compress job with a budget: its report, and its directory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "write_report", lambda directory: None)
+        without_figures(patch)
         directory = tmp_path_factory.mktemp("compressed")
         return run(planned(job(directory, "budget.ratio=0.11"))), directory
 
@@ -285,7 +290,7 @@ def test_what_a_search_does_not_look_at_may_change(compressed, measured):
 def halved(tmp_path_factory):
     """A job=search that tells its plans apart by training: what it gave, and its directory."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jobs, "write_report", lambda directory: None)
+        without_figures(patch)
         directory = tmp_path_factory.mktemp("halved")
         return search(job(directory, "job=search", "budget.ratio=0.11", *HALVING)), directory
 
