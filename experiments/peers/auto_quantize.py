@@ -1,0 +1,251 @@
+"""The oracle of the search with bits only: python experiments/peers/auto_quantize.py --model DIR --task stsb --seed 0
+
+NVIDIA ModelOpt's `auto_quantize` and our search choose the bits of each layer's weights at equal effective bits (of the
+weights; scales are not counted), from the same batches of a part of the holdout. On the rest of it, which neither has
+seen, both choices are measured with the same weights: rounded to our grids, a scale a row for the least squared error,
+not reconstructed, not trained; activations stay in float32. ModelOpt's own model is measured besides, as it stands.
+"""
+
+import argparse
+import copy
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+import numpy as np
+import pandas as pd
+import torch
+import transformers
+from modelopt_qat import CALIBRATIONS
+from torch import Tensor, nn
+
+from nxmiformer.data.batches import Examples, encode
+from nxmiformer.data.glue import HUB, TASKS, Glue
+from nxmiformer.layers.convert import convert
+from nxmiformer.layers.moments import Batch
+from nxmiformer.layers.targets import Targets, find_targets
+from nxmiformer.models import Pretrained
+from nxmiformer.plan import CompressionPlan
+from nxmiformer.planner import ANY
+from nxmiformer.search.budget import Budget
+from nxmiformer.search.candidates import Candidates
+from nxmiformer.search.evidence import Evidence, loss
+from nxmiformer.search.knapsack import Knapsack
+from nxmiformer.search.search import Search
+from nxmiformer.search.sensitivity import OutputError
+from nxmiformer.search.whole import OneShot, Sets
+from nxmiformer.sets import Grid
+
+FILE = Path(__file__).with_suffix(".csv")
+CELL = ["model", "task", "seed", "bits"]  # what one call of the command replaces in the file
+Bits = Mapping[str, int]  # by layer
+Scoring = Callable[[np.ndarray, np.ndarray], float]  # from logits and labels
+SENSITIVITY = OutputError(iterations=0)  # of the projection, which is all that either makes of a layer here
+
+
+def main() -> None:
+    arguments = _arguments()
+    torch.set_num_threads(arguments.threads)
+    transformers.set_seed(arguments.seed)
+    task, source = Glue(arguments.task, arguments.glue), Pretrained(str(arguments.model))
+    tokenizer = source.tokenizer(task)
+    dense = source.model(task, tokenizer, arguments.seed).eval()
+    examples = encode(task.splits()["holdout"], task, tokenizer, max_length=128)
+    order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
+    looked, unseen = (
+        batches(examples, part, arguments.batch_size)
+        for part in (order[: arguments.examples], order[arguments.examples :])
+    )
+
+    def scoring(logits: np.ndarray, labels: np.ndarray) -> float:
+        return task.score(logits, labels)[task.metric]
+
+    methods = ["gradient", "kl_div"] if task.labels else ["gradient"]  # one output has no distribution to diverge
+    rows = compare(dense, scoring, looked, unseen, arguments.bits, arguments.effective_bits, methods)
+    cell = {
+        "model": "/".join(arguments.model.resolve().parts[-2:]),
+        "task": arguments.task,
+        "seed": arguments.seed,
+        "bits": " ".join(map(str, sorted(arguments.bits))),
+    }
+    print(pd.DataFrame(rows).to_string(index=False, float_format="{:.5g}".format))
+    _write(pd.DataFrame([{**cell, **row} for row in rows]))
+
+
+def compare(
+    dense: nn.Module,
+    scoring: Scoring,
+    looked: Sequence[Batch],
+    unseen: Sequence[Batch],
+    bits: Sequence[int],
+    effective: Sequence[float],
+    methods: Sequence[str],
+) -> list[dict[str, Any]]:
+    """A row for each choice within each budget: its bits, and what it was measured to do on the batches `unseen`.
+
+    Args:
+        dense: the model; it is left as it was.
+        scoring: the task's score, from logits and labels.
+        looked: the batches that both searches look at.
+        unseen: those that they do not.
+        bits: the candidates of each layer.
+        effective: the budgets, in bits of a weight on average.
+        methods: of `auto_quantize`: "gradient", "kl_div".
+    """
+    model, targets = copy.deepcopy(dense), find_targets(dense)
+    convert(model, CompressionPlan.uniform(model, targets, ANY))
+    whole = OneShot(evidence(model, scoring, unseen), iterations=0)
+    sizes = {target.name: target.shape[0] * target.shape[1] for target in targets.layers}
+    rows = []
+
+    def add(limit: float, choice: str, chosen: Bits, seconds: float, logits: Sequence[Tensor] | None = None) -> None:
+        if logits is None:
+            logits = whole.logits({layer: Grid(each) for layer, each in chosen.items()})
+        used = sum(sizes[layer] * each for layer, each in chosen.items()) / sum(sizes.values())
+        on = whole.evidence
+        measured = {"divergence": on.divergence(logits), "loss": on.loss(logits), "score": on.score(logits)}
+        rows.append({"budget": limit, "choice": choice, "used": used, **measured, "seconds": seconds})
+
+    with tempfile.TemporaryDirectory() as cache:
+        found = evidence(model, scoring, looked)
+        for limit in effective:
+            most = max(each for each in bits if each <= limit)
+            add(limit, "uniform", dict.fromkeys(sizes, most), 0.0)
+            began = time.perf_counter()
+            plans = ours(found, targets, bits, limit, Path(cache))
+            seconds = time.perf_counter() - began
+            for name, chosen in plans.items():
+                add(limit, name, chosen, seconds)
+            for method in methods:
+                began = time.perf_counter()
+                theirs = auto_quantize(dense, list(sizes), looked, bits, limit, method, Path(cache))
+                seconds = time.perf_counter() - began
+                chosen = chosen_bits(theirs, list(sizes))
+                add(limit, f"ModelOpt, {method}", chosen, seconds)
+                add(limit, f"ModelOpt, {method}, its own model", chosen, seconds, logits_of(theirs, unseen))
+    return rows
+
+
+def ours(evidence: Evidence, targets: Targets, bits: Sequence[int], limit: float, cache: Path) -> dict[str, Bits]:
+    """Our search's plan, and the one that the knapsack alone would take."""
+    weights = sum(target.shape[0] * target.shape[1] for target in targets.layers)
+    candidates = Candidates([f"int{each}" for each in bits])
+    search = Search(candidates, SENSITIVITY, Knapsack(), iterations=0)
+    budget = Budget(bytes=int(limit * weights / 8), accounting="values")
+    found = search(evidence, targets, budget, 0, cache, _no_trial, False)
+    first = next(plan for plan in found.plans if plan.name == "knapsack 1")
+    plans = {"ours": found.best, "ours, foreseen only": first}
+    return {name: {n: each.grid.bits for n, each in plan.sets.items()} for name, plan in plans.items()}
+
+
+def auto_quantize(
+    dense: nn.Module,
+    names: list[str],
+    looked: Sequence[Batch],
+    bits: Sequence[int],
+    limit: float,
+    method: str,
+    cache: Path,
+) -> nn.Module:
+    """A copy of the model in which ModelOpt has chosen among INT weights of these bits for the layers `names`.
+
+    Leaving a layer as it is, always a choice of ModelOpt's, is ruled out; the other layers are left, and do not count.
+    What it measures stays in `cache`, for further budgets.
+    """
+    model = copy.deepcopy(dense)
+    formats = [_format(each) for each in bits]
+    others = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in names]
+    model, _ = mtq.auto_quantize(
+        model,
+        {"effective_bits": limit, "cost": {"excluded_module_name_patterns": others}},
+        formats,
+        looked,
+        forward_step=lambda model, batch: model(**_inputs(batch)).logits,
+        loss_func=(lambda logits, batch: loss(logits, batch["labels"]).sum()) if method == "gradient" else None,
+        disabled_layers=others,
+        module_search_spaces=[
+            {"module_name_patterns": names, "quantization_formats": formats, "allow_no_quant": False}
+        ],
+        num_calib_steps=len(looked),
+        num_score_steps=len(looked),
+        method=method,
+        checkpoint=str(cache / f"{method}.pt"),
+    )
+    return model
+
+
+def _format(bits: int) -> dict[str, Any]:
+    """Weights alone, symmetric as ours are, with a scale a row for the least squared error."""
+    weight = {"num_bits": bits, "axis": 0, "narrow_range": True}
+    quantizers = [{"quantizer_name": "*", "enable": False}, {"quantizer_name": "*weight_quantizer", "cfg": weight}]
+    return {"quant_cfg": quantizers, "algorithm": CALIBRATIONS["mse"]}
+
+
+def chosen_bits(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
+    """The bits of the weights of ModelOpt's layers.
+
+    Raises:
+        RuntimeError: ModelOpt quantizes other tensors than these weights.
+    """
+    wanted = {f"{name}.weight_quantizer": name for name in names}
+    quantizers = {n: m for n, m in model.named_modules() if isinstance(m, mtq.nn.TensorQuantizer) and m.is_enabled}
+    if quantizers.keys() != wanted.keys():
+        raise RuntimeError(f"ModelOpt quantizes other tensors than asked: {sorted(quantizers.keys() ^ wanted.keys())}")
+    return {name: quantizers[quantizer].num_bits for quantizer, name in wanted.items()}
+
+
+def batches(examples: Examples, indices: list[int], size: int) -> list[Batch]:
+    """These examples, those of like length together."""
+    lengths = examples.lengths()
+    order = sorted(indices, key=lambda index: (lengths[index], index))
+    return [examples.batch(order[start : start + size], "cpu") for start in range(0, len(order), size)]
+
+
+def evidence(model: nn.Module, scoring: Scoring, batches: Sequence[Batch]) -> Evidence:
+    """The converted model on these batches."""
+    return Evidence(model, batches, lambda batch: model(**_inputs(batch)).logits, scoring)
+
+
+@torch.no_grad()
+def logits_of(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
+    """The logits of a model, a batch at a time."""
+    return [model.eval()(**_inputs(batch)).logits for batch in batches]
+
+
+def _inputs(batch: Batch) -> dict[str, Tensor]:
+    return {key: value for key, value in batch.items() if key != "labels"}
+
+
+def _no_trial(sets: Sets, steps: int) -> float:
+    raise AssertionError("without halving, nothing is trained")
+
+
+def _write(rows: pd.DataFrame) -> None:
+    """Put the rows into the file, in the place of those of an earlier call with the same arguments."""
+    if FILE.exists():
+        kept = pd.read_csv(FILE, dtype={"bits": str})
+        again = kept[CELL].astype(str).agg(tuple, axis=1).isin(rows[CELL].astype(str).agg(tuple, axis=1))
+        rows = pd.concat([kept[~again], rows])
+    rows.sort_values([*CELL, "budget"], kind="stable").to_csv(FILE, index=False, float_format="%.5g")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="directory of the dense fine-tuned checkpoint")
+    add("--task", required=True, choices=TASKS)
+    add("--glue", default=HUB, help="directory of GLUE in the hub's layout (default: the hub)")
+    add("--bits", type=int, nargs="+", default=[4, 8], help="candidates of each layer (default: 4 8)")
+    add("--effective-bits", type=float, nargs="+", default=[4.5, 5, 6, 7], help="budgets (default: 4.5 5 6 7)")
+    add("--examples", type=int, default=128, help="of the holdout, that the searches look at (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the draw of these (default: %(default)s)")
+    add("--batch-size", type=int, default=32)
+    add("--threads", type=int, default=1, help="CPU threads of torch")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
