@@ -8,11 +8,13 @@ not reconstructed, not trained; activations stay in float32. ModelOpt's own mode
 
 import argparse
 import copy
+import functools
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import modelopt.torch.quantization as mtq
 import numpy as np
@@ -35,15 +37,28 @@ from nxmiformer.search.candidates import Candidates
 from nxmiformer.search.evidence import Evidence, loss
 from nxmiformer.search.knapsack import Knapsack
 from nxmiformer.search.search import Search
-from nxmiformer.search.sensitivity import OutputError
+from nxmiformer.search.sensitivity import LossChange, OutputError, Sensitivity
 from nxmiformer.search.whole import OneShot, Sets
 from nxmiformer.sets import Grid
 
 FILE = Path(__file__).with_suffix(".csv")
 CELL = ["model", "task", "seed", "bits"]  # what one call of the command replaces in the file
-Bits = Mapping[str, int]  # by layer
 Scoring = Callable[[np.ndarray, np.ndarray], float]  # from logits and labels
-SENSITIVITY = OutputError(iterations=0)  # of the projection, which is all that either makes of a layer here
+# Of the projection, which is all that either makes of a layer here.
+SENSITIVITIES: dict[str, Sensitivity] = {
+    "output error": OutputError(iterations=0),
+    "output error of all rows": OutputError(rows=sys.maxsize, iterations=0),
+    "loss change": LossChange(2),
+}
+
+
+class Choice(NamedTuple):
+    """The bits of each layer, the CPU seconds that it took to find them, and the logits of the chooser's own model."""
+
+    name: str
+    bits: Mapping[str, int]
+    seconds: float
+    logits: Sequence[Tensor] | None = None
 
 
 def main() -> None:
@@ -55,16 +70,16 @@ def main() -> None:
     dense = source.model(task, tokenizer, arguments.seed).eval()
     examples = encode(task.splits()["holdout"], task, tokenizer, max_length=128)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
-    looked, unseen = (
-        batches(examples, part, arguments.batch_size)
-        for part in (order[: arguments.examples], order[arguments.examples :])
-    )
+    end = arguments.examples + arguments.unseen
+    looked = batches(examples, order[: arguments.examples], arguments.batch_size)
+    unseen = batches(examples, order[arguments.examples : end], arguments.batch_size)
 
     def scoring(logits: np.ndarray, labels: np.ndarray) -> float:
         return task.score(logits, labels)[task.metric]
 
-    methods = ["gradient", "kl_div"] if task.labels else ["gradient"]  # one output has no distribution to diverge
-    rows = compare(dense, scoring, looked, unseen, arguments.bits, arguments.effective_bits, methods)
+    if "kl_div" in arguments.methods and not task.labels:
+        raise ValueError(f"--methods kl_div: the one output of {task.name} is no distribution; leave it out")
+    rows = compare(dense, scoring, looked, unseen, arguments.bits, arguments.effective_bits, arguments.methods)
     cell = {
         "model": "/".join(arguments.model.resolve().parts[-2:]),
         "task": arguments.task,
@@ -97,48 +112,61 @@ def compare(
     """
     model, targets = copy.deepcopy(dense), find_targets(dense)
     convert(model, CompressionPlan.uniform(model, targets, ANY))
-    whole = OneShot(evidence(model, scoring, unseen), iterations=0)
+    whole, rows = OneShot(evidence(model, scoring, unseen), iterations=0), []
     sizes = {target.name: target.shape[0] * target.shape[1] for target in targets.layers}
-    rows = []
 
-    def add(limit: float, choice: str, chosen: Bits, seconds: float, logits: Sequence[Tensor] | None = None) -> None:
-        if logits is None:
-            logits = whole.logits({layer: Grid(each) for layer, each in chosen.items()})
-        used = sum(sizes[layer] * each for layer, each in chosen.items()) / sum(sizes.values())
-        on = whole.evidence
-        measured = {"divergence": on.divergence(logits), "loss": on.loss(logits), "score": on.score(logits)}
-        rows.append({"budget": limit, "choice": choice, "used": used, **measured, "seconds": seconds})
+    @functools.cache
+    def logits_with(chosen: tuple[int, ...]) -> list[Tensor]:
+        return whole.logits(dict(zip(sizes, map(Grid, chosen), strict=True)))
 
     with tempfile.TemporaryDirectory() as cache:
-        found = evidence(model, scoring, looked)
         for limit in effective:
-            most = max(each for each in bits if each <= limit)
-            add(limit, "uniform", dict.fromkeys(sizes, most), 0.0)
-            began = time.perf_counter()
-            plans = ours(found, targets, bits, limit, Path(cache))
-            seconds = time.perf_counter() - began
-            for name, chosen in plans.items():
-                add(limit, name, chosen, seconds)
+            choices = [Choice("uniform", dict.fromkeys(sizes, max(each for each in bits if each <= limit)), 0.0)]
+            for sensitivity in SENSITIVITIES:
+                choices += ours(evidence(model, scoring, looked), targets, bits, limit, sensitivity, Path(cache))
             for method in methods:
-                began = time.perf_counter()
-                theirs = auto_quantize(dense, list(sizes), looked, bits, limit, method, Path(cache))
-                seconds = time.perf_counter() - began
-                chosen = chosen_bits(theirs, list(sizes))
-                add(limit, f"ModelOpt, {method}", chosen, seconds)
-                add(limit, f"ModelOpt, {method}, its own model", chosen, seconds, logits_of(theirs, unseen))
+                choices += theirs(dense, list(sizes), looked, bits, limit, method, Path(cache), unseen)
+            for choice in choices:
+                logits = choice.logits or logits_with(tuple(choice.bits[layer] for layer in sizes))
+                rows.append({"budget": limit, **_row(choice, sizes, whole.evidence, logits)})
     return rows
 
 
-def ours(evidence: Evidence, targets: Targets, bits: Sequence[int], limit: float, cache: Path) -> dict[str, Bits]:
-    """Our search's plan, and the one that the knapsack alone would take."""
+def ours(
+    evidence: Evidence, targets: Targets, bits: Sequence[int], limit: float, sensitivity: str, cache: Path
+) -> list[Choice]:
+    """Our search's plan, and the one of the least foreseen damage, which it begins with."""
+    began = time.process_time()
     weights = sum(target.shape[0] * target.shape[1] for target in targets.layers)
     candidates = Candidates([f"int{each}" for each in bits])
-    search = Search(candidates, SENSITIVITY, Knapsack(), iterations=0)
+    search = Search(candidates, SENSITIVITIES[sensitivity], Knapsack(), iterations=0)
     budget = Budget(bytes=int(limit * weights / 8), accounting="values")
     found = search(evidence, targets, budget, 0, cache, _no_trial, False)
+    seconds = time.process_time() - began
     first = next(plan for plan in found.plans if plan.name == "knapsack 1")
-    plans = {"ours": found.best, "ours, foreseen only": first}
-    return {name: {n: each.grid.bits for n, each in plan.sets.items()} for name, plan in plans.items()}
+    plans = {f"ours, {sensitivity}": found.best, f"ours, {sensitivity}, foreseen only": first}
+    return [
+        Choice(name, {layer: each.grid.bits for layer, each in plan.sets.items()}, seconds)
+        for name, plan in plans.items()
+    ]
+
+
+def theirs(
+    dense: nn.Module,
+    names: list[str],
+    looked: Sequence[Batch],
+    bits: Sequence[int],
+    limit: float,
+    method: str,
+    cache: Path,
+    unseen: Sequence[Batch],
+) -> list[Choice]:
+    """ModelOpt's plan, and the same with the logits of its own model."""
+    began = time.process_time()
+    model = auto_quantize(dense, names, looked, bits, limit, method, cache)
+    seconds, chosen = time.process_time() - began, chosen_bits(model, names)
+    name, logits = f"ModelOpt, {method}", logits_of(model, unseen)
+    return [Choice(name, chosen, seconds), Choice(f"{name}, its own model", chosen, seconds, logits)]
 
 
 def auto_quantize(
@@ -215,6 +243,17 @@ def logits_of(model: nn.Module, batches: Sequence[Batch]) -> list[Tensor]:
     return [model.eval()(**_inputs(batch)).logits for batch in batches]
 
 
+def _row(choice: Choice, sizes: Mapping[str, int], on: Evidence, logits: Sequence[Tensor]) -> dict[str, Any]:
+    return {
+        "choice": choice.name,
+        "used": sum(sizes[layer] * each for layer, each in choice.bits.items()) / sum(sizes.values()),
+        "divergence": on.divergence(logits),
+        "loss": on.loss(logits),
+        "score": on.score(logits),
+        "seconds": choice.seconds,
+    }
+
+
 def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {key: value for key, value in batch.items() if key != "labels"}
 
@@ -240,7 +279,15 @@ def _arguments() -> argparse.Namespace:
     add("--glue", default=HUB, help="directory of GLUE in the hub's layout (default: the hub)")
     add("--bits", type=int, nargs="+", default=[4, 8], help="candidates of each layer (default: 4 8)")
     add("--effective-bits", type=float, nargs="+", default=[4.5, 5, 6, 7], help="budgets (default: 4.5 5 6 7)")
+    add(
+        "--methods",
+        nargs="+",
+        default=["gradient"],
+        choices=("gradient", "kl_div"),
+        help="ModelOpt's (default: gradient)",
+    )
     add("--examples", type=int, default=128, help="of the holdout, that the searches look at (default: %(default)s)")
+    add("--unseen", type=int, default=256, help="of the rest, to measure on, at most (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the draw of these (default: %(default)s)")
     add("--batch-size", type=int, default=32)
     add("--threads", type=int, default=1, help="CPU threads of torch")
