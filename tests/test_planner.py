@@ -24,7 +24,7 @@ TINY = [
     *("task.train=96", "task.holdout=24", "task.validation=24"),
     *("train.batch_size=12", "train.cpu=true", "train.threads=1"),
     *("recipe.phases.dense.steps=4", "recipe.phases.admm.steps=3", "recipe.phases.finish.steps=2"),
-    *("search.iterations=2", "search.sensitivity.iterations=1", "search.examples=16"),
+    *("search.iterations=2", "search.sensitivity.iterations=1", "search.examples=16", "search.uniform=9"),
 ]
 HALVING = ["search.keep=2", "search.halving={_target_: nxmiformer.search.halving.Halving, steps: 2}"]
 ANOTHER = "is a search of another configuration"
@@ -109,7 +109,7 @@ def test_the_plan_fits_its_budget_and_no_uniform_one_that_fits_diverges_less(don
     storage = CompressionPlan.load(directory / "plan.json").storage()
     assert storage.total == content["best"]["bits"] <= content["budget"] == int(0.11 * storage.dense)
     uniform = [plan for plan in content["frontier"] if plan["name"].startswith("uniform")]
-    assert len(uniform) == 7
+    assert len(uniform) == 9
     fitting = [plan for plan in uniform if plan["bits"] <= content["budget"]]
     assert fitting
     assert all(content["best"]["divergence"] <= plan["divergence"] for plan in fitting)

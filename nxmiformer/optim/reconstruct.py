@@ -1,5 +1,6 @@
 """ADMM on a layer's own reconstruction problem, where the step of W is exact."""
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -68,6 +69,13 @@ class Problem:
         self.root, self.eigenvalues, self.vectors = (x.to(compute) for x in (root, eigenvalues, vectors))
         self.w = self._turn(w)
         self.norm = self._square(self.w).clamp(min=torch.finfo(compute).tiny)
+
+    def of(self, rows: Tensor) -> "Problem":
+        """The problem of these rows (n,) of the weight alone: each row is one of its own."""
+        part = copy.copy(self)
+        part.weight, part.importance, part.w = self.weight[rows], self.importance[rows], self.w[rows]
+        part.norm = part._square(part.w).clamp(min=torch.finfo(part.w.dtype).tiny)
+        return part
 
     @torch.no_grad()
     def reconstruct(self, constraint: ConstraintSet, iterations: int = 50) -> Reconstruction:

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -15,6 +15,7 @@ from nxmiformer.layers.convert import compressed_layers, linear_layers
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import Batch, input_moments
+from nxmiformer.optim import Problem
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Evidence:
     batches: Sequence[Batch]
     forward: Callable[[Batch], Tensor]
     metric: Callable[[np.ndarray, np.ndarray], float]
+    _problems: dict[str, Problem] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def layers(self) -> dict[str, CompressedLinear]:
@@ -47,6 +49,12 @@ class Evidence:
     def moments(self) -> dict[str, Tensor]:
         """The second moment of each layer's inputs, (in, in); see `input_moments`."""
         return input_moments(self.model, self.batches, self.forward)
+
+    def problem(self, layer: str) -> Problem:
+        """The reconstruction of a layer from its inputs; its eigenvectors are computed once."""
+        if layer not in self._problems:
+            self._problems[layer] = Problem(self.layers[layer].matrix.detach(), self.moments[layer])
+        return self._problems[layer]
 
     @cached_property
     def logits(self) -> list[Tensor]:

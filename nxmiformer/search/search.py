@@ -91,7 +91,8 @@ class Search:
         candidates: what each layer may become.
         sensitivity: foresees the damage of one layer.
         strategy: proposes assignments by the sum of these.
-        keep: assignments to measure as wholes; the uniform ones that fit are measured besides.
+        keep: assignments to measure as wholes.
+        uniform: uniform assignments that fit to measure besides, those of the least predicted damage.
         iterations: of each stage of a layer's reconstruction there; 0 takes plain projections.
         examples: of the holdout, on which everything is measured.
         frontier: further budgets to find plans for, evenly apart on a log scale; 0: none.
@@ -103,14 +104,22 @@ class Search:
     sensitivity: Sensitivity
     strategy: Strategy
     keep: int = 3
-    iterations: int = 10
+    uniform: int = 2
+    iterations: int = 4
     examples: int = 128
     frontier: int = 0
     interactions: int = 0
     halving: Halving | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("keep", 1), ("iterations", 0), ("examples", 1), ("frontier", 0), ("interactions", 0)):
+        for name, least in (
+            ("keep", 1),
+            ("uniform", 0),
+            ("iterations", 0),
+            ("examples", 1),
+            ("frontier", 0),
+            ("interactions", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"search.{name}={getattr(self, name)}: it must be at least {least}")
 
@@ -165,8 +174,10 @@ class Search:
     def _proposals(self, table: Table, limit: int) -> dict[str, Assignment]:
         found = self.strategy(table, limit, self.keep)
         named = {f"{type(self.strategy).__name__.lower()} {n}": each for n, each in enumerate(found, 1)}
-        uniform = {f"uniform {words}": each for words, each in table.uniform().items() if table.cost(each) <= limit}
-        return {**named, **{name: each for name, each in uniform.items() if each not in found}}
+        fitting = [(words, each) for words, each in table.uniform().items() if table.cost(each) <= limit]
+        fitting.sort(key=lambda pair: table.predicted(pair[1]))
+        uniform = {f"uniform {words}": each for words, each in fitting[: self.uniform] if each not in found}
+        return {**named, **uniform}
 
     def _frontier(self, table: Table) -> dict[str, Assignment]:
         """The uniform assignments, and the best ones for budgets between the smallest and the largest of them."""

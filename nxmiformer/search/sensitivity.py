@@ -58,7 +58,7 @@ class OutputError(Sensitivity):
         weight = evidence.layers[layer].matrix.detach()
         order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))
         rows = order[: self.rows].sort().values.to(weight.device)
-        problem = Problem(weight[rows], evidence.moments[layer])
+        problem = evidence.problem(layer).of(rows)
         if not self.weighted:
             return [problem.error(self._point(problem, each)) for each in sets]
         fisher = evidence.output_gradients[layer].to(weight.device)[rows] * (len(weight) / len(rows))
@@ -127,5 +127,5 @@ def stand_ins(evidence: Evidence, layer: str, sets: Sequence[ConstraintSet], ite
     weight = evidence.layers[layer].matrix.detach()
     if not iterations:
         return [each.project(weight) for each in sets]
-    problem = Problem(weight, evidence.moments[layer])
+    problem = evidence.problem(layer)
     return [problem.reconstruct(each, iterations).point for each in sets]

@@ -210,3 +210,14 @@ def test_a_moment_that_cannot_be_one_is_refused(moment):
 def test_a_weight_that_the_set_rejects_is_refused():
     with pytest.raises(ValueError, match="not a multiple of the group"):
         reconstruct(torch.ones(2, 6), torch.eye(6), NM(2, 4))
+
+
+@pytest.mark.parametrize("constraint", [Then(NM(2, 4), Grid(4)), Grid(3), NM(1, 4)], ids=str)
+def test_rows_of_a_problem_are_the_problem_of_these_rows(constraint):
+    w, moment, _ = problem(rows=9, dtype=torch.float64)
+    rows = torch.tensor([1, 4, 8])
+    part, alone = Problem(w, moment).of(rows), Problem(w[rows], moment)
+    assert part.error(w[rows] * 0.5) == pytest.approx(alone.error(w[rows] * 0.5), rel=1e-5)
+    found, expected = part.reconstruct(constraint), alone.reconstruct(constraint)
+    torch.testing.assert_close(found.point, expected.point)
+    assert found.error == pytest.approx(expected.error, rel=1e-4)
