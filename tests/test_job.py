@@ -38,7 +38,7 @@ def test_every_file_that_a_run_promises_is_there(done):
     _, directory = done
     files = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
     expected = {"report.json", "report.html", "report.md", "plan.json", "metrics.jsonl"}
-    expected |= {f"packed/{name}" for name in ("packed.json", "packed.safetensors", "plan.json", "config.json")}
+    expected |= {f"packed/{name}" for name in ("packed.json", "model.safetensors", "plan.json", "config.json")}
     expected |= {"packed/tokenizer.json", "dense/model.safetensors", "dense/config.json"}
     assert expected <= files
     figures = [path for path in (directory / "figures").iterdir() if path.suffix == ".png"]
@@ -130,7 +130,7 @@ def test_the_same_seed_gives_the_same_packed_weights_and_another_gives_others(do
     run(job(tmp_path / "again", "seed=3"))
     run(job(tmp_path / "other", "seed=4"))
     original, again, other = (
-        (place / "packed" / "packed.safetensors").read_bytes()
+        (place / "packed" / "model.safetensors").read_bytes()
         for place in (directory, tmp_path / "again", tmp_path / "other")
     )
     assert again == original
