@@ -171,9 +171,10 @@ def load_packed(path: str | Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def _load(model: PreTrainedModel, plan: CompressionPlan, file: Path) -> None:
-    """Fill the model from the file, which `check` has seen, one tensor after the other: none is held twice."""
+    """Give the model the tensors of the file, which `check` has seen; what it had is never written to."""
     with safe_open(file, framework="pt") as stored:
         for name, spec in plan.layers.items():
-            model.get_parameter(f"{name}.weight").copy_(unpacked(stored, name, spec, model.dtype))
-        for key in rest_of(model, plan)[0]:
-            model.load_state_dict({key: stored.get_tensor(key)}, strict=False)
+            weight = model.get_parameter(f"{name}.weight")
+            weight.data = unpacked(stored, name, spec, weight.dtype).to(weight.device)
+        for key, tensor in rest_of(model, plan)[0].items():
+            tensor.data = stored.get_tensor(key).to(tensor)

@@ -70,7 +70,7 @@ class PackedQuantizer(HfQuantizer):
         dtype, device, file = getattr(torch, self.manifest["dtype"]), model.device, self.path / WEIGHTS
         with reading(file), safe_open(file, framework="pt") as stored:
             for name, spec in self.plan.layers.items():
-                weight = unpacked(stored, name, spec, dtype).contiguous()
+                weight = unpacked(stored, name, spec, dtype)
                 put(model, f"{name}.weight", nn.Parameter(weight.to(device, self.dtype)))
         for name, key in self.manifest["shared"].items():
             put(model, name, model.get_parameter(key))

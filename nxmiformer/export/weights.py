@@ -40,7 +40,7 @@ def unpacked(stored: Any, name: str, spec: LayerSpec, dtype: torch.dtype) -> Ten
         weight = spec.weight.unpack(parts, spec.shape, dtype)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    return weight.t() if spec.transposed else weight
+    return weight.t().contiguous() if spec.transposed else weight
 
 
 def rest_of(model: PreTrainedModel, plan: CompressionPlan) -> tuple[dict[str, Tensor], dict[str, str]]:
