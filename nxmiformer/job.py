@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from nxmiformer.data.batches import encode
 from nxmiformer.data.task import Task
-from nxmiformer.export.packed import PackedSize, load_packed, save_packed
+from nxmiformer.export.packed import PackedSize, add_results, load_packed, save_packed
 from nxmiformer.layers.convert import convert, distinct_layers, verify
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
@@ -30,6 +30,7 @@ from nxmiformer.models import Source, quiet
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.planning import Planning
 from nxmiformer.report.document import write_report
+from nxmiformer.report.words import results
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.search import Search
 from nxmiformer.train.checkpoint import Checkpoints, Position, write_text
@@ -92,6 +93,7 @@ def run(job: Job) -> dict[str, Any]:
         size = save_packed(stage.model, plan, job.directory / "packed", stage.tokenizer)
         stage.facts["scores"]["final"], stage.facts["scores"]["packed"] = _reload(job, stage)
         content = _report(job, stage, plan, size)
+        add_results(job.directory / "packed", results(content))
         write_text(job.directory / "report.json", json.dumps(content, indent=1) + "\n")
         write_report(job.directory)
         stage.tracker.report(job.directory)

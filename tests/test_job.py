@@ -38,7 +38,7 @@ def test_every_file_that_a_run_promises_is_there(done):
     _, directory = done
     files = {path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()}
     expected = {"report.json", "report.html", "report.md", "plan.json", "metrics.jsonl"}
-    expected |= {f"packed/{name}" for name in ("packed.json", "packed.safetensors", "plan.json", "config.json")}
+    expected |= {f"packed/{name}" for name in ("packed.json", "model.safetensors", "plan.json", "config.json")}
     expected |= {"packed/tokenizer.json", "dense/model.safetensors", "dense/config.json"}
     assert expected <= files
     figures = [path for path in (directory / "figures").iterdir() if path.suffix == ".png"]
@@ -64,7 +64,8 @@ def test_the_reported_storage_is_the_plans_and_that_of_the_files(done):
     assert told["compression"] == storage.compression
     assert told["bytes"]["packed_weights"] == storage.total / 8
     for part in ("dense", "packed"):
-        size = sum(path.stat().st_size for path in (directory / part).rglob("*") if path.is_file())
+        files = [path for path in (directory / part).rglob("*") if path.is_file() and path.name != "README.md"]
+        size = sum(path.stat().st_size for path in files)
         assert told["bytes"][f"{part}_model"] == size
     assert content["plan"] == {"name": "2of4_int4", "fingerprint": plan.fingerprint}
 
@@ -75,6 +76,16 @@ def test_dense_one_shot_final_and_packed_are_scored_and_packed_is_final(done):
     assert all(0 <= score["accuracy"] <= 1 and (score["accuracy"] * 48).is_integer() for score in scores.values())
     assert scores["packed"] == scores["final"]
     assert done[0]["retention"] == scores["final"]["accuracy"] / scores["dense"]["accuracy"]
+
+
+def test_the_packed_models_card_has_the_runs_scores_and_how_to_run_it_again(done):
+    content, directory = done
+    card = (directory / "packed" / "README.md").read_text(encoding="utf-8")
+    for name, key in (("dense", "dense"), ("projected, not trained", "one_shot"), ("packed", "packed")):
+        assert f"| accuracy, {name} | {100 * content['scores'][key]['accuracy']:.2f} % |" in card
+    assert f"| kept of the dense score | {100 * content['retention']:.2f} % |" in card
+    assert f"| command | `{content['command']}` |" in card
+    assert content["revision"] in (None, *card.split())
 
 
 def test_every_weight_of_the_packed_model_is_a_point_of_its_set_and_is_reported(done):
@@ -130,7 +141,7 @@ def test_the_same_seed_gives_the_same_packed_weights_and_another_gives_others(do
     run(job(tmp_path / "again", "seed=3"))
     run(job(tmp_path / "other", "seed=4"))
     original, again, other = (
-        (place / "packed" / "packed.safetensors").read_bytes()
+        (place / "packed" / "model.safetensors").read_bytes()
         for place in (directory, tmp_path / "again", tmp_path / "other")
     )
     assert again == original

@@ -165,7 +165,7 @@ def test_the_run_goes_on_from_the_dense_model_of_the_search(compressed):
 def test_the_file_of_a_whole_model_takes_what_it_may_and_little_less(tmp_path, ranges):
     limit = 60_000
     content = run(planned(job(tmp_path, f"budget.whole_model_bytes={limit}", f"plan.activations.ranges={ranges}")))
-    size = (tmp_path / "packed" / "packed.safetensors").stat().st_size
+    size = (tmp_path / "packed" / "model.safetensors").stat().st_size
     assert limit * 0.9 <= size <= limit
     assert content["plan"]["name"] == f"searched@{limit} whole bytes"
 
@@ -243,7 +243,7 @@ def finish(job):
 
 
 def weights(directory):
-    return (directory / "packed" / "packed.safetensors").read_bytes()
+    return (directory / "packed" / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("where", ["search", "run"])

@@ -320,6 +320,6 @@ def test_a_sweep_that_was_killed_ends_in_the_bits_of_one_that_was_not_without_wh
             config = hydra.compose("config", [*LONG, f"seed={seed}", "name=whole"])
         whole = tmp_path / f"whole{seed}"
         content = jobs.run(cli.build(config, whole))
-        packed = Path("packed") / "packed.safetensors"
+        packed = Path("packed") / "model.safetensors"
         assert (place / str(seed) / packed).read_bytes() == (whole / packed).read_bytes()
         assert read(place / str(seed) / "report.json")["scores"] == content["scores"]

@@ -1,6 +1,15 @@
 """Files that a compressed model leaves the framework in."""
 
 from nxmiformer.export.manifest import PackedError
-from nxmiformer.export.packed import PackedSize, load_packed, save_packed
+from nxmiformer.export.packed import PackedSize, add_results, load_packed, save_packed
+from nxmiformer.export.quantizer import PackedConfig, PackedQuantizer  # with them, from_pretrained knows packed models
 
-__all__ = ["PackedError", "PackedSize", "load_packed", "save_packed"]
+__all__ = [
+    "PackedConfig",
+    "PackedError",
+    "PackedQuantizer",
+    "PackedSize",
+    "add_results",
+    "load_packed",
+    "save_packed",
+]

@@ -11,8 +11,9 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-FORMAT = "nxmiformer-packed-1"
-WEIGHTS, PLAN, MANIFEST, CONFIG = "packed.safetensors", "plan.json", "packed.json", "config.json"
+FORMAT = "nxmiformer-packed-2"
+METHOD = "nxmiformer"  # as `transformers` knows it, in a config's `quantization_config`
+WEIGHTS, PLAN, MANIFEST, CONFIG, CARD = "model.safetensors", "plan.json", "packed.json", "config.json", "README.md"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of a model
 ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses
 
@@ -40,7 +41,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     with reading(path / MANIFEST):
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
-            raise PackedError(f"{path / MANIFEST}: its format is {manifest['format']!r}, not {FORMAT!r}")
+            raise PackedError(
+                f"{path / MANIFEST}: its format is {manifest['format']!r}, and this version reads {FORMAT!r}: save the "
+                f"model again with this version, or read it with the one that saved it"
+            )
         files = dict(manifest["files"])
         if not {WEIGHTS, PLAN, CONFIG} <= set(files):
             raise PackedError(f"{path / MANIFEST} names the files {sorted(files)} only")
@@ -62,11 +66,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def replaceable(path: Path) -> bool:
-    """Whether the directory holds a packed model, and nothing else."""
+    """Whether the directory holds a packed model, and nothing else: a card that was edited is something else."""
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        ours = {MANIFEST, *manifest["files"]}
-        return manifest["format"] == FORMAT and {f.relative_to(path).as_posix() for f in files_in(path)} <= ours
+        ours = {MANIFEST, CARD, *manifest["files"]}
+        edited = (path / CARD).is_file() and digest_of(path / CARD) != manifest["card"]
+        foreign = {file.relative_to(path).as_posix() for file in files_in(path)} - ours
+        return manifest["format"] == FORMAT and not edited and not foreign
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -68,7 +68,8 @@ class ActivationQuantizer(nn.Module):
         self.active = True
         self.top = 2 ** (spec.bits - 1) - 1
         if spec.ranges == "ema":
-            self.register_buffer("peak", torch.zeros(()))  # persistent: static quantization needs it after a reload
+            # Persistent: static quantization needs it after a reload.
+            self.register_buffer("peak", torch.zeros((), dtype=torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:

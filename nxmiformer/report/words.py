@@ -28,6 +28,23 @@ def score(metric: str, value: float | None) -> str:
     return f"{value:.4f}" if is_loss(metric) else percent(value, 2)
 
 
+def results(content: Mapping[str, Any]) -> dict[str, str]:
+    """What the card of a packed model says of its run, by what it is called; of the content of a `report.json`."""
+    task, scores = content["task"], content["scores"]
+    names = {"dense": "dense", "one_shot": "projected, not trained", "packed": "packed"}
+    return {
+        "task": f"{task['name']}, {content['report_on']}",
+        **{
+            f"{task['metric']}, {names[key]}": score(task["metric"], scores[key][task["metric"]])
+            for key in names
+            if key in scores
+        },
+        "kept of the dense score": percent(content["retention"], 2),
+        "command": f"`{content['command']}`",
+        "revision": content["revision"] or NONE,
+    }
+
+
 def size(nbytes: float) -> str:
     """Bytes with three digits and a decimal unit: "37.4 MB"."""
     for unit in ("B", "kB", "MB", "GB"):

@@ -188,8 +188,7 @@ class SparsitySet(ConstraintSet):
     def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
         values = expect(tensors, "values", self.kept(shape), dtype)
         w = torch.zeros(shape, dtype=dtype, device=values.device)
-        w[self.unpack_mask(tensors, shape)] = values
-        return w
+        return w.masked_scatter_(self.unpack_mask(tensors, shape), values)
 
 
 class ValueSet(ConstraintSet):

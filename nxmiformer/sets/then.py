@@ -98,6 +98,6 @@ class Then(ConstraintSet):
 
     def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
         mask = self.first.unpack_mask(tensors, shape)
-        codes = torch.zeros(shape)
-        codes[mask] = self.second.unpack_codes(tensors, self.first.kept(shape))
+        kept = self.second.unpack_codes(tensors, self.first.kept(shape))
+        codes = torch.zeros(shape).masked_scatter_(mask, kept)
         return self.second.scale_codes(codes, tensors, dtype)

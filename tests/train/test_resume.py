@@ -128,7 +128,7 @@ def interrupted(job, at, written=True):
 
 
 def weights(directory):
-    return (directory / "packed" / "packed.safetensors").read_bytes()
+    return (directory / "packed" / "model.safetensors").read_bytes()
 
 
 def rows(directory):

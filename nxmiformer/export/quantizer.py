@@ -1,0 +1,108 @@
+"""`from_pretrained` of `transformers`, of a packed directory.
+
+`transformers` makes the model and reads the tensors that are not packed, as always. What is packed is kept from it:
+the conversions that a quantizer could give it for that change from release to release, and have no place for the
+checks of the files. So the layers are without a weight while it reads, and have theirs from the file afterwards.
+"""
+
+import re
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers import HfQuantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from nxmiformer.export.manifest import FORMAT, MANIFEST, METHOD, WEIGHTS, PackedError, reading
+from nxmiformer.export.skeleton import examined, put
+from nxmiformer.export.weights import PARTS, unpacked
+from nxmiformer.layers.convert import convert
+
+
+@register_quantization_config(METHOD)
+class PackedConfig(QuantizationConfigMixin):
+    """What a packed model's config says of it. The plan is in a file of its own, as is what the files must be."""
+
+    def __init__(self, format: str = FORMAT, **_: Any) -> None:
+        self.quant_method, self.format = METHOD, format  # type: ignore[assignment]
+
+
+@register_quantizer(METHOD)
+class PackedQuantizer(HfQuantizer):
+    """Puts the packed weights into a model that `from_pretrained` reads: the one that `load_packed` gives.
+
+    With a `dtype` of the caller's, it is that one with its parameters cast.
+    """
+
+    requires_calibration = True  # a model that is dense is compressed by training, not while it is read
+
+    def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
+        """Raise a ValueError unless the model is to be on one device."""
+        if device_map is not None and not (isinstance(device_map, dict) and device_map.keys() == {""}):
+            raise ValueError(f"a packed model is read onto one device: device_map='cpu', say, not {device_map!r}")
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        self.path = _whole(Path(kwargs["checkpoint_files"][0]), str(model.name_or_path))
+        self.manifest, self.plan = examined(self.path)
+        if type(model).__name__ != self.manifest["architecture"]:
+            raise PackedError(
+                f"{self.path} is a packed {self.manifest['architecture']}, and was read as a {type(model).__name__}: "
+                f"read it as what it is"
+            )
+        packed = {f"{name}.weight" for name in self.plan.layers}
+        shared = self.manifest["shared"]
+        for name, key in shared.items():
+            put(model, name, model.get_parameter(key))
+        convert(model, self.plan)
+        self.dtype, self.tied = model.dtype, model.all_tied_weights_keys
+        model.all_tied_weights_keys = {name: key for name, key in shared.items() if key not in packed}
+        for name in [*packed, *(name for name, key in shared.items() if key in packed)]:
+            _hide(model, name)
+        ours = {re.escape(name + end) for name in self.plan.layers for end in PARTS.values()}
+        model._keys_to_ignore_on_load_unexpected = {f"^({'|'.join(sorted(ours))})$"} if ours else None
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        dtype, device, file = getattr(torch, self.manifest["dtype"]), model.device, self.path / WEIGHTS
+        with reading(file), safe_open(file, framework="pt") as stored:
+            for name, spec in self.plan.layers.items():
+                weight = unpacked(stored, name, spec, dtype)
+                put(model, f"{name}.weight", nn.Parameter(weight.to(device, self.dtype)))
+        for name, key in self.manifest["shared"].items():
+            put(model, name, model.get_parameter(key))
+        model.all_tied_weights_keys = self.tied
+        del model._keys_to_ignore_on_load_unexpected
+
+    def is_serializable(self) -> NoReturn:
+        """Raise a ValueError: `save_pretrained` asks this first, and would write the weights as they are unpacked."""
+        raise ValueError(
+            "save_pretrained does not write packed models. nxmiformer.save_packed(model, model.hf_quantizer.plan, "
+            "path) does; then huggingface_hub.upload_folder puts that directory on the hub. What "
+            "nxmiformer.load_packed gives can be saved as a dense model"
+        )
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters may be trained on the model."""
+        return True
+
+
+def _hide(model: nn.Module, name: str) -> None:
+    """Leave the model without this parameter: neither to be read nor to be drawn, but there for who asks its shape."""
+    module, _, attribute = name.rpartition(".")
+    nothing = torch.empty_like(model.get_parameter(name), device="meta", requires_grad=False)
+    nothing._is_hf_initialized = True  # type: ignore[attr-defined]
+    delattr(model.get_submodule(module), attribute)
+    setattr(model.get_submodule(module), attribute, nothing)
+
+
+def _whole(weights: Path, name: str) -> Path:
+    """The directory of the file of weights; from the hub, of which `transformers` fetches that file only, with all."""
+    snapshot = weights.parent
+    if snapshot.parent.name == "snapshots" and not (snapshot / MANIFEST).is_file():
+        snapshot_download(name, revision=snapshot.name, cache_dir=snapshot.parents[2])
+    return snapshot

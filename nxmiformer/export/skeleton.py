@@ -1,0 +1,135 @@
+"""The model of a packed directory without its weights, and whether the file of weights fits it."""
+
+import json
+import math
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors import safe_open
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+from transformers import AutoConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from nxmiformer.export.manifest import CONFIG, DTYPES, MANIFEST, PLAN, WEIGHTS, PackedError, read_manifest, reading
+from nxmiformer.export.weights import part_keys, rest_of
+from nxmiformer.layers.convert import convert
+from nxmiformer.plan import CompressionPlan
+
+SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes; those of a packed part are single ones otherwise
+# A model larger than both is not what its file says: the smallest sets, 1:64 of 1 bit, save a factor of 300.
+LEAST_BOUND, BOUND = 2**30, 512  # bytes, and times the bytes of the file
+
+MANY = 10_000  # layers, or labels without names
+
+
+def examined(path: Path) -> tuple[dict[str, Any], CompressionPlan]:
+    """The manifest and the plan of a packed directory, once every file is what they say.
+
+    Raises:
+        PackedError: the directory, or a file in it, is missing, damaged, cut short or something else; it says which.
+    """
+    manifest = read_manifest(path)
+    with reading(path / PLAN):
+        plan = CompressionPlan.load(path / PLAN)
+    check(path, manifest, plan)
+    return manifest, plan
+
+
+def blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
+    """The model, converted and tied, with any weights; on the device that torch takes for new tensors."""
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    architecture: type[PreTrainedModel] = getattr(transformers, manifest["architecture"])
+    if type(config) is not architecture.config_class:
+        raise PackedError(f"{path / CONFIG} is a {type(config).__name__}, not that of a {manifest['architecture']}")
+    vars(config).pop("quantization_config", None)  # what this model saves from now on is dense
+    with torch.random.fork_rng(devices=[]), no_init_weights():
+        dtype, attention = getattr(torch, manifest["dtype"]), manifest["attention"]
+        model: PreTrainedModel = architecture._from_config(config, dtype=dtype, attn_implementation=attention)
+    model.tie_weights()
+    for name, key in manifest["shared"].items():
+        if model.get_parameter(name).shape != model.get_parameter(key).shape:
+            raise PackedError(f"{path / MANIFEST}: {name} and {key} cannot be the same, their shapes differ")
+        put(model, name, model.get_parameter(key))
+    with reading(path / PLAN):
+        convert(model, plan)
+    return model
+
+
+def put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
+    """Make `parameter` the one that `model` has under this name."""
+    module, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(module), attribute, parameter)
+
+
+def check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> None:
+    """Raise a PackedError unless the weights have the names, shapes and dtypes that the plan and the config need."""
+    file = path / WEIGHTS
+    with reading(file), safe_open(file, framework="pt") as stored:
+        slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
+        header = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+    with reading(path / CONFIG):
+        _check_counts(json.loads((path / CONFIG).read_text(encoding="utf-8")))
+        with torch.device("meta"), _at_most(64 + 16 * len(header)):
+            model = blank(path, manifest, plan)
+        size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        if size > max(LEAST_BOUND, BOUND * file.stat().st_size):
+            raise PackedError(f"{path / CONFIG} asks for {size} bytes, which {file} cannot be")
+    with reading(file):
+        rest, shared = rest_of(model, plan)
+        if shared != manifest["shared"]:
+            raise PackedError(f"{path / MANIFEST}: {manifest['shared']} are to be the same, the model has {shared}")
+        for name, spec in plan.layers.items():
+            bits = {key: header.pop(key) for key in part_keys(name, header).values()}
+            stored_bytes = sum(math.prod(shape) * SIZES.get(dtype, 1) for shape, dtype in bits.values())
+            if stored_bytes != (needed := spec.weight.storage(spec.shape, model.dtype).nbytes):
+                raise PackedError(
+                    f"{file}: {name} is {sorted(bits)} of {stored_bytes} bytes, and {spec} takes {needed}"
+                )
+        if header.keys() != rest.keys():
+            missing, odd = sorted(rest.keys() - header.keys()), sorted(header.keys() - rest.keys())
+            raise PackedError(f"{file} does not fit its plan and config: missing {missing}, not expected {odd}")
+        for key, tensor in rest.items():
+            shape, dtype = header[key]
+            same = DTYPES.get(dtype) == tensor.dtype or not isinstance(tensor, nn.Parameter)  # a buffer is converted
+            if shape != tuple(tensor.shape) or not same:
+                raise PackedError(
+                    f"{file}: {key} is {shape} of {dtype}, and the model needs {tuple(tensor.shape)} of {tensor.dtype}"
+                )
+
+
+def _check_counts(config: Any) -> None:
+    """Raise a ValueError where a config, or one in it, has a count that it would make a list of, and of no use."""
+    for key, value in config.items() if isinstance(config, dict) else ():
+        if isinstance(value, int) and ("layer" in key or key == "num_labels") and value > MANY:
+            raise ValueError(f"{key} is {value}")
+        if key != "label2id":
+            _check_counts(value)
+
+
+@contextmanager
+def _at_most(most: int) -> Iterator[None]:
+    """Raise a ValueError in here as soon as this thread has put more modules and parameters together than that."""
+    count, thread = 0, threading.get_ident()
+
+    def registered(*_: Any) -> None:
+        nonlocal count
+        count += threading.get_ident() == thread
+        if count > most:
+            raise ValueError(f"it asks for more than {most} modules and tensors")
+
+    modules = register_module_module_registration_hook(registered)
+    parameters = register_module_parameter_registration_hook(registered)
+    try:
+        yield
+    finally:
+        modules.remove()
+        parameters.remove()

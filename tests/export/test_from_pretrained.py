@@ -1,0 +1,262 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from tiny import (
+    CARD,
+    CONFIG,
+    JOINT,
+    MANIFEST,
+    MODELS,
+    NARROW,
+    PLAN,
+    WEIGHTS,
+    WORDS,
+    bert,
+    compressed,
+    contents,
+    gpt2,
+    logits,
+    same_bits,
+    seeded,
+    tied,
+)
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+from nxmiformer.export import PackedConfig, PackedError, load_packed, save_packed
+from nxmiformer.layers.convert import compressed_layers, convert, project
+from nxmiformer.layers.quantizers import Activations
+from nxmiformer.planning import Planning
+from nxmiformer.sets import NM, Block, Grid, Then
+
+PLANS = {
+    "2:4+int4": JOINT,
+    "densely coded": Then(NM(2, 4, "dense"), Grid(4)),
+    "by group": Grid(4, 8),
+    "not quantized": NM(2, 4),
+    "blocks": Block(4, 4, 0.5),
+}
+
+
+def masked_lm():
+    """Its decoder is its embedding, and has a bias that is one with its head's."""
+    return transformers.BertForMaskedLM(transformers.BertConfig(**WORDS, **NARROW))
+
+
+def whole(make):
+    """A model with its embeddings and head compressed too, and its plan."""
+    model = seeded(make)
+    plan = Planning("whole", JOINT, Activations(8), embeddings="int8", head="int4")(model)
+    convert(model, plan)
+    project(model)
+    return model.eval(), plan
+
+
+def ties(model):
+    """The pairs of names that one tensor has."""
+    state = model.state_dict(keep_vars=True)
+    return {(a, b) for a in state for b in state if state[a] is state[b]}
+
+
+def check_same(model, expected):
+    """Every law of a model that is the expected one."""
+    assert type(model) is type(expected)
+    assert not any(module.training for module in model.modules())
+    assert same_bits(logits(model), logits(expected))
+    state, other = model.state_dict(), expected.state_dict()
+    assert state.keys() == other.keys()
+    assert all(same_bits(state[key], other[key]) for key in state)
+    assert ties(model) == ties(expected)
+    assert compressed_layers(model).keys() == compressed_layers(expected).keys()
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+
+def check_read(model, plan, tmp_path):
+    save_packed(model, plan, tmp_path / "packed")
+    loaded = type(model).from_pretrained(tmp_path / "packed")
+    check_same(loaded, model)
+    check_same(loaded, load_packed(tmp_path / "packed"))
+    save_packed(loaded, loaded.hf_quantizer.plan, tmp_path / "again")
+    assert contents(tmp_path / "again") == contents(tmp_path / "packed")
+
+
+@pytest.mark.parametrize("weight", PLANS.values(), ids=PLANS)
+@pytest.mark.parametrize("make", MODELS)
+def test_from_pretrained_gives_what_was_saved_bit_for_bit_and_saves_it_as_it_was(make, weight, tmp_path):
+    check_read(*compressed(make, weight, Activations(8)), tmp_path)
+
+
+@pytest.mark.parametrize("make", [*MODELS, masked_lm])
+def test_embeddings_and_heads_that_are_packed_come_back_with_their_ties(make, tmp_path):
+    check_read(*whole(make), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_of_any_dtype_comes_back_in_it(dtype, tmp_path):
+    check_read(*compressed(gpt2, activations=Activations(8, "ema"), dtype=dtype), tmp_path)
+
+
+def test_ranges_of_activations_that_were_learned_come_back(tmp_path):
+    model, plan = compressed(activations=Activations(4, "ema"))
+    logits(model.train())
+    check_read(model.eval(), plan, tmp_path)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A packed classifier."""
+    save_packed(*compressed(bert, activations=Activations(8)), tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+@pytest.mark.parametrize(("make", "auto"), [(bert, AutoModelForSequenceClassification), (tied, AutoModelForCausalLM)])
+def test_the_auto_class_of_the_model_reads_it(make, auto, tmp_path):
+    save_packed(*compressed(make), tmp_path / "packed")
+    check_same(auto.from_pretrained(tmp_path / "packed"), load_packed(tmp_path / "packed"))
+
+
+def test_an_auto_class_of_another_model_is_refused_and_the_right_one_named(saved):
+    with pytest.raises(PackedError, match="is a packed BertForSequenceClassification, and was read as a BertModel"):
+        AutoModel.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("asked", [torch.float32, "float32", "auto", None])
+def test_the_dtype_is_the_packed_models_unless_another_is_asked_for(asked, saved):
+    check_same(AutoModelForSequenceClassification.from_pretrained(saved, dtype=asked), load_packed(saved))
+
+
+@pytest.mark.parametrize("asked", [torch.bfloat16, torch.float16, "float64"])
+def test_a_dtype_that_is_asked_for_is_that_of_the_packed_model_cast(asked, saved):
+    dtype = getattr(torch, asked) if isinstance(asked, str) else asked
+    loaded = AutoModelForSequenceClassification.from_pretrained(saved, dtype=asked)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {dtype}
+    check_same(loaded, load_packed(saved).to(dtype))
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, torch.device("cpu")], ids=str)
+def test_a_device_map_of_one_device_is_followed(device_map, saved):
+    check_same(AutoModelForSequenceClassification.from_pretrained(saved, device_map=device_map), load_packed(saved))
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"bert": "cpu", "classifier": "cpu"}], ids=str)
+def test_a_device_map_of_several_devices_is_refused(device_map, saved):
+    with pytest.raises(ValueError, match="onto one device"):
+        AutoModelForSequenceClassification.from_pretrained(saved, device_map=device_map)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_the_attention_is_the_packed_models_unless_another_is_asked_for(attention, tmp_path):
+    model, plan = compressed(lambda: bert(attn_implementation=attention))
+    save_packed(model, plan, tmp_path / "packed")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed")
+    assert loaded.config._attn_implementation == attention
+    for asked in ("eager", "sdpa"):
+        other = AutoModelForSequenceClassification.from_pretrained(tmp_path / "packed", attn_implementation=asked)
+        assert other.config._attn_implementation == asked
+
+
+def test_reading_draws_no_random_numbers_and_reports_nothing_missing(saved, caplog):
+    before = torch.get_rng_state()
+    _, told = AutoModelForSequenceClassification.from_pretrained(saved, output_loading_info=True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(told.values())
+
+
+def test_without_the_package_transformers_fails_and_names_the_method(saved):
+    code = (
+        "import sys, transformers\n"
+        f"transformers.AutoModelForSequenceClassification.from_pretrained({str(saved)!r})\n"
+        "print('read it')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "read it" not in done.stdout
+    assert "Unknown quantization type, got nxmiformer" in done.stderr
+
+
+def test_save_pretrained_is_refused_with_what_to_do_and_writes_nothing(saved, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(saved)
+    with pytest.raises(ValueError, match=r"nxmiformer\.save_packed\(model, model\.hf_quantizer\.plan, path\)"):
+        model.save_pretrained(tmp_path / "again")
+    assert not (tmp_path / "again").exists()
+
+
+def test_what_load_packed_gives_is_saved_as_a_dense_model(saved, tmp_path):
+    model = load_packed(saved)
+    model.save_pretrained(tmp_path / "dense")
+    dense = AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense")
+    assert compressed_layers(dense) == {}
+    assert all(same_bits(tensor, model.state_dict()[key]) for key, tensor in dense.state_dict().items())
+
+
+def test_a_dense_model_is_not_compressed_while_it_is_read(tmp_path):
+    seeded(bert).save_pretrained(tmp_path / "dense")
+    with pytest.raises(ValueError, match="does require the model to be pre-quantized"):
+        AutoModelForSequenceClassification.from_pretrained(tmp_path / "dense", quantization_config=PackedConfig())
+
+
+def add_space(file):
+    file.write_bytes(file.read_bytes() + b" ")
+
+
+def old_format(file):
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": "nxmiformer-packed-1"}))
+
+
+def change_code(file):
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+DAMAGE = {
+    "config": (CONFIG, add_space),
+    "plan": (PLAN, add_space),
+    "weights": (WEIGHTS, change_code),
+    "cut weights": (WEIGHTS, lambda file: file.write_bytes(file.read_bytes()[:-1])),
+    "no plan": (PLAN, lambda file: file.unlink()),
+    "no manifest": (MANIFEST, lambda file: file.unlink()),
+    "old format": (MANIFEST, old_format),
+    "no JSON": (MANIFEST, lambda file: file.write_text("{")),
+}
+
+
+@pytest.mark.parametrize(("name", "spoil"), DAMAGE.values(), ids=DAMAGE)
+def test_what_load_packed_refuses_from_pretrained_refuses_with_the_same_words(name, spoil, saved):
+    spoil(saved / name)
+    with pytest.raises(PackedError, match=name) as one:
+        load_packed(saved)
+    with pytest.raises(PackedError) as other:
+        AutoModelForSequenceClassification.from_pretrained(saved)
+    assert str(one.value) == str(other.value)
+
+
+def test_from_the_hub_the_files_that_transformers_does_not_fetch_are_fetched(saved, tmp_path, monkeypatch):
+    """As much of the hub's cache as `transformers` fills by itself."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "cache" / "models--somebody--tiny"
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for name in (CONFIG, WEIGHTS):
+        shutil.copy(saved / name, snapshot / name)
+    asked = []
+
+    def download(name, revision, cache_dir):
+        asked.append((name, revision, cache_dir))
+        for other in (PLAN, MANIFEST, CARD):
+            shutil.copy(saved / other, snapshot / other)
+
+    monkeypatch.setattr("nxmiformer.export.quantizer.snapshot_download", download)
+    for _ in range(2):
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            "somebody/tiny", cache_dir=tmp_path / "cache", local_files_only=True
+        )
+        check_same(loaded, load_packed(saved))
+    assert asked == [("somebody/tiny", commit, tmp_path / "cache")]
