@@ -99,11 +99,6 @@ class Problem:
         """How much the layer's output changes, relatively, for a weight `v`."""
         return self._error(self._turn(v))
 
-    @property
-    def row_energies(self) -> Tensor:
-        """The mean square of each output without its bias, (out,)."""
-        return (self.w.square() * self.eigenvalues).sum(1)
-
     def row_errors(self, v: Tensor) -> Tensor:
         """The mean squared change of each output, (out,), for a weight `v`."""
         return ((self._turn(v) - self.w).square() * self.eigenvalues).sum(1)

@@ -36,8 +36,7 @@ class WeightError(Sensitivity):
 class OutputError(Sensitivity):
     """The relative mean squared change of the layer's output on the evidence, after it was reconstructed in the set.
 
-    Rows of a weight are problems of their own, so that some of them tell of all: half of those looked at are the ones
-    that matter most, for a few that stick out can make up most of the damage, and the others stand for the rest.
+    Rows of a weight are problems of their own, so that some of them tell of all.
 
     Attributes:
         weighted: weigh each output by the Fisher information of the model's predictions about it, and take half the
@@ -56,16 +55,14 @@ class OutputError(Sensitivity):
             raise ValueError(f"rows={self.rows} must be at least 1, iterations={self.iterations} at least 0")
 
     def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
-        whole = evidence.problem(layer)
-        fisher = evidence.output_gradients[layer].to(whole.weight.device) if self.weighted else None
-        energy = whole.row_energies if fisher is None else whole.row_energies * fisher
-        rows, counts = _sampled(energy, self.rows)
-        problem = whole.of(rows)
-        errors = [problem.row_errors(self._point(problem, each)) * counts for each in sets]
-        if fisher is not None:
-            return [0.5 * (error * fisher[rows]).sum().item() for error in errors]
-        norm = (problem.row_energies * counts).sum().clamp(min=torch.finfo(counts.dtype).tiny)
-        return [(error.sum() / norm).item() for error in errors]
+        weight = evidence.layers[layer].matrix.detach()
+        order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))
+        rows = order[: self.rows].sort().values.to(weight.device)
+        problem = evidence.problem(layer).of(rows)
+        if not self.weighted:
+            return [problem.error(self._point(problem, each)) for each in sets]
+        fisher = evidence.output_gradients[layer].to(weight.device)[rows] * (len(weight) / len(rows))
+        return [0.5 * (problem.row_errors(self._point(problem, each)) * fisher).sum().item() for each in sets]
 
     def _point(self, problem: Problem, constraint: ConstraintSet) -> Tensor:
         if not self.iterations:
@@ -132,16 +129,3 @@ def stand_ins(evidence: Evidence, layer: str, sets: Sequence[ConstraintSet], ite
         return [each.project(weight) for each in sets]
     problem = evidence.problem(layer)
     return [problem.reconstruct(each, iterations).point for each in sets]
-
-
-def _sampled(worth: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """At most so many rows (n,), and how many each stands for: the half of most `worth` for itself, the others, drawn
-    from the rest, for as many of the rest."""
-    if most >= len(worth):
-        return torch.arange(len(worth), device=worth.device), torch.ones_like(worth)
-    order = worth.argsort(descending=True, stable=True)
-    first, rest = order[: most // 2], order[most // 2 :]
-    drawn = torch.randperm(len(rest), generator=torch.Generator().manual_seed(0))[: most - most // 2]
-    counts = torch.ones(most, dtype=worth.dtype, device=worth.device)
-    counts[len(first) :] = len(rest) / len(drawn)
-    return torch.cat([first, rest[drawn.to(rest.device)]]), counts

@@ -5,7 +5,7 @@ import pytest
 import torch
 from small import evidence
 
-from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, WeightError, _sampled, stand_ins
+from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, WeightError, stand_ins
 from nxmiformer.sets import NM, Grid, Then
 
 SENSITIVITIES = [
@@ -167,17 +167,3 @@ def test_stand_ins_are_points_of_their_sets(seen, iterations):
 def test_sensitivities_that_cannot_be_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
-
-
-def test_a_row_that_makes_up_most_of_the_damage_is_looked_at_and_the_others_stand_for_the_rest():
-    generator = torch.Generator().manual_seed(1)
-    worth = torch.rand(400, generator=generator)
-    worth[[17, 311]] = 1000.0
-    rows, counts = _sampled(worth, 32)
-    assert {17, 311} <= set(rows.tolist())
-    assert len(set(rows.tolist())) == 32
-    assert counts.sum().item() == pytest.approx(400)
-    assert (worth[rows] * counts).sum().item() == pytest.approx(worth.sum().item(), rel=0.05)
-    everything, ones = _sampled(worth, 400)
-    assert everything.tolist() == list(range(400))
-    assert (ones == 1).all()
