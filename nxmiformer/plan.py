@@ -38,6 +38,11 @@ class LayerSpec:
     transposed: bool = False
     aliases: tuple[str, ...] = ()
 
+    @property
+    def bits(self) -> float:
+        """Stored for each weight of the layer, in the mean: values, indices and scales."""
+        return self.weight.storage(self.shape).total / (self.shape[0] * self.shape[1])
+
     def __str__(self) -> str:
         return f"{self.weight}" + (f" {self.activations}" if self.activations else "")
 

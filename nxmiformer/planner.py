@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 from nxmiformer.job import Job, leave_dense, opened, provenance, run, train
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.targets import Target, Targets
-from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.models import Pretrained
 from nxmiformer.plan import CompressionPlan
@@ -86,11 +85,11 @@ def search(job: Job) -> dict[str, Any]:
         shown = stage.accelerator.is_main_process
 
         def trial(sets: Sets, steps: int) -> float:
-            return _trial(job, _plan(job, stage.model, targets, sets), steps)
+            return _trial(job, job.planning.assigned(stage.model, targets, sets), steps)
 
         found = job.search(evidence, targets, job.budget, rest, job.directory / "cache", trial, shown)
         seconds = time.perf_counter() - began
-        plan = _plan(job, stage.model, targets, found.best.sets)
+        plan = job.planning.assigned(stage.model, targets, found.best.sets)
         content = _content(job, stage, found, plan, seconds)
         plan.save(job.directory / "plan.json")
         write_text(job.directory / FOUND, json.dumps(content, indent=1) + "\n")
@@ -108,10 +107,6 @@ def _targets(nominal: CompressionPlan) -> Targets:
     """The layers to look at. Those of the model itself no longer tell which way round they were stored."""
     specs = nominal.layers.items()
     return Targets(tuple(Target(n, spec.shape, spec.transposed, spec.aliases) for n, spec in specs), nominal.skipped)
-
-
-def _plan(job: Job, model: PreTrainedModel, targets: Targets, sets: Sets) -> CompressionPlan:
-    return job.planning.assigned(model, targets, sets)
 
 
 def _dense(job: Job) -> dict[str, Phase]:
@@ -194,7 +189,7 @@ def _identity(job: Job) -> dict[str, Any]:
 
 def _content(job: Job, stage: Stage, found: Found, plan: CompressionPlan, seconds: float) -> dict[str, Any]:
     """The content of search.json."""
-    epoch = Length(0, stage.settings.steps_per_epoch(len(stage.data["train"]), stage.accelerator.num_processes)).epoch
+    epoch = stage.settings.steps_per_epoch(len(stage.data["train"]), stage.accelerator.num_processes)
     phases = list(stage.facts["phases"].values())
     steps, trained = (sum(phase[key] for phase in phases) for key in ("steps", "seconds"))
     metric = stage.task.metric

@@ -49,10 +49,7 @@ def plan_heatmap(plan: CompressionPlan) -> Figure:
     """
     if not plan.layers:
         raise ValueError("the plan compresses no layer, so there is nothing to draw")
-    costs = {
-        name: spec.weight.storage(spec.shape).total / (spec.shape[0] * spec.shape[1])
-        for name, spec in plan.layers.items()
-    }
+    costs = {name: spec.bits for name, spec in plan.layers.items()}
     ends = (0.0, max(BYTE, *costs.values()))  # alike on every plan but those that store floats
     cells = _Cells({name: str(spec) for name, spec in plan.layers.items()}, costs, ends, plan)
     figure = _drawn(cells, "bits", "bits stored for each weight of the layer: values, indices and scales", _bits)

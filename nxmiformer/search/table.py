@@ -96,10 +96,11 @@ def measure(
 def _read(file: Path) -> dict[str, dict[str, float]]:
     """What an earlier measurement left; a line that a kill cut short is measured again."""
     known: dict[str, dict[str, float]] = {}
-    whole = file.read_text(encoding="utf-8").rpartition("\n")[0] if file.exists() else ""
+    text = file.read_text(encoding="utf-8") if file.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
     for line in whole.splitlines():
         row = json.loads(line)
         known[row["layer"]] = {**known.get(row["layer"], {}), **row["damage"]}
-    if file.exists() and not file.read_text(encoding="utf-8").endswith("\n"):
-        file.write_text(whole + "\n" * bool(whole), encoding="utf-8")
+    if whole != text:
+        file.write_text(whole, encoding="utf-8")
     return known

@@ -116,9 +116,7 @@ def _layers(reported: Mapping[str, Mapping[str, Any]], plan: Path) -> list[list[
     specs = CompressionPlan.load(plan).layers
     rows = []
     for name, layer in reported.items():
-        shape = specs[name].shape
-        bits = specs[name].weight.storage(shape).total / (shape[0] * shape[1])
-        rows.append([name, layer["set"], bits, layer["error"], layer["gap"], layer["kept"]])
+        rows.append([name, layer["set"], specs[name].bits, layer["error"], layer["gap"], layer["kept"]])
     return rows
 
 
