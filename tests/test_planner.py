@@ -24,7 +24,7 @@ TINY = [
     *("task.train=96", "task.holdout=24", "task.validation=24"),
     *("train.batch_size=12", "train.cpu=true", "train.threads=1"),
     *("recipe.phases.dense.steps=4", "recipe.phases.admm.steps=3", "recipe.phases.finish.steps=2"),
-    *("search.iterations=2", "search.sensitivity.iterations=1", "search.examples=16", "search.uniform=9"),
+    *("search.iterations=2", "search.sensitivity.foreseen.iterations=1", "search.examples=16", "search.uniform=9"),
 ]
 HALVING = ["search.keep=2", "search.halving={_target_: nxmiformer.search.halving.Halving, steps: 2}"]
 ANOTHER = "is a search of another configuration"

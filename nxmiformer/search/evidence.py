@@ -1,6 +1,7 @@
 """What is measured on a dense model to foresee what compression does to it."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import Batch, input_moments
 from nxmiformer.optim import Problem
+from nxmiformer.sets import ConstraintSet
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,10 @@ class Evidence:
     forward: Callable[[Batch], Tensor]
     metric: Callable[[np.ndarray, np.ndarray], float]
     _problems: dict[str, Problem] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _points: dict[tuple[str, ConstraintSet, int], dict[str, Tensor]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    _parts: "dict[int, Evidence]" = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def layers(self) -> dict[str, CompressedLinear]:
@@ -55,6 +61,29 @@ class Evidence:
         if layer not in self._problems:
             self._problems[layer] = Problem(self.layers[layer].matrix.detach(), self.moments[layer])
         return self._problems[layer]
+
+    def point(self, layer: str, constraint: ConstraintSet, iterations: int) -> Tensor:
+        """The point of the set that stands in for a layer's weight, (out, in): reconstructed in so many iterations a
+        stage, or its plain projection for 0. It is made once; packed, it takes the bits that it is worth."""
+        weight, key = self.layers[layer].matrix.detach(), (layer, constraint, iterations)
+        if key not in self._points:
+            if iterations:
+                found = self.problem(layer).reconstruct(constraint, iterations).point
+            else:
+                found = constraint.project(weight)
+            self._points[key] = constraint.pack(found.cpu())  # sets unpack on the CPU alone
+        return constraint.unpack(self._points[key], (weight.shape[0], weight.shape[1]), weight.dtype)
+
+    def part(self, examples: int) -> "Evidence":
+        """So many of the examples or a few more: an equal share of each batch, so that they are as long as all."""
+        if examples >= self.examples:
+            return self
+        if examples not in self._parts:
+            counts = [math.ceil(len(batch["labels"]) * examples / self.examples) for batch in self.batches]
+            pairs = zip(self.batches, counts, strict=True)
+            fewer = [{key: value[:count] for key, value in batch.items()} for batch, count in pairs]
+            self._parts[examples] = Evidence(self.model, fewer, self.forward, self.metric)
+        return self._parts[examples]
 
     @cached_property
     def logits(self) -> list[Tensor]:

@@ -102,30 +102,26 @@ class Measured(Sensitivity):
     Attributes:
         what: "divergence" of the logits from the dense model's, or the change of the "loss".
         iterations: of each stage of the layer's reconstruction; 0 takes the plain projection.
+        examples: to measure it on, about; None: all of the evidence.
     """
 
     what: Literal["divergence", "loss"] = "divergence"
     iterations: int = 0
+    examples: int | None = None
 
     def __post_init__(self) -> None:
         if self.what not in get_args(Literal["divergence", "loss"]):
             raise unknown("measured damage", self.what, ("divergence", "loss"))
         if self.iterations < 0:
             raise ValueError(f"iterations={self.iterations} must be at least 0")
+        if self.examples is not None and self.examples < 1:
+            raise ValueError(f"examples={self.examples} must be at least 1")
 
     def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
-        points = stand_ins(evidence, layer, sets, self.iterations)
-        changed = (evidence.changed({layer: point}) for point in points)
+        seen = evidence if self.examples is None else evidence.part(self.examples)
+        points = (evidence.point(layer, each, self.iterations) for each in sets)
+        changed = (seen.changed({layer: point}) for point in points)
         if self.what == "divergence":
-            return [evidence.divergence(logits) for logits in changed]
-        before = evidence.loss(evidence.logits)
-        return [max(0.0, evidence.loss(logits) - before) for logits in changed]
-
-
-def stand_ins(evidence: Evidence, layer: str, sets: Sequence[ConstraintSet], iterations: int) -> list[Tensor]:
-    """The points of the sets that stand in for a layer's weight: reconstructed, or its plain projections."""
-    weight = evidence.layers[layer].matrix.detach()
-    if not iterations:
-        return [each.project(weight) for each in sets]
-    problem = evidence.problem(layer)
-    return [problem.reconstruct(each, iterations).point for each in sets]
+            return [seen.divergence(logits) for logits in changed]
+        before = seen.loss(seen.logits)
+        return [max(0.0, seen.loss(logits) - before) for logits in changed]

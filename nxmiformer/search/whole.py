@@ -1,13 +1,12 @@
 """Whole plans, measured without training."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import combinations
 
 from torch import Tensor
 
 from nxmiformer.search.evidence import Evidence
-from nxmiformer.search.sensitivity import stand_ins
 from nxmiformer.sets import ConstraintSet
 
 Sets = Mapping[str, ConstraintSet | None]
@@ -20,24 +19,15 @@ class OneShot:
     Attributes:
         evidence: on which that is measured.
         iterations: of each stage of a layer's reconstruction; 0 takes the plain projection.
-        packed: the points so far, by layer and set; packed, they take the bits that they are worth.
     """
 
     evidence: Evidence
     iterations: int = 10
-    packed: dict[tuple[str, ConstraintSet], dict[str, Tensor]] = field(default_factory=dict)
-
-    def point(self, layer: str, constraint: ConstraintSet) -> Tensor:
-        """The layer's stand-in in the set, (out, in), on the CPU."""
-        weight = self.evidence.layers[layer].matrix
-        if (layer, constraint) not in self.packed:
-            (found,) = stand_ins(self.evidence, layer, [constraint], self.iterations)
-            self.packed[layer, constraint] = constraint.pack(found.cpu())  # sets unpack on the CPU alone
-        return constraint.unpack(self.packed[layer, constraint], (weight.shape[0], weight.shape[1]), weight.dtype)
 
     def logits(self, sets: Sets) -> list[Tensor]:
         """The model's, a batch at a time, with these layers in their sets."""
-        points = {name: self.point(name, each) for name, each in sets.items() if each is not None}
+        given = {name: each for name, each in sets.items() if each is not None}
+        points = {name: self.evidence.point(name, each, self.iterations) for name, each in given.items()}
         return self.evidence.changed(points)
 
     def divergence(self, sets: Sets) -> float:

@@ -10,9 +10,10 @@ from small import MODELS, evidence, logits, separate
 from torch.nn import functional as F
 
 from nxmiformer.layers.convert import compressed_layers
-from nxmiformer.sets import Grid
+from nxmiformer.sets import NM, Grid, Then
 
 SET = Grid(3)
+SETS = [Grid(8), SET, NM(2, 4), NM(1, 1), Then(NM(1, 4), Grid(1))]
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -216,3 +217,39 @@ def changed_weight(seen):
 @pytest.mark.parametrize("change", [changed_batches, changed_head, changed_weight])
 def test_the_fingerprint_is_that_of_this_model_and_these_batches(change):
     assert evidence().fingerprint == evidence().fingerprint != change(evidence()).fingerprint
+
+
+@pytest.mark.parametrize("iterations", [0, 3])
+@pytest.mark.parametrize("constraint", SETS, ids=str)
+def test_a_point_is_in_its_set_and_the_same_the_second_time_too(seen, constraint, iterations):
+    name = list(seen.layers)[2]
+    weight = seen.layers[name].matrix.detach()
+    made = seen.problem(name).reconstruct(constraint, iterations).point if iterations else constraint.project(weight)
+    for _ in range(2):
+        point = seen.point(name, constraint, iterations)
+        assert torch.equal(point, made)
+        assert point.dtype == weight.dtype
+        assert constraint.contains(point)
+
+
+def test_the_points_that_are_kept_take_the_bits_that_they_are_worth():
+    seen = evidence()
+    for name in seen.layers:
+        seen.point(name, SETS[-1], 0)
+    for (name, constraint, _), parts in seen._points.items():
+        size = sum(part.numel() * part.element_size() for part in parts.values())
+        assert size == constraint.storage(tuple(seen.layers[name].matrix.shape)).nbytes
+    assert len(seen._points) == len(seen.layers)
+
+
+@pytest.mark.parametrize("examples", [1, 7, 16])
+def test_a_part_of_the_evidence_is_of_every_batch(seen, examples):
+    part = seen.part(examples)
+    assert part is seen.part(examples)
+    assert examples <= part.examples < examples + len(seen.batches)
+    for fewer, batch in zip(part.batches, seen.batches, strict=True):
+        assert all(torch.equal(value, batch[key][: len(value)]) for key, value in fewer.items())
+
+
+def test_a_part_as_large_as_the_evidence_is_the_evidence(seen):
+    assert seen.part(seen.examples) is seen

@@ -5,7 +5,8 @@ import pytest
 import torch
 from small import evidence
 
-from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, WeightError, stand_ins
+from nxmiformer.search.anchored import Anchored
+from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity, WeightError
 from nxmiformer.sets import NM, Grid, Then
 
 SENSITIVITIES = [
@@ -18,6 +19,8 @@ SENSITIVITIES = [
     Measured(),
     Measured(what="loss"),
     Measured(iterations=3),
+    Measured(examples=5),
+    Anchored(OutputError(), Measured(iterations=2, examples=8), ("2:4+int4", "1:8+int4")),
 ]
 SETS = [Grid(8), Grid(3), NM(2, 4), Then(NM(2, 4), Grid(4)), Then(NM(1, 4), Grid(2))]
 BY_ITSELF = pytest.mark.parametrize("sensitivity", SENSITIVITIES, ids=repr)
@@ -137,21 +140,49 @@ def test_the_weighted_output_error_is_near_the_divergence_that_comes_of_it(kind)
 
 @pytest.mark.parametrize("iterations", [0, 4])
 @pytest.mark.parametrize("what", ["divergence", "loss"])
-def test_measured_is_what_the_evidence_says_of_the_stand_in(seen, what, iterations):
-    points = stand_ins(seen, one(seen), SETS, iterations)
-    changed = [seen.changed({one(seen): point}) for point in points]
+@pytest.mark.parametrize("examples", [None, 6])
+def test_measured_is_what_the_evidence_says_of_the_point(seen, what, iterations, examples):
+    part = seen.part(examples or 10_000)
+    changed = [part.changed({one(seen): seen.point(one(seen), each, iterations)}) for each in SETS]
     if what == "divergence":
-        expected = [seen.divergence(each) for each in changed]
+        expected = [part.divergence(each) for each in changed]
     else:
-        expected = [max(0.0, seen.loss(each) - seen.loss(seen.logits)) for each in changed]
-    assert Measured(what, iterations)(seen, one(seen), SETS) == expected
+        expected = [max(0.0, part.loss(each) - part.loss(part.logits)) for each in changed]
+    assert Measured(what, iterations, examples)(seen, one(seen), SETS) == expected
 
 
-@pytest.mark.parametrize("iterations", [0, 3])
-def test_stand_ins_are_points_of_their_sets(seen, iterations):
-    for point, constraint in zip(stand_ins(seen, one(seen), SETS, iterations), SETS, strict=True):
-        assert point.shape == seen.layers[one(seen)].matrix.shape
-        assert constraint.contains(point)
+class Known(Sensitivity):
+    """Damages that are told."""
+
+    def __init__(self, damages):
+        self.damages, self.asked = damages, []
+
+    def __call__(self, evidence, layer, sets):
+        self.asked.append([str(each) for each in sets])
+        return [self.damages[str(each)] for each in sets]
+
+
+def test_an_anchored_sensitivity_says_at_the_anchors_what_was_measured_there(seen):
+    measured = Measured(iterations=2, examples=8)
+    anchored = Anchored(OutputError(), measured, ["2:4+int4", "1:4+int2"])
+    sets = [Then(NM(2, 4), Grid(4)), Then(NM(1, 4), Grid(2))]
+    assert anchored(seen, one(seen), sets) == pytest.approx(measured(seen, one(seen), sets), rel=1e-9)
+
+
+def test_between_the_anchors_the_log_of_the_ratio_is_interpolated_and_beyond_them_it_stays(seen):
+    foreseen = Known({"int8": 1e-4, "int4": 1e-2, "int3": 0.1, "int2": 1.0, "2:4": 10.0})
+    measured = Known({"int4": 2e-2, "int2": 32.0})
+    found = Anchored(foreseen, measured, ["int2", "int4"])(seen, one(seen), [Grid(8), Grid(3), NM(2, 4)])
+    assert found == pytest.approx([2e-4, 0.1 * (2 * 32) ** 0.5, 320.0])
+    assert measured.asked == [["int2", "int4"]]
+
+
+def test_anchors_that_a_layer_cannot_take_are_left_out(seen):
+    """1:5 fits none of the layers, whose columns are powers of 2."""
+    foreseen, measured = Known({"int8": 1.0, "int4": 2.0}), Known({"int4": 6.0})
+    assert Anchored(foreseen, measured, ["1:5", "int4"])(seen, one(seen), [Grid(8)]) == pytest.approx([3.0])
+    assert Anchored(foreseen, measured, ["1:5"])(seen, one(seen), [Grid(8)]) == [1.0]
+    assert measured.asked == [["int4"]]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +193,8 @@ def test_stand_ins_are_points_of_their_sets(seen, iterations):
         (lambda: LossChange(order=3), "to order 1 or 2, not 3"),
         (lambda: Measured(what="los"), "unknown measured damage 'los': did you mean loss"),
         (lambda: Measured(iterations=-1), "iterations=-1 must be at least 0"),
+        (lambda: Measured(examples=0), "examples=0 must be at least 1"),
+        (lambda: Anchored(OutputError(), Measured(), ["2of4"]), "'2of4' is no set"),
     ],
 )
 def test_sensitivities_that_cannot_be_are_refused(make, message):

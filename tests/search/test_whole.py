@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import evidence
 
-from nxmiformer.search.sensitivity import Measured, stand_ins
+from nxmiformer.search.sensitivity import Measured
 from nxmiformer.search.whole import OneShot
 from nxmiformer.sets import NM, Grid, Then
 
@@ -21,27 +21,6 @@ def seen(request):
 def mixed(seen):
     """A set for each layer, one after the other; every seventh stays dense."""
     return {name: [*SETS, None][index % 7] for index, name in enumerate(seen.layers)}
-
-
-@pytest.mark.parametrize("iterations", [0, 3])
-@pytest.mark.parametrize("constraint", SETS, ids=str)
-def test_a_point_is_the_stand_in_and_in_its_set_the_second_time_too(seen, constraint, iterations):
-    whole, name = OneShot(seen, iterations), list(seen.layers)[2]
-    (expected,) = stand_ins(seen, name, [constraint], iterations)
-    for _ in range(2):
-        point = whole.point(name, constraint)
-        assert torch.equal(point, expected)
-        assert point.dtype == expected.dtype
-        assert constraint.contains(point)
-
-
-def test_the_points_that_are_kept_take_the_bits_that_they_are_worth(seen):
-    whole, sets = OneShot(seen, 0), mixed(seen)
-    whole.logits(sets)
-    for (name, constraint), parts in whole.packed.items():
-        size = sum(part.numel() * part.element_size() for part in parts.values())
-        assert size == constraint.storage(tuple(seen.layers[name].matrix.shape)).nbytes
-    assert len(whole.packed) == sum(each is not None for each in sets.values())
 
 
 def test_the_logits_are_those_with_every_layer_at_its_point(seen):
