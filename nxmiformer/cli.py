@@ -27,7 +27,7 @@ from rich.console import Console
 
 from nxmiformer.errors import unknown
 from nxmiformer.job import Job, run
-from nxmiformer.planner import planned, search
+from nxmiformer.planner import found, planned, search
 from nxmiformer.report.numbers import read_run
 from nxmiformer.report.table import search_summary, summary
 from nxmiformer.sweep import alone, finished, recorded, resumable, survived
@@ -142,11 +142,13 @@ def _main(config: DictConfig) -> float:
 
 
 def _search(job: Job, sweeping: bool) -> float:
-    """Search, and give the score of the plan that is found."""
-    found, console = search(resumable(job) if sweeping else job), Console()
-    console.print(search_summary(found))
+    """Search, unless a sweep has it finished, and give the score of the plan that is found."""
+    content, console = found(job) if sweeping else None, Console()
+    if content is None:
+        content = search(resumable(job) if sweeping else job)
+        console.print(search_summary(content))
     console.print(f"plan: {os.path.relpath(job.directory / 'plan.json')}")
-    return float(found["best"]["score"])
+    return float(content["best"]["score"])
 
 
 def _compress(job: Job, sweeping: bool) -> float:

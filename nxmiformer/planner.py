@@ -21,6 +21,7 @@ from nxmiformer.models import Pretrained
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.planning import Planning
 from nxmiformer.report.document import write_search
+from nxmiformer.report.parse import parse
 from nxmiformer.search.budget import NONE
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.search import Found
@@ -46,19 +47,32 @@ def planned(job: Job) -> Job:
     if not job.budget.given:
         return job
     searching = replace(job, directory=job.directory / "search", wandb=None)
-    file = searching.directory / FOUND
-    if not (job.resume and file.exists()):
+    if found(searching) is None:
         search(replace(searching, resume=job.resume and _begun(searching)))
-    differences = difference(json.loads(file.read_text(encoding="utf-8"))["identity"], _identity(job))
-    if differences:
-        raise ValueError(f"{searching.directory} is a search of another configuration:\n  " + "\n  ".join(differences))
-    planning = Planning(f"searched@{job.budget}", path=str(file.with_name("plan.json")))
+    planning = Planning(f"searched@{job.budget}", path=str(searching.directory / "plan.json"))
     return replace(_going_on(job, searching.directory, planning), resume=job.resume and _begun(job))
 
 
 def _begun(job: Job) -> bool:
     """Whether there is something to resume from; a job that was killed in its search has not begun itself."""
     return (job.directory / "checkpoints" / "latest").exists()
+
+
+def found(job: Job) -> dict[str, Any] | None:
+    """The content of the `search.json` that this very search left in the job's directory; None where it is (still) to
+    be run.
+
+    Raises:
+        ValueError: a search of another configuration left it; the message shows the difference.
+    """
+    path = job.directory / FOUND
+    if not (job.resume and path.exists()):
+        return None
+    content = parse(path.read_bytes(), str(path))
+    differences = difference(content["identity"], _identity(job))
+    if differences:
+        raise ValueError(f"{job.directory} is a search of another configuration:\n  " + "\n  ".join(differences))
+    return content
 
 
 def search(job: Job) -> dict[str, Any]:
@@ -87,10 +101,10 @@ def search(job: Job) -> dict[str, Any]:
         def trial(sets: Sets, steps: int) -> float:
             return _trial(job, job.planning.assigned(stage.model, targets, sets), steps)
 
-        found = job.search(evidence, targets, job.budget, rest, job.directory / "cache", trial, shown)
+        result = job.search(evidence, targets, job.budget, rest, job.directory / "cache", trial, shown)
         seconds = time.perf_counter() - began
-        plan = job.planning.assigned(stage.model, targets, found.best.sets)
-        content = _content(job, stage, found, plan, seconds)
+        plan = job.planning.assigned(stage.model, targets, result.best.sets)
+        content = _content(job, stage, evidence, result, plan, seconds)
         plan.save(job.directory / "plan.json")
         write_text(job.directory / FOUND, json.dumps(content, indent=1) + "\n")
         write_search(job.directory)
@@ -187,8 +201,10 @@ def _identity(job: Job) -> dict[str, Any]:
     return identity
 
 
-def _content(job: Job, stage: Stage, found: Found, plan: CompressionPlan, seconds: float) -> dict[str, Any]:
-    """The content of search.json."""
+def _content(
+    job: Job, stage: Stage, evidence: Evidence, found: Found, plan: CompressionPlan, seconds: float
+) -> dict[str, Any]:
+    """The content of search.json; the dense model's score is on the examples that the plans were measured on."""
     epoch = stage.settings.steps_per_epoch(len(stage.data["train"]), stage.accelerator.num_processes)
     phases = list(stage.facts["phases"].values())
     steps, trained = (sum(phase[key] for phase in phases) for key in ("steps", "seconds"))
@@ -201,7 +217,7 @@ def _content(job: Job, stage: Stage, found: Found, plan: CompressionPlan, second
         "asked": str(job.budget),
         "accounting": job.budget.accounting,
         "plan": plan.fingerprint,
-        "dense": stage.facts["scores"]["dense"][metric],
+        "dense": evidence.score(evidence.logits),
         **found.to_dict(),
         "seconds": seconds,
         "epochs": seconds / (trained / steps * epoch) if steps else None,

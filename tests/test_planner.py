@@ -104,6 +104,15 @@ def test_a_search_leaves_its_plan_the_dense_model_and_valid_json(done):
     assert {path.name for path in directory.iterdir() if path.name.startswith((".", "report"))} == set()
 
 
+def test_the_dense_score_of_a_search_is_on_the_examples_of_the_plans(tmp_path):
+    """INT8 changes no prediction here, so that its score is the dense model's, on 7 of the 24 examples too."""
+    content = search(
+        job(tmp_path, "job=search", "budget.ratio=0.9", "search.examples=7", "search.candidates.sets=[int8]")
+    )
+    assert content["dense"] == content["best"]["score"]
+    assert round(7 * content["dense"]) == pytest.approx(7 * content["dense"])
+
+
 def test_the_plan_fits_its_budget_and_no_uniform_one_that_fits_diverges_less(done):
     content, directory = done
     storage = CompressionPlan.load(directory / "plan.json").storage()

@@ -169,6 +169,20 @@ def test_a_job_whose_plan_was_searched_goes_on_from_its_search_and_is_not_run_ag
     assert written(place) == before
 
 
+def test_a_finished_search_is_not_run_again_and_one_of_another_configuration_is_kept(sweep, tmp_path):
+    place, words = tmp_path / "sweep" / "0", ["job=search", "search.frontier=0", "search.interactions=0"]
+    assert sweep(*words, "budget.ratio=0.5")[0] == 0
+    before = written(place)
+    assert {"plan.json", "search.json"} <= before.keys()
+    assert sweep(*words, "budget.ratio=0.5", "resume=true") == (0, "")
+    assert written(place) == before
+    status, told = sweep(*words, "budget.ratio=0.4", "resume=true")
+    assert status == 1
+    assert "budget.ratio: 0.5 in the checkpoint, 0.4 now" in told
+    (place / "failed.json").unlink()
+    assert written(place) == before
+
+
 def test_what_failed_in_an_earlier_sweep_only_is_not_named(sweep, tmp_path):
     assert sweep("seed=0,abc")[0] == 1
     assert sweep("seed=0", "resume=true") == (0, "")
