@@ -66,7 +66,8 @@ class Onnx(Format):
             yield f"{type(model).__name__} takes no input_ids"
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
-        import onnx_ir as ir  # noqa: PLC0415 (an extra)
+        import onnx_ir as ir
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
         graph = traced(model)
         for node in graph.graph:
@@ -75,11 +76,12 @@ class Onnx(Format):
                 producer.op_type = "Sum"  # ONNX Runtime fuses Add and this, to what takes 30 times as long on a CPU
         if self.int4:
             _narrow(graph)
+        ClearMetadataAndDocStringPass()(graph)  # stack traces, with paths of this machine
         ir.save(graph, directory / FILE)
 
     def read(self, directory: Path, threads: int | None = None) -> Run:
         self.check_packages()
-        import onnxruntime  # noqa: PLC0415 (an extra)
+        import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -142,9 +144,9 @@ def inputs_of(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def _narrow(model: "ir.Model") -> None:
-    """Store the codes that 4 bits hold as INT4; the graph casts them to INT8, which runtimes do once, when they read."""
-    import ml_dtypes  # noqa: PLC0415 (an extra)
-    import onnx_ir as ir  # noqa: PLC0415 (an extra)
+    """Store the codes that 4 bits hold as INT4; the graph casts them to INT8, once, when it is read."""
+    import ml_dtypes
+    import onnx_ir as ir
 
     graph = model.graph
     for name, value in list(graph.initializers.items()):
