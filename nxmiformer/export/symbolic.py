@@ -29,6 +29,33 @@ def codes_of(layer: CompressedLinear | CompressedEmbedding) -> tuple[Tensor, Ten
     return codes.to(torch.int8), scales.view(len(weight), -1)
 
 
+class SymbolicQuantizer(nn.Module):
+    """An activation quantizer, as it is in evaluation mode, in ONNX operators."""
+
+    peak: Tensor | None
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.top, self.ranges = quantizer.top, quantizer.spec.ranges
+        seen = float(quantizer.peak) if self.ranges == "ema" else 0.0
+        self.register_buffer("peak", torch.tensor(seen) if seen > 0 else None)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The uint8 codes of x (tokens, features) around the middle, the scale of each token or of all, the middle."""
+        scale = (self._range(x) / self.top).clamp(min=torch.finfo(torch.float32).tiny)
+        if self.ranges == "ema":  # the others leave no values outside
+            x = torch.minimum(torch.maximum(x, -self.top * scale), self.top * scale)
+        zero = torch.tensor(MIDDLE, dtype=torch.uint8)
+        inputs = (x, scale, zero.expand(scale.shape))
+        return symbolic("QuantizeLinear", inputs, {"axis": 0}, dtype=torch.uint8, shape=x.shape), scale, zero
+
+    def _range(self, x: Tensor) -> Tensor:
+        if self.peak is not None:
+            return self.peak
+        each = torch.maximum(x.amax(-1), -x.amin(-1))  # to read twice is faster than to write |x|
+        return each if self.ranges == "token" else each.amax(-1)
+
+
 class SymbolicLinear(nn.Module):
     """A compressed linear layer in ONNX operators."""
 
@@ -38,7 +65,8 @@ class SymbolicLinear(nn.Module):
     def __init__(self, layer: CompressedLinear) -> None:
         super().__init__()
         codes, scales = codes_of(layer)
-        self.inputs, self.bias = layer.inputs, layer.bias
+        self.inputs = None if layer.inputs is None else SymbolicQuantizer(layer.inputs)
+        self.bias = layer.bias
         self.integer = self.inputs is not None and scales.shape[1] == 1
         self.register_buffer(CODES, codes.t().contiguous())
         self.register_buffer("scales", scales.t().contiguous())
@@ -50,14 +78,14 @@ class SymbolicLinear(nn.Module):
 
     def _integers(self, x: Tensor) -> Tensor:
         assert self.inputs is not None
-        codes, scale, zero = _quantized(self.inputs, x)
+        codes, scale, zero = self.inputs(x)
         shape = (x.shape[0], self.codes.shape[1])
         sums = symbolic("MatMulInteger", (codes, self.codes, zero), dtype=torch.int32, shape=shape)
         return _dequantized(sums, scale, None) * self.scales[0]
 
     def _floats(self, x: Tensor) -> Tensor:
         if self.inputs is not None:
-            codes, scale, zero = _quantized(self.inputs, x)
+            codes, scale, zero = self.inputs(x)
             x = _dequantized(codes, scale, zero)
         (columns, rows), groups = self.codes.shape, self.scales.shape[0]
         points = self.codes.float().view(groups, columns // groups, rows) * self.scales[:, None]
@@ -80,27 +108,6 @@ class SymbolicEmbedding(nn.Module):
         codes, scales = F.embedding(ids, self.codes).float(), F.embedding(ids, self.scales)
         groups = self.scales.shape[1]
         return (codes.unflatten(-1, (groups, -1)) * scales[..., None]).flatten(-2)
-
-
-def _quantized(quantizer: ActivationQuantizer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The uint8 codes of x (tokens, features) around the middle, their scales, and the middle, as a scalar."""
-    peak, top = _peak(quantizer, x), quantizer.top
-    scale = (peak / top).clamp(min=torch.finfo(torch.float32).tiny)
-    zero = torch.tensor(MIDDLE, dtype=torch.uint8)
-    if quantizer.spec.ranges == "ema":  # the others have no values outside
-        x = torch.minimum(torch.maximum(x, -top * scale), top * scale)
-    zeros = zero.expand(scale.shape)
-    codes = symbolic("QuantizeLinear", (x, scale, zeros), {"axis": 0}, dtype=torch.uint8, shape=x.shape)
-    return codes, scale, zero
-
-
-def _peak(quantizer: ActivationQuantizer, x: Tensor) -> Tensor:
-    """The range of x, of each token or of all: what `ActivationQuantizer` takes in evaluation mode."""
-    if quantizer.spec.ranges == "ema" and quantizer.peak > 0:
-        return quantizer.peak.clone()
-    # Reading twice is faster than writing |x|.
-    each = torch.maximum(x.amax(-1), -x.amin(-1))
-    return each if quantizer.spec.ranges == "token" else each.amax()
 
 
 def _dequantized(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
