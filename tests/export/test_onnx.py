@@ -111,7 +111,7 @@ def test_weights_are_stored_as_integers_as_narrow_as_their_grids(joint):
         assert np.array_equal(onnx.numpy_helper.to_array(tensor).astype(np.int8), codes if lookup else codes.t())
     floats = sum(np.prod(t.dims) for t in stored.values() if t.data_type == onnx.TensorProto.FLOAT)
     scales = sum(spec.weight.storage(spec.shape).scales // 32 for spec in plan.layers.values())
-    assert floats == pytest.approx(plan.rest + scales, abs=16)  # and some constants
+    assert floats <= plan.rest + scales + 16  # some constants; equal tensors are stored once
 
 
 def test_every_linear_layer_of_one_scale_a_row_multiplies_integers_by_standard_operators(joint):
