@@ -26,16 +26,17 @@ from omegaconf.errors import (
 from rich.console import Console
 
 from nxmiformer.errors import unknown
+from nxmiformer.exporting import export
 from nxmiformer.job import Job, run
 from nxmiformer.planner import found, planned, search
 from nxmiformer.report.numbers import read_run
-from nxmiformer.report.table import search_summary, summary
+from nxmiformer.report.table import export_summary, search_summary, summary
 from nxmiformer.sweep import alone, finished, recorded, resumable, survived
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
-PARTS |= {"budget": "budget", "search": "search"}
-JOBS = ("compress", "search")
-PLAIN = ("name", "seed", "report_on", "resume")
+PARTS |= {"budget": "budget", "search": "search", "format": "format"}
+JOBS = ("compress", "search", "export")
+PLAIN = ("name", "seed", "report_on", "resume", "path", "out")
 LAUNCHERS = ("joblib", "submitit", "ray")  # of Hydra's, those that are extras
 
 
@@ -137,7 +138,7 @@ def _main(config: DictConfig) -> float:
     directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
     with survived() if sweeping else nullcontext(), recorded(directory), alone(directory):
         job = build(config, directory)
-        return _search(job, sweeping) if config.job == "search" else _compress(job, sweeping)
+        return {"compress": _compress, "search": _search, "export": _export}[config.job](job, sweeping)
     return math.nan  # of a job that failed; sweepers take it for that
 
 
@@ -149,6 +150,15 @@ def _search(job: Job, sweeping: bool) -> float:
         console.print(search_summary(content))
     console.print(f"plan: {os.path.relpath(job.directory / 'plan.json')}")
     return float(content["best"]["score"])
+
+
+def _export(job: Job, sweeping: bool) -> float:
+    """Export a packed model, and give the score of the artefact."""
+    content, console = export(job), Console()
+    console.print(export_summary(content))
+    console.print(f"{content['form']}: {os.path.relpath(content['out'])}")
+    scores = content["scores"][content["form"]]
+    return float(scores[content["task"]["metric"]]) if scores else math.nan
 
 
 def _compress(job: Job, sweeping: bool) -> float:

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from nxmiformer.data.batches import encode
 from nxmiformer.data.task import Task
+from nxmiformer.export.format import Format
 from nxmiformer.export.packed import PackedSize, add_results, load_packed, save_packed
 from nxmiformer.layers.convert import convert, distinct_layers, verify
 from nxmiformer.methods.base import Length
@@ -40,7 +41,9 @@ from nxmiformer.train.recipe import Phase, Recipe
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
 
 PACKAGES = ("nxmiformer", "torch", "transformers", "datasets", "accelerate", "safetensors", "hydra-core")
-PASSING = frozenset({"resume", "tracker", "name", "hydra", "report_on"})  # keys of a configuration that train nothing
+PASSING = frozenset(
+    {"resume", "tracker", "name", "hydra", "report_on", "format", "path", "out"}
+)  # keys of a configuration that train nothing
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,9 @@ class Job:
         wandb: arguments of `wandb.init`; None: no wandb.
         budget: where it has a limit, a search finds the plan.
         search: how.
+        format: that an export writes.
+        path: of the packed model that it reads.
+        out: the directory that it writes; None: beside `path`, called as the format is.
     """
 
     name: str
@@ -72,6 +78,9 @@ class Job:
     wandb: Mapping[str, Any] | None = None
     budget: Budget = field(default_factory=Budget)
     search: Search | None = None
+    format: Format | None = None
+    path: str | None = None
+    out: str | None = None
 
     def __post_init__(self) -> None:
         if self.report_on not in ("validation", "holdout"):

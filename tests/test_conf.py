@@ -27,7 +27,9 @@ def options(group):
     return sorted(path.stem for path in (ROOT / group).glob("*.yaml"))
 
 
-OTHERS = [f"{group}={name}" for group in ("budget", "job", "model", "tracker", "train") for name in options(group)]
+OTHERS = [
+    f"{group}={name}" for group in ("budget", "format", "job", "model", "tracker", "train") for name in options(group)
+]
 
 
 def compose(*overrides):
@@ -47,6 +49,7 @@ def test_every_group_is_known_here():
     assert GROUPS == [
         "budget",
         "experiment",
+        "format",
         "job",
         "method",
         "model",

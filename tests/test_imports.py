@@ -26,7 +26,7 @@ export
 report
 planning
 job
-planner
+exporting planner
 sweep
 cli
 """

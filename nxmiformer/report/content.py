@@ -136,3 +136,16 @@ def _count(bits: int) -> str:
 
 def _pace(seconds: float, steps: int) -> str:
     return f"{1000 * seconds / steps:.0f} ms" if steps else words.NONE
+
+
+def export(content: Mapping[str, Any]) -> Table:
+    """The dense model, the packed one and the artefact: their bytes, and what is the same as of the packed one."""
+    form, metric, agreement = content["form"], content["task"]["metric"], content["agreement"]
+    rows = []
+    for name, nbytes in content["bytes"].items():
+        taken = (content["scores"].get(name) or {}).get(metric)
+        same = (words.percent(agreement["equal"], 2), f"{agreement['difference']:.2g}")
+        rows.append(
+            (name, words.size(nbytes), words.score(metric, taken), *(same if name == form else (words.NONE,) * 2))
+        )
+    return Table(("model", "file", metric, "same predictions", "largest difference"), tuple(rows))

@@ -29,6 +29,11 @@ def search_summary(found: Mapping[str, Any]) -> Group:
     return Group(Text(words.search_headline(found), style="bold"), Text(""), _table(content.plans(found)))
 
 
+def export_summary(found: Mapping[str, Any]) -> Group:
+    """The artefact beside the packed model, from the content of its `export.json`."""
+    return Group(Text(words.export_headline(found), style="bold"), Text(""), _table(content.export(found)))
+
+
 def _table(source: content.Table) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), header_style="dim")
     for column, name in enumerate(source.header):

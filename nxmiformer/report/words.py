@@ -113,3 +113,12 @@ def search_headline(found: Mapping[str, Any]) -> str:
     if others and min(others) > best["divergence"] > 0:
         against = f", {min(others) / best['divergence']:.1f} times closer to the dense one than any uniform plan"
     return f"{size(best['bits'] / 8)} of {size(found['budget'] / 8)}: {score(metric, best['score'])} {metric}{against}"
+
+
+def export_headline(content: Mapping[str, Any]) -> str:
+    """The finding of an export, from the content of its `export.json`: how far the artefact agrees, and its size."""
+    form, agreement, nbytes = content["form"], content["agreement"], content["bytes"]
+    return (
+        f"{form} gives {percent(agreement['equal'], 2)} of {agreement['examples']} predictions as the packed model "
+        f"does, in {size(nbytes[form])}"
+    )

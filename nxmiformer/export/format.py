@@ -1,0 +1,50 @@
+"""What a form is in which somebody else's software runs a packed model."""
+
+import abc
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nxmiformer.plan import CompressionPlan
+
+Run = Callable[[Mapping[str, Tensor]], Tensor]  # (batch, tokens) inputs by name -> logits (batch, outputs)
+
+
+class Format(abc.ABC):
+    """A form in which somebody else's software runs a packed model.
+
+    Attributes:
+        name: of the directory that it is written to.
+        extra: of this package, which installs
+        packages: that writing and reading take.
+        tolerance: the share of predictions that may differ from those of the packed model.
+    """
+
+    name: ClassVar[str]
+    extra: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]] = ()
+    tolerance: float
+
+    @abc.abstractmethod
+    def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
+        """What the format cannot carry, a line each: the layer, its set or activations, and why."""
+
+    @abc.abstractmethod
+    def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
+        """Write the model, as `load_packed` gives it and with nothing to refuse, into an empty directory."""
+
+    @abc.abstractmethod
+    def read(self, directory: Path, threads: int | None = None) -> Run:
+        """What gives the logits of the files that `write` left, by the other software, on so many CPU threads."""
+
+    def check_packages(self) -> None:
+        """Raise a ValueError that names the packages which are missing, and what installs them."""
+        missing = [name for name in self.packages if importlib.util.find_spec(name) is None]
+        if missing:
+            raise ValueError(
+                f"the format {self.name} needs {', '.join(missing)}: pip install 'nxmiformer[{self.extra}]'"
+            )

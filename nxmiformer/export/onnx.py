@@ -1,0 +1,180 @@
+"""ONNX files, which ONNX Runtime reads.
+
+The graph has standard operators only. Weights are integers with the scales of their sets; a pattern of zeros is carried
+as zero codes, which ONNX has no shorter form for. What the plan leaves alone stays float32.
+"""
+
+import copy
+import inspect
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from nxmiformer.export.format import Format, Run
+from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear
+from nxmiformer.layers.convert import compressed_layers
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.plan import CompressionPlan
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+FILE = "model.onnx"
+OPSET = 21  # the first with 4-bit integers
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+LEAST, MOST = -8, 7  # of a 4-bit integer
+
+
+@dataclass(frozen=True)
+class Onnx(Format):
+    """An ONNX file with integer weights, for any batch and length.
+
+    Attributes:
+        tolerance: the share of predictions that may differ.
+        int4: store codes of at most 4 bits as INT4, which a runtime makes INT8 of as it reads; else all are INT8.
+    """
+
+    name: ClassVar[str] = "onnx"
+    extra: ClassVar[str] = "onnx"
+    packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxscript")
+
+    tolerance: float = 0.01
+    int4: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"format.tolerance is a share of the predictions in [0, 1), not {self.tolerance}")
+
+    def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
+        for name, spec in plan.layers.items():
+            if spec.weight.grid is None:
+                yield (
+                    f"{name}: {spec.weight} leaves the values floats, and ONNX has no sparse form of those that a "
+                    f"runtime computes with; give it a grid too"
+                )
+        if model.dtype != torch.float32:
+            yield f"the model computes in {model.dtype}, and its ONNX form in float32: pack it in float32"
+        if "input_ids" not in inspect.signature(model.forward).parameters:
+            yield f"{type(model).__name__} takes no input_ids"
+
+    def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
+        import onnx_ir as ir
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
+        graph = traced(model)
+        for node in graph.graph:
+            producer = node.inputs[0].producer() if node.op_type == "LayerNormalization" and node.inputs[0] else None
+            if producer is not None and producer.op_type == "Add":
+                producer.op_type = "Sum"  # ONNX Runtime fuses Add and this, to what takes 30 times as long on a CPU
+        if self.int4:
+            _narrow(graph)
+        ClearMetadataAndDocStringPass()(graph)  # stack traces, with paths of this machine
+        ir.save(graph, directory / FILE)
+
+    def read(self, directory: Path, threads: int | None = None) -> Run:
+        self.check_packages()
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3  # errors
+        # Where a CPU's product of 8-bit integers saturates (AVX2 without VNNI), take one that does not.
+        options.add_session_config_entry("session.x64quantprecision", "1")
+        session = onnxruntime.InferenceSession(directory / FILE, options, providers=["CPUExecutionProvider"])
+        names = [each.name for each in session.get_inputs()]
+
+        def run(batch: Mapping[str, Tensor]) -> Tensor:
+            return torch.from_numpy(session.run(None, {name: batch[name].cpu().numpy() for name in names})[0])
+
+        return run
+
+
+class _Logits(nn.Module):
+    """A model that takes its inputs in order and gives its logits."""
+
+    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
+        return logits
+
+
+def traced(model: PreTrainedModel) -> "ir.Model":
+    """The graph of the model, compressed layers as `symbolic` has them; the model stays as it is."""
+    model = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, layer in compressed_layers(model).items():
+        stand_in = SymbolicLinear(layer) if isinstance(layer, CompressedLinear) else SymbolicEmbedding(layer)
+        model.set_submodule(name, stand_in)
+    # Of the attentions of `transformers`, the one whose graph is the shortest: the other guards against rows of NaN.
+    model.config._attn_implementation = "eager"
+    names = inputs_of(model)
+    ids = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 0]])
+    given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    with _quiet():
+        program = torch.onnx.export(
+            _Logits(model, names),
+            tuple(given.get(name, torch.zeros_like(ids)) for name in names),
+            input_names=names,
+            output_names=["logits"],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes={"inputs": tuple(dynamic for _ in names)},
+        )
+    assert program is not None
+    return program.model
+
+
+def inputs_of(model: PreTrainedModel) -> tuple[str, ...]:
+    """The names of the graph's inputs; a model with one type of tokens is not asked for the types."""
+    taken = inspect.signature(model.forward).parameters
+    one_type = getattr(model.config, "type_vocab_size", 2) < 2
+    return tuple(name for name in INPUTS if name in taken and not (one_type and name == "token_type_ids"))
+
+
+def _narrow(model: "ir.Model") -> None:
+    """Store the codes that 4 bits hold as INT4; the graph casts them to INT8, once, when it is read."""
+    import ml_dtypes
+    import onnx_ir as ir
+
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        if not name.endswith(f".{CODES}") or value.const_value is None:
+            continue
+        codes = value.const_value.numpy()
+        if codes.size == 0 or codes.min() < LEAST or codes.max() > MOST:
+            continue
+        tensor = ir.tensor(codes.astype(ml_dtypes.int4), name=f"{name}_int4")
+        narrow = ir.Value(name=tensor.name, shape=ir.Shape(codes.shape), type=ir.TensorType(tensor.dtype))
+        narrow.const_value = tensor
+        cast = ir.node("Cast", [narrow], {"to": ir.DataType.INT8.value})
+        value.replace_all_uses_with(cast.outputs[0])
+        del graph.initializers[name]
+        cast.outputs[0].name = name
+        graph.register_initializer(narrow)
+        graph.insert_before(graph[0], cast)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter warns of: operators of packages that are not here, names of axes, its own old calls."""
+    logger: Any = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

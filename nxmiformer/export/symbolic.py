@@ -1,0 +1,116 @@
+"""Layers that compute with the codes of their weights, for a graph of standard ONNX operators.
+
+They can be traced by `torch.onnx.export`, not run. A linear layer with one scale a row and quantized inputs multiplies
+integers: MatMulInteger, of uint8 codes around 128 (which CPUs multiply fastest with int8 ones) and int8 weights. Any
+other grid is decoded to floats, which a runtime does once, while it reads the file.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.onnx.ops import symbolic
+
+from nxmiformer.layers.embedding import CompressedEmbedding
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.quantizers import ActivationQuantizer
+from nxmiformer.sets import Grid
+
+CODES = "codes"  # what the buffer with the codes of a weight is called
+MIDDLE = 128  # the code of zero in uint8
+
+
+def codes_of(layer: CompressedLinear | CompressedEmbedding) -> tuple[Tensor, Tensor]:
+    """The codes (out, in), int8, and the scales (out, groups), float32, of a layer whose weight is on a grid."""
+    constraint, weight = layer.quantizer.constraint, layer.matrix.detach().cpu().contiguous()
+    grid = constraint.grid
+    assert isinstance(grid, Grid)
+    scales = constraint.pack(weight)["scales"]
+    codes = torch.where(weight == 0, 0, grid.codes(grid.rows(weight), scales).view(weight.shape))
+    return codes.to(torch.int8), scales.view(len(weight), -1)
+
+
+class SymbolicQuantizer(nn.Module):
+    """An activation quantizer, as it is in evaluation mode, in ONNX operators."""
+
+    peak: Tensor | None
+
+    def __init__(self, quantizer: ActivationQuantizer) -> None:
+        super().__init__()
+        self.top, self.ranges = quantizer.top, quantizer.spec.ranges
+        seen = float(quantizer.peak) if self.ranges == "ema" else 0.0
+        self.register_buffer("peak", torch.tensor(seen) if seen > 0 else None)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The uint8 codes of x (tokens, features) around the middle, the scale of each token or of all, the middle."""
+        scale = (self._range(x) / self.top).clamp(min=torch.finfo(torch.float32).tiny)
+        if self.ranges == "ema":  # the others leave no values outside
+            x = torch.minimum(torch.maximum(x, -self.top * scale), self.top * scale)
+        zero = torch.tensor(MIDDLE, dtype=torch.uint8)
+        inputs = (x, scale, zero.expand(scale.shape))
+        return symbolic("QuantizeLinear", inputs, {"axis": 0}, dtype=torch.uint8, shape=x.shape), scale, zero
+
+    def _range(self, x: Tensor) -> Tensor:
+        if self.peak is not None:
+            return self.peak
+        each = torch.maximum(x.amax(-1), -x.amin(-1))  # to read twice is faster than to write |x|
+        return each if self.ranges == "token" else each.amax(-1)
+
+
+class SymbolicLinear(nn.Module):
+    """A compressed linear layer in ONNX operators."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, layer: CompressedLinear) -> None:
+        super().__init__()
+        codes, scales = codes_of(layer)
+        self.inputs = None if layer.inputs is None else SymbolicQuantizer(layer.inputs)
+        self.bias = layer.bias
+        self.integer = self.inputs is not None and scales.shape[1] == 1
+        self.register_buffer(CODES, codes.t().contiguous())
+        self.register_buffer("scales", scales.t().contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(0, -2)
+        y = (self._integers(flat) if self.integer else self._floats(flat)).view(*x.shape[:-1], self.codes.shape[1])
+        return y if self.bias is None else y + self.bias
+
+    def _integers(self, x: Tensor) -> Tensor:
+        assert self.inputs is not None
+        codes, scale, zero = self.inputs(x)
+        shape = (x.shape[0], self.codes.shape[1])
+        sums = symbolic("MatMulInteger", (codes, self.codes, zero), dtype=torch.int32, shape=shape)
+        return _dequantized(sums, scale, None) * self.scales[0]
+
+    def _floats(self, x: Tensor) -> Tensor:
+        if self.inputs is not None:
+            codes, scale, zero = self.inputs(x)
+            x = _dequantized(codes, scale, zero)
+        (columns, rows), groups = self.codes.shape, self.scales.shape[0]
+        points = self.codes.float().view(groups, columns // groups, rows) * self.scales[:, None]
+        return x @ points.view(columns, rows)
+
+
+class SymbolicEmbedding(nn.Module):
+    """A compressed embedding in ONNX operators: codes are looked up, and only those rows are decoded."""
+
+    codes: Tensor
+    scales: Tensor
+
+    def __init__(self, embedding: CompressedEmbedding) -> None:
+        super().__init__()
+        codes, scales = codes_of(embedding)
+        self.register_buffer(CODES, codes)
+        self.register_buffer("scales", scales)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        codes, scales = F.embedding(ids, self.codes).float(), F.embedding(ids, self.scales)
+        groups = self.scales.shape[1]
+        return (codes.unflatten(-1, (groups, -1)) * scales[..., None]).flatten(-2)
+
+
+def _dequantized(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
+    """Codes, or sums of them, (tokens, features), times the scale of each token."""
+    inputs = (codes, scale) if zero is None else (codes, scale, zero.expand(scale.shape))
+    return symbolic("DequantizeLinear", inputs, {"axis": 0}, dtype=torch.float32, shape=codes.shape)
