@@ -105,7 +105,7 @@ class Search:
     strategy: Strategy
     keep: int = 3
     uniform: int = 2
-    iterations: int = 4
+    iterations: int = 3
     examples: int = 128
     frontier: int = 0
     interactions: int = 0

@@ -47,8 +47,8 @@ class OutputError(Sensitivity):
     """
 
     weighted: bool = True
-    rows: int = 32
-    iterations: int = 5
+    rows: int = 16
+    iterations: int = 3
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.iterations < 0:
