@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,8 +35,8 @@ from nxmiformer.export.manifest import (
     reading,
     replaceable,
 )
-from nxmiformer.export.skeleton import blank, check, examined
-from nxmiformer.export.weights import packed_parts, rest_of, unpacked
+from nxmiformer.export.skeleton import check, examined
+from nxmiformer.export.weights import fill, packed_parts, rest_of
 from nxmiformer.layers.convert import verify
 from nxmiformer.plan import CompressionPlan
 
@@ -161,20 +160,7 @@ def load_packed(path: str | Path) -> PreTrainedModel:
         PackedError: the directory, or a file in it, is missing, damaged, cut short or something else; it says which.
     """
     path = Path(path)
-    manifest, plan = examined(path)
-    with reading(path / CONFIG):
-        model = blank(path, manifest, plan)
+    _, plan, model = examined(path)
     with reading(path / WEIGHTS):
-        _load(model, plan, path / WEIGHTS)
+        fill(model, plan, path / WEIGHTS)
     return model.eval()
-
-
-@torch.no_grad()
-def _load(model: PreTrainedModel, plan: CompressionPlan, file: Path) -> None:
-    """Give the model the tensors of the file, which `check` has seen; what it had is never written to."""
-    with safe_open(file, framework="pt") as stored:
-        for name, spec in plan.layers.items():
-            weight = model.get_parameter(f"{name}.weight")
-            weight.data = unpacked(stored, name, spec, weight.dtype).to(weight.device)
-        for key, tensor in rest_of(model, plan)[0].items():
-            tensor.data = stored.get_tensor(key).to(tensor)

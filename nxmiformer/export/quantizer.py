@@ -19,8 +19,8 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nxmiformer.export.manifest import FORMAT, MANIFEST, METHOD, WEIGHTS, PackedError, reading
-from nxmiformer.export.skeleton import examined, put
-from nxmiformer.export.weights import PARTS, unpacked
+from nxmiformer.export.skeleton import examined
+from nxmiformer.export.weights import PARTS, put, unpacked
 from nxmiformer.layers.convert import convert
 
 
@@ -48,7 +48,7 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         self.path = _whole(Path(kwargs["checkpoint_files"][0]), str(model.name_or_path))
-        self.manifest, self.plan = examined(self.path)
+        self.manifest, self.plan, _ = examined(self.path)
         if type(model).__name__ != self.manifest["architecture"]:
             raise PackedError(
                 f"{self.path} is a packed {self.manifest['architecture']}, and was read as a {type(model).__name__}: "
@@ -69,8 +69,9 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         dtype, device, file = getattr(torch, self.manifest["dtype"]), model.device, self.path / WEIGHTS
         with reading(file), safe_open(file, framework="pt") as stored:
+            keys = set(stored.keys())
             for name, spec in self.plan.layers.items():
-                weight = unpacked(stored, name, spec, dtype)
+                weight = unpacked(stored, keys, name, spec, dtype)
                 put(model, f"{name}.weight", nn.Parameter(weight.to(device, self.dtype)))
         for name, key in self.manifest["shared"].items():
             put(model, name, model.get_parameter(key))

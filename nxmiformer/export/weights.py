@@ -1,9 +1,11 @@
 """The file of weights: the parts of each compressed one, and every other tensor as it is."""
 
 from collections.abc import Container
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -29,13 +31,46 @@ def packed_parts(model: PreTrainedModel, plan: CompressionPlan) -> dict[str, Ten
     return parts
 
 
-def unpacked(stored: Any, name: str, spec: LayerSpec, dtype: torch.dtype) -> Tensor:
-    """The weight of layer `name` as its module has it, from an open file.
+def fill(model: PreTrainedModel, plan: CompressionPlan, file: Path) -> None:
+    """Give a blank model the tensors of the file, which fit it, on the device that torch takes for new ones.
+
+    Raises:
+        ValueError: the parts of a layer are not those of a point of its set; the layer is named.
+    """
+    rest, shared = rest_of(model, plan)
+    dtypes = {key: tensor.dtype for key, tensor in rest.items()}
+    device = torch.get_default_device()
+    with safe_open(file, framework="pt") as stored:
+        keys = set(stored.keys())
+        for name, spec in plan.layers.items():
+            weight = unpacked(stored, keys, name, spec, model.dtype)
+            put(model, f"{name}.weight", nn.Parameter(weight.to(device)))
+        for key, dtype in dtypes.items():
+            tensor = stored.get_tensor(key).to(device, dtype)
+            put(model, key, nn.Parameter(tensor) if isinstance(rest[key], nn.Parameter) else tensor)
+    for name, key in shared.items():
+        put(model, name, model.get_parameter(key))
+    # The rest is in no file: buffers that the model computes, as it does when `from_pretrained` makes it.
+    for tensor in model.state_dict(keep_vars=True).values():
+        tensor._is_hf_initialized = True
+    for name, buffer in list(model.named_non_persistent_buffers()):
+        put(model, name, torch.empty_like(buffer, device=device))
+    model.initialize_weights()
+
+
+def put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Make `tensor` the parameter or the buffer that `model` has under this name."""
+    module, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(module), attribute, tensor)
+
+
+def unpacked(stored: Any, keys: Container[str], name: str, spec: LayerSpec, dtype: torch.dtype) -> Tensor:
+    """The weight of layer `name` as its module has it, from an open file, which has these keys.
 
     Raises:
         ValueError: its parts are not those of a point of its set; the layer is named.
     """
-    parts = {part: stored.get_tensor(key) for part, key in part_keys(name, set(stored.keys())).items()}
+    parts = {part: stored.get_tensor(key) for part, key in part_keys(name, keys).items()}
     try:
         weight = spec.weight.unpack(parts, spec.shape, dtype)
     except ValueError as error:
