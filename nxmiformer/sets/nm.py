@@ -13,6 +13,7 @@ from nxmiformer.sets.base import Shape, SparsitySet
 from nxmiformer.sets.bits import pack_bits, pack_wide, unpack_bits, unpack_wide
 
 Coding = Literal["hardware", "dense"]
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # that hold a group of bytes
 PAIRWISE = 16  # up to this group size, comparing all pairs is faster than sorting each group
 
 
@@ -89,6 +90,8 @@ class NM(SparsitySet):
         if "indices" not in tensors:
             raise ValueError(f"the packed weight has no 'indices', only {sorted(tensors)}")
         positions = self._positions(tensors["indices"], self.kept(shape) // self.keep)
+        if values.dtype == torch.int8 and self.group in WORDS:
+            return _joined(values.view(positions.shape), positions, WORDS[self.group]).view(torch.int8).view(shape)
         starts = torch.arange(0, shape[0] * shape[1], self.group, device=positions.device)
         where = (positions + starts[:, None]).flatten()
         w = torch.zeros(shape[0] * shape[1], dtype=values.dtype, device=positions.device)
@@ -110,6 +113,14 @@ class NM(SparsitySet):
         if patterns > len(ranks):
             return _unrank(ranks, self.keep)
         return _unrank(torch.arange(patterns, device=ranks.device), self.keep).index_select(0, ranks)
+
+
+def _joined(values: Tensor, positions: Tensor, word: torch.dtype) -> Tensor:
+    """Each row of values (groups, keep), int8, moved to its positions in a word of bytes, (groups,)."""
+    words = torch.zeros(len(values), dtype=word, device=values.device)
+    for i in range(values.shape[1]):
+        words |= values[:, i].view(torch.uint8).to(word).bitwise_left_shift_(positions[:, i] * 8)
+    return words
 
 
 @cache
