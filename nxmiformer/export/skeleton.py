@@ -99,6 +99,7 @@ def check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> Pre
                 )
     return model
 
+
 def _check_counts(config: Any) -> None:
     """Raise a ValueError where a config, or one in it, has a count that it would make a list of, and of no use."""
     for key, value in config.items() if isinstance(config, dict) else ():

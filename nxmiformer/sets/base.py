@@ -91,6 +91,10 @@ class ConstraintSet(abc.ABC):
             ValueError: the tensors are not what `pack` makes of a member of this shape.
         """
 
+    def unpack_rows(self, tensors: dict[str, Tensor], shape: Shape, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows (n, in) with these numbers (n,) of what `unpack` gives."""
+        return self.unpack(tensors, shape, dtype)[rows]
+
     @property
     def rowwise(self) -> bool:
         """Whether each row is a matter of its own, so that rows may be projected apart."""

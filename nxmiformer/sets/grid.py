@@ -245,6 +245,12 @@ class Grid(ValueSet):
         codes = self.unpack_codes(tensors, shape[0] * shape[1]).view(shape)
         return self.scale_codes(codes, tensors, dtype)
 
+    def unpack_rows(self, tensors: dict[str, Tensor], shape: Shape, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        if shape[1] * self.bits % 8:  # a byte with codes of two rows
+            return super().unpack_rows(tensors, shape, rows, dtype)
+        parts = {name: tensors[name].view(shape[0], -1)[rows].flatten() for name in ("values", "scales")}
+        return self.unpack(parts, (len(rows), shape[1]), dtype)
+
     def pack_codes(self, w: Tensor, support: Tensor | None) -> dict[str, Tensor]:
         """`values` (codes of the elements in `support`, all where None, shifted to be >= 0) and `scales`."""
         found = [self._recover(x, None if f is None else f > 0)[0] for x, f in self._supported(w, support)]
