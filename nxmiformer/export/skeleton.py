@@ -101,9 +101,10 @@ def check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> Pre
 
 
 def _check_counts(config: Any) -> None:
-    """Raise a ValueError where a config, or one in it, has a count that it would make a list of, and of no use."""
+    """Raise a ValueError where a config, or one in it, has a count below zero, or one that it would make a list of."""
     for key, value in config.items() if isinstance(config, dict) else ():
-        if isinstance(value, int) and ("layer" in key or key == "num_labels") and value > MANY:
+        many = isinstance(value, int) and ("layer" in key or key == "num_labels") and value > MANY
+        if many or (isinstance(value, int) and key.startswith("num_") and value < 0):
             raise ValueError(f"{key} is {value}")
         if key != "label2id":
             _check_counts(value)
