@@ -13,7 +13,7 @@ errors
 sets
 layers layers.mode layers.quantizers layers.linear layers.targets
 plan
-layers.convert
+layers.convert layers.lazy
 layers.moments
 optim
 methods

@@ -66,8 +66,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def replaceable(path: Path) -> bool:
-    """Whether the directory holds a packed model, and nothing else: a card that was edited is something else."""
+    """Whether the directory is empty or holds a packed model, and nothing else: a card that was edited is that."""
     try:
+        if not any(path.iterdir()):
+            return True
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         ours = {MANIFEST, CARD, *manifest["files"]}
         edited = (path / CARD).is_file() and digest_of(path / CARD) != manifest["card"]

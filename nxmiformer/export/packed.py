@@ -12,11 +12,12 @@ import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,9 +37,10 @@ from nxmiformer.export.manifest import (
     reading,
     replaceable,
 )
-from nxmiformer.export.skeleton import blank, check, examined
-from nxmiformer.export.weights import packed_parts, rest_of, unpacked
+from nxmiformer.export.skeleton import check, examined
+from nxmiformer.export.weights import fill, packed_parts, rest_of
 from nxmiformer.layers.convert import verify
+from nxmiformer.layers.lazy import lazy_layers, make_eager
 from nxmiformer.plan import CompressionPlan
 
 
@@ -71,6 +73,9 @@ def save_packed(
     path = Path(path).resolve()
     if path.exists() and not replaceable(path):
         raise FileExistsError(f"{path} exists and is not a packed model and nothing else; it is left as it is")
+    if lazy_layers(model):
+        model = copy.deepcopy(model)
+        make_eager(model)
     plan.check(model)
     verify(model, plan)
     odd = [f"{name} is {p.dtype}" for name, p in model.named_parameters() if p.dtype != model.dtype]
@@ -151,30 +156,59 @@ def _write_config(model: PreTrainedModel, attention: str | None, directory: Path
         (directory / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def load_packed(path: str | Path) -> PreTrainedModel:
+def load_packed(path: str | Path, lazy: bool = False) -> PreTrainedModel:
     """The model that `save_packed` was given, in evaluation mode: the same logits, bit for bit.
 
     Its compressed layers quantize their inputs as they did; `transformers.AutoTokenizer.from_pretrained(path)` gives
     the tokenizer.
 
+    Args:
+        lazy: keep the compressed weights packed in memory. A linear layer unpacks its weight in every forward pass, an
+            embedding the rows that are looked up. Such a model is for evaluation only, and is saved as it was read.
+
     Raises:
         PackedError: the directory, or a file in it, is missing, damaged, cut short or something else; it says which.
     """
     path = Path(path)
-    manifest, plan = examined(path)
-    with reading(path / CONFIG):
-        model = blank(path, manifest, plan)
+    _, plan, model = examined(path)
     with reading(path / WEIGHTS):
-        _load(model, plan, path / WEIGHTS)
+        fill(model, plan, path / WEIGHTS, lazy)
+    if lazy:
+        stay_packed(model, plan)
     return model.eval()
 
 
-@torch.no_grad()
-def _load(model: PreTrainedModel, plan: CompressionPlan, file: Path) -> None:
-    """Give the model the tensors of the file, which `check` has seen; what it had is never written to."""
-    with safe_open(file, framework="pt") as stored:
-        for name, spec in plan.layers.items():
-            weight = model.get_parameter(f"{name}.weight")
-            weight.data = unpacked(stored, name, spec, weight.dtype).to(weight.device)
-        for key, tensor in rest_of(model, plan)[0].items():
-            tensor.data = stored.get_tensor(key).to(tensor)
+def stay_packed(model: PreTrainedModel, plan: CompressionPlan) -> None:
+    """Make the model's `save_pretrained`, and `push_to_hub`, which calls it, write what `save_packed` does.
+
+    `transformers` has no other place for it: a quantizer may change the tensors that it writes, but not which files.
+    """
+    model.save_pretrained = MethodType(partial(_save_pretrained, plan=plan), model)  # type: ignore[method-assign]
+
+
+def _save_pretrained(
+    model: PreTrainedModel,
+    save_directory: str | Path,
+    is_main_process: bool = True,
+    push_to_hub: bool = False,
+    *,
+    plan: CompressionPlan,
+    **options: Any,
+) -> None:
+    """`save_pretrained` of a packed model: a directory that is new, empty, or holds a packed model only.
+
+    Raises:
+        ValueError: as `save_packed`, or for an option that would make other files of it.
+        FileExistsError: as `save_packed`.
+    """
+    if model._hf_peft_config_loaded:  # its adapters are saved, which are not packed
+        type(model).save_pretrained(model, save_directory, is_main_process, push_to_hub=push_to_hub, **options)
+        return
+    odd = [name for name in ("state_dict", "variant", "distributed_checkpoint") if options.get(name)]
+    if push_to_hub or odd:
+        raise ValueError(
+            f"a packed model is saved whole: save_pretrained(directory) without {', '.join(odd) or 'push_to_hub'}; "
+            f"model.push_to_hub(repo_id) puts it on the hub"
+        )
+    if is_main_process:
+        save_packed(model, plan, save_directory)

@@ -7,7 +7,7 @@ checks of the files. So the layers are without a weight while it reads, and have
 
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -19,17 +19,21 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nxmiformer.export.manifest import FORMAT, MANIFEST, METHOD, WEIGHTS, PackedError, reading
-from nxmiformer.export.skeleton import examined, put
-from nxmiformer.export.weights import PARTS, unpacked
+from nxmiformer.export.packed import stay_packed
+from nxmiformer.export.skeleton import examined
+from nxmiformer.export.weights import PARTS, fill_layers, put
 from nxmiformer.layers.convert import convert
 
 
 @register_quantization_config(METHOD)
 class PackedConfig(QuantizationConfigMixin):
-    """What a packed model's config says of it. The plan is in a file of its own, as is what the files must be."""
+    """What a packed model's config says of it. The plan is in a file of its own, as is what the files must be.
 
-    def __init__(self, format: str = FORMAT, **_: Any) -> None:
-        self.quant_method, self.format = METHOD, format  # type: ignore[assignment]
+    `lazy` is as `load_packed` has it, for who reads the config first and the model with `config=` it then.
+    """
+
+    def __init__(self, format: str = FORMAT, lazy: bool = False, **_: Any) -> None:
+        self.quant_method, self.format, self.lazy = METHOD, format, lazy  # type: ignore[assignment]
 
 
 @register_quantizer(METHOD)
@@ -39,6 +43,7 @@ class PackedQuantizer(HfQuantizer):
     With a `dtype` of the caller's, it is that one with its parameters cast.
     """
 
+    quantization_config: PackedConfig
     requires_calibration = True  # a model that is dense is compressed by training, not while it is read
 
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
@@ -48,7 +53,7 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         self.path = _whole(Path(kwargs["checkpoint_files"][0]), str(model.name_or_path))
-        self.manifest, self.plan = examined(self.path)
+        self.manifest, self.plan, _ = examined(self.path)
         if type(model).__name__ != self.manifest["architecture"]:
             raise PackedError(
                 f"{self.path} is a packed {self.manifest['architecture']}, and was read as a {type(model).__name__}: "
@@ -59,7 +64,7 @@ class PackedQuantizer(HfQuantizer):
         for name, key in shared.items():
             put(model, name, model.get_parameter(key))
         convert(model, self.plan)
-        self.dtype, self.tied = model.dtype, model.all_tied_weights_keys
+        self.tied = model.all_tied_weights_keys
         model.all_tied_weights_keys = {name: key for name, key in shared.items() if key not in packed}
         for name in [*packed, *(name for name, key in shared.items() if key in packed)]:
             _hide(model, name)
@@ -67,28 +72,21 @@ class PackedQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = {f"^({'|'.join(sorted(ours))})$"} if ours else None
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        dtype, device, file = getattr(torch, self.manifest["dtype"]), model.device, self.path / WEIGHTS
+        dtype, file, lazy = getattr(torch, self.manifest["dtype"]), self.path / WEIGHTS, self.quantization_config.lazy
         with reading(file), safe_open(file, framework="pt") as stored:
-            for name, spec in self.plan.layers.items():
-                weight = unpacked(stored, name, spec, dtype)
-                put(model, f"{name}.weight", nn.Parameter(weight.to(device, self.dtype)))
-        for name, key in self.manifest["shared"].items():
-            put(model, name, model.get_parameter(key))
+            fill_layers(model, self.plan, self.manifest["shared"], stored, dtype, model.device, lazy)
         model.all_tied_weights_keys = self.tied
         del model._keys_to_ignore_on_load_unexpected
+        stay_packed(model, self.plan)
 
-    def is_serializable(self) -> NoReturn:
-        """Raise a ValueError: `save_pretrained` asks this first, and would write the weights as they are unpacked."""
-        raise ValueError(
-            "save_pretrained does not write packed models. nxmiformer.save_packed(model, model.hf_quantizer.plan, "
-            "path) does; then huggingface_hub.upload_folder puts that directory on the hub. What "
-            "nxmiformer.load_packed gives can be saved as a dense model"
-        )
+    def is_serializable(self) -> bool:
+        """Not by `transformers`, which asks before it writes weights as they are unpacked: see `stay_packed`."""
+        return False
 
     @property
     def is_trainable(self) -> bool:
         """Whether adapters may be trained on the model."""
-        return True
+        return not self.quantization_config.lazy
 
 
 def _hide(model: nn.Module, name: str) -> None:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from nxmiformer.export.manifest import CONFIG, DTYPES, MANIFEST, PLAN, WEIGHTS, PackedError, read_manifest, reading
-from nxmiformer.export.weights import part_keys, rest_of
+from nxmiformer.export.weights import part_keys, put, rest_of
 from nxmiformer.layers.convert import convert
 from nxmiformer.plan import CompressionPlan
 
@@ -31,8 +31,8 @@ LEAST_BOUND, BOUND = 2**30, 512  # bytes, and times the bytes of the file
 MANY = 10_000  # layers, or labels without names
 
 
-def examined(path: Path) -> tuple[dict[str, Any], CompressionPlan]:
-    """The manifest and the plan of a packed directory, once every file is what they say.
+def examined(path: Path) -> tuple[dict[str, Any], CompressionPlan, PreTrainedModel]:
+    """The manifest, the plan and the blank model of a packed directory, once every file is what they say.
 
     Raises:
         PackedError: the directory, or a file in it, is missing, damaged, cut short or something else; it says which.
@@ -40,18 +40,17 @@ def examined(path: Path) -> tuple[dict[str, Any], CompressionPlan]:
     manifest = read_manifest(path)
     with reading(path / PLAN):
         plan = CompressionPlan.load(path / PLAN)
-    check(path, manifest, plan)
-    return manifest, plan
+    return manifest, plan, check(path, manifest, plan)
 
 
-def blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
-    """The model, converted and tied, with any weights; on the device that torch takes for new tensors."""
+def _blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
+    """The model, converted and tied, on the meta device."""
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     architecture: type[PreTrainedModel] = getattr(transformers, manifest["architecture"])
     if type(config) is not architecture.config_class:
         raise PackedError(f"{path / CONFIG} is a {type(config).__name__}, not that of a {manifest['architecture']}")
     vars(config).pop("quantization_config", None)  # what this model saves from now on is dense
-    with torch.random.fork_rng(devices=[]), no_init_weights():
+    with torch.device("meta"), no_init_weights():
         dtype, attention = getattr(torch, manifest["dtype"]), manifest["attention"]
         model: PreTrainedModel = architecture._from_config(config, dtype=dtype, attn_implementation=attention)
     model.tie_weights()
@@ -64,22 +63,16 @@ def blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> Pre
     return model
 
 
-def put(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
-    """Make `parameter` the one that `model` has under this name."""
-    module, _, attribute = name.rpartition(".")
-    setattr(model.get_submodule(module), attribute, parameter)
-
-
-def check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> None:
-    """Raise a PackedError unless the weights have the names, shapes and dtypes that the plan and the config need."""
+def check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
+    """The blank model; a PackedError unless the weights have the names, shapes and dtypes that it and the plan need."""
     file = path / WEIGHTS
     with reading(file), safe_open(file, framework="pt") as stored:
         slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
         header = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
     with reading(path / CONFIG):
         _check_counts(json.loads((path / CONFIG).read_text(encoding="utf-8")))
-        with torch.device("meta"), _at_most(64 + 16 * len(header)):
-            model = blank(path, manifest, plan)
+        with _at_most(64 + 16 * len(header)):
+            model = _blank(path, manifest, plan)
         size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         if size > max(LEAST_BOUND, BOUND * file.stat().st_size):
             raise PackedError(f"{path / CONFIG} asks for {size} bytes, which {file} cannot be")
@@ -104,12 +97,14 @@ def check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> Non
                 raise PackedError(
                     f"{file}: {key} is {shape} of {dtype}, and the model needs {tuple(tensor.shape)} of {tensor.dtype}"
                 )
+    return model
 
 
 def _check_counts(config: Any) -> None:
-    """Raise a ValueError where a config, or one in it, has a count that it would make a list of, and of no use."""
+    """Raise a ValueError where a config, or one in it, has a count below zero, or one that it would make a list of."""
     for key, value in config.items() if isinstance(config, dict) else ():
-        if isinstance(value, int) and ("layer" in key or key == "num_labels") and value > MANY:
+        many = isinstance(value, int) and ("layer" in key or key == "num_labels") and value > MANY
+        if many or (isinstance(value, int) and key.startswith("num_") and value < 0):
             raise ValueError(f"{key} is {value}")
         if key != "label2id":
             _check_counts(value)

@@ -1,14 +1,17 @@
 """The file of weights: the parts of each compressed one, and every other tensor as it is."""
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nxmiformer.layers.convert import matrix
-from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.layers.lazy import PackedWeight, make_lazy
+from nxmiformer.plan import CompressionPlan
 
 # What `pack` gives, and how it is called after the layer. The values, which are flat, have the name of the weight:
 # whoever reads them as a dense one finds another shape, and an error, where he would have drawn what is not there.
@@ -29,18 +32,74 @@ def packed_parts(model: PreTrainedModel, plan: CompressionPlan) -> dict[str, Ten
     return parts
 
 
-def unpacked(stored: Any, name: str, spec: LayerSpec, dtype: torch.dtype) -> Tensor:
-    """The weight of layer `name` as its module has it, from an open file.
+def fill(model: PreTrainedModel, plan: CompressionPlan, file: Path, lazy: bool = False) -> None:
+    """Give a blank model the tensors of the file, which fit it, on the device that torch takes for new ones.
 
     Raises:
-        ValueError: its parts are not those of a point of its set; the layer is named.
+        ValueError: the parts of a layer are not those of a point of its set; the layer is named.
     """
-    parts = {part: stored.get_tensor(key) for part, key in part_keys(name, set(stored.keys())).items()}
-    try:
-        weight = spec.weight.unpack(parts, spec.shape, dtype)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    return weight.t().contiguous() if spec.transposed else weight
+    rest, shared = rest_of(model, plan)
+    device = torch.get_default_device()
+    with safe_open(file, framework="pt") as stored:
+        for key, blank in rest.items():
+            tensor = stored.get_tensor(key).to(device, blank.dtype)
+            put(model, key, nn.Parameter(tensor) if isinstance(blank, nn.Parameter) else tensor)
+        fill_layers(model, plan, shared, stored, model.dtype, device, lazy)
+    # The rest is in no file: buffers that the model computes, as it does when `from_pretrained` makes it.
+    for known in model.state_dict(keep_vars=True).values():
+        known._is_hf_initialized = True
+    for name, buffer in list(model.named_non_persistent_buffers()):
+        put(model, name, torch.empty_like(buffer, device=device))
+    model.initialize_weights()
+
+
+def fill_layers(
+    model: PreTrainedModel,
+    plan: CompressionPlan,
+    shared: Mapping[str, str],
+    stored: Any,
+    dtype: torch.dtype,
+    device: torch.device,
+    lazy: bool = False,
+) -> None:
+    """Give the compressed layers of a model their weights from an open file, and `shared` names the tensors they share.
+
+    Args:
+        dtype: of the model that was saved; the weights are cast to the model's own.
+        lazy: whether the weights stay packed, and nothing of the model is to be trained.
+
+    Raises:
+        ValueError: as `fill`.
+    """
+    keys = set(stored.keys())
+    tied: dict[str, list[str]] = {f"{name}.weight": [] for name in plan.layers}
+    for name, key in shared.items():
+        tied.setdefault(key, []).append(name)
+    for name, spec in plan.layers.items():
+        parts = {part: stored.get_tensor(key) for part, key in part_keys(name, keys).items()}
+        packed = PackedWeight(parts, spec, dtype).to(device, model.dtype)
+        names = [f"{name}.weight", *tied.pop(f"{name}.weight")]
+        if lazy:
+            for each in names:
+                make_lazy(model, each.removesuffix(".weight"), packed)
+            continue
+        try:
+            weight = nn.Parameter(packed())
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        for each in names:
+            put(model, each, weight)
+    for key, others in tied.items():
+        for each in others:
+            put(model, each, model.get_parameter(key))
+    if lazy:
+        model.requires_grad_(False)
+
+
+def put(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Make `tensor` the parameter or the buffer that `model` has under this name."""
+    module, _, attribute = name.rpartition(".")
+    setattr(model.get_submodule(module), attribute, tensor)
 
 
 def rest_of(model: PreTrainedModel, plan: CompressionPlan) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -91,6 +91,10 @@ class ConstraintSet(abc.ABC):
             ValueError: the tensors are not what `pack` makes of a member of this shape.
         """
 
+    def unpack_rows(self, tensors: dict[str, Tensor], shape: Shape, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        """The rows (n, in) with these numbers (n,) of what `unpack` gives."""
+        return self.unpack(tensors, shape, dtype)[rows]
+
     @property
     def rowwise(self) -> bool:
         """Whether each row is a matter of its own, so that rows may be projected apart."""
@@ -158,6 +162,11 @@ class SparsitySet(ConstraintSet):
     def unpack_mask(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
         """The support that `pack_mask` was given; a ValueError where the indices cannot be one."""
 
+    def place(self, values: Tensor, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
+        """The matrix with these values (kept,) on the packed support, in its order, and zeros elsewhere."""
+        w = torch.zeros(shape, dtype=values.dtype, device=values.device)
+        return w.masked_scatter_(self.unpack_mask(tensors, shape), values)
+
     @property
     def sparsity(self) -> "SparsitySet":
         return self
@@ -186,9 +195,7 @@ class SparsitySet(ConstraintSet):
         return {"values": w[mask], **self.pack_mask(mask)}
 
     def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
-        values = expect(tensors, "values", self.kept(shape), dtype)
-        w = torch.zeros(shape, dtype=dtype, device=values.device)
-        return w.masked_scatter_(self.unpack_mask(tensors, shape), values)
+        return self.place(expect(tensors, "values", self.kept(shape), dtype), tensors, shape)
 
 
 class ValueSet(ConstraintSet):

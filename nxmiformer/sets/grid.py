@@ -245,6 +245,12 @@ class Grid(ValueSet):
         codes = self.unpack_codes(tensors, shape[0] * shape[1]).view(shape)
         return self.scale_codes(codes, tensors, dtype)
 
+    def unpack_rows(self, tensors: dict[str, Tensor], shape: Shape, rows: Tensor, dtype: torch.dtype) -> Tensor:
+        if shape[1] * self.bits % 8:  # a byte with codes of two rows
+            return super().unpack_rows(tensors, shape, rows, dtype)
+        parts = {name: tensors[name].view(shape[0], -1)[rows].flatten() for name in ("values", "scales")}
+        return self.unpack(parts, (len(rows), shape[1]), dtype)
+
     def pack_codes(self, w: Tensor, support: Tensor | None) -> dict[str, Tensor]:
         """`values` (codes of the elements in `support`, all where None, shifted to be >= 0) and `scales`."""
         found = [self._recover(x, None if f is None else f > 0)[0] for x, f in self._supported(w, support)]
@@ -255,23 +261,23 @@ class Grid(ValueSet):
         return {"values": pack_bits(shifted, self.bits), "scales": scales}
 
     def unpack_codes(self, tensors: dict[str, Tensor], n: int) -> Tensor:
-        """The n codes (float32) that `pack_codes` was given; a ValueError where they cannot be codes."""
+        """The n codes (int8) that `pack_codes` was given; a ValueError where they cannot be codes."""
         packed = expect(tensors, "values", -(-n * self.bits // 8), torch.uint8)
         shifted = unpack_bits(packed, self.bits, n)
         if self.bits == 1:
-            return shifted.float() * 2 - 1
-        if (shifted > 2 * self.top).any():
+            return (shifted * 2 - 1).view(torch.int8)
+        if n and int(shifted.amax()) > 2 * self.top:
             raise ValueError(f"the values hold codes above {2 * self.top}, which {self} does not have")
-        return shifted.float() - self.top
+        return (shifted - self.top).view(torch.int8)  # below zero it wraps around to what int8 reads as negative
 
     def scale_codes(self, codes: Tensor, tensors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """codes (out, in) times the packed scales, in `dtype`."""
+        """codes (out, in), int8, times the packed scales, in `dtype`."""
         shape = (codes.shape[0], codes.shape[1])
         scales = expect(tensors, "scales", shape[0] * self.groups(shape), torch.float32)
         if not scales.isfinite().all() or (scales < 0).any():
             raise ValueError("the scales hold values that are negative or not finite")
         compute = torch.float64 if dtype == torch.float64 else torch.float32
-        return (self.rows(codes).to(compute) * scales[:, None] + 0.0).to(dtype).view(shape)
+        return self.rows(codes).to(compute).mul_(scales[:, None]).add_(0.0).to(dtype).view(shape)  # -0 + 0 is 0
 
 
 def _compute(x: Tensor) -> torch.dtype:

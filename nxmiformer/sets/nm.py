@@ -13,6 +13,7 @@ from nxmiformer.sets.base import Shape, SparsitySet
 from nxmiformer.sets.bits import pack_bits, pack_wide, unpack_bits, unpack_wide
 
 Coding = Literal["hardware", "dense"]
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # that hold a group of bytes
 PAIRWISE = 16  # up to this group size, comparing all pairs is faster than sorting each group
 
 
@@ -81,19 +82,27 @@ class NM(SparsitySet):
         return {"indices": pack_wide(_rank(positions.view(-1, self.keep)), self._group_bits)}
 
     def unpack_mask(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
+        return self.place(torch.ones(self.kept(shape), dtype=torch.bool), tensors, shape)
+
+    def place(self, values: Tensor, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
         if not self._group_bits:
-            return torch.ones(shape, dtype=torch.bool)
+            return values.view(shape)
         if "indices" not in tensors:
             raise ValueError(f"the packed weight has no 'indices', only {sorted(tensors)}")
         positions = self._positions(tensors["indices"], self.kept(shape) // self.keep)
-        mask = torch.zeros(positions.shape[0], self.group, dtype=torch.bool, device=positions.device)
-        return mask.scatter_(1, positions, True).view(shape)
+        if values.dtype == torch.int8 and self.group in WORDS:
+            return _joined(values.view(positions.shape), positions, WORDS[self.group]).view(torch.int8).view(shape)
+        starts = torch.arange(0, shape[0] * shape[1], self.group, device=positions.device)
+        where = (positions + starts[:, None]).flatten()
+        w = torch.zeros(shape[0] * shape[1], dtype=values.dtype, device=positions.device)
+        return w.scatter_(0, where, values.to(w.device)).view(shape)
 
     def _positions(self, indices: Tensor, groups: int) -> Tensor:
-        """The positions (groups, keep) of the kept elements, ascending."""
+        """The positions (groups, keep) of the kept elements, ascending, uint8."""
         if self.coding == "hardware":
             positions = unpack_bits(indices, self._position_bits, groups * self.keep).view(groups, self.keep)
-            if (positions >= self.group).any() or (positions.diff(dim=1) <= 0).any():
+            ascending = all((positions[:, i] < positions[:, i + 1]).all() for i in range(self.keep - 1))
+            if not ascending or (positions[:, -1] >= self.group).any():
                 raise ValueError(
                     f"the indices are not {self.keep} ascending positions below {self.group} in each group"
                 )
@@ -101,7 +110,17 @@ class NM(SparsitySet):
         ranks, patterns = unpack_wide(indices, self._group_bits, groups), comb(self.group, self.keep)
         if (ranks >= patterns).any():
             raise ValueError(f"the indices are not all below {patterns}, the number of {self} patterns")
-        return _unrank(ranks, self.keep)
+        if patterns > len(ranks):
+            return _unrank(ranks, self.keep)
+        return _unrank(torch.arange(patterns, device=ranks.device), self.keep).index_select(0, ranks)
+
+
+def _joined(values: Tensor, positions: Tensor, word: torch.dtype) -> Tensor:
+    """Each row of values (groups, keep), int8, moved to its positions in a word of bytes, (groups,)."""
+    words = torch.zeros(len(values), dtype=word, device=values.device)
+    for i in range(values.shape[1]):
+        words |= values[:, i].view(torch.uint8).to(word).bitwise_left_shift_(positions[:, i] * 8)
+    return words
 
 
 @cache
@@ -125,7 +144,7 @@ def _unrank(ranks: Tensor, keep: int) -> Tensor:
         column = table[:, i].contiguous()
         positions[:, i - 1] = torch.searchsorted(column, ranks, right=True) - 1
         ranks = ranks - column[positions[:, i - 1]]
-    return positions
+    return positions.to(torch.uint8)
 
 
 def _pairwise(grouped: Tensor, keep: int) -> Tensor:

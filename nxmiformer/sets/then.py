@@ -97,7 +97,5 @@ class Then(ConstraintSet):
         return {**self.second.pack_codes(w, support), **self.first.pack_mask(support)}
 
     def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
-        mask = self.first.unpack_mask(tensors, shape)
         kept = self.second.unpack_codes(tensors, self.first.kept(shape))
-        codes = torch.zeros(shape).masked_scatter_(mask, kept)
-        return self.second.scale_codes(codes, tensors, dtype)
+        return self.second.scale_codes(self.first.place(kept, tensors, shape), tensors, dtype)

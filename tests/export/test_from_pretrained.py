@@ -1,8 +1,12 @@
+import copy
 import json
 import shutil
 import subprocess
 import sys
+import types
+from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 import transformers
@@ -47,10 +51,10 @@ def masked_lm():
     return transformers.BertForMaskedLM(transformers.BertConfig(**WORDS, **NARROW))
 
 
-def whole(make):
+def whole(make, embeddings="int8"):
     """A model with its embeddings and head compressed too, and its plan."""
     model = seeded(make)
-    plan = Planning("whole", JOINT, Activations(8), embeddings="int8", head="int4")(model)
+    plan = Planning("whole", JOINT, Activations(8), embeddings=embeddings, head="int4")(model)
     convert(model, plan)
     project(model)
     return model.eval(), plan
@@ -179,11 +183,59 @@ def test_without_the_package_transformers_fails_and_names_the_method(saved):
     assert "Unknown quantization type, got nxmiformer" in done.stderr
 
 
-def test_save_pretrained_is_refused_with_what_to_do_and_writes_nothing(saved, tmp_path):
+@pytest.mark.parametrize("there", [True, False], ids=["empty directory", "no directory"])
+def test_save_pretrained_writes_the_packed_files_again(there, saved, tmp_path):
     model = AutoModelForSequenceClassification.from_pretrained(saved)
-    with pytest.raises(ValueError, match=r"nxmiformer\.save_packed\(model, model\.hf_quantizer\.plan, path\)"):
+    if there:
+        (tmp_path / "again").mkdir()
+    for _ in range(2):
+        model.save_pretrained(tmp_path / "again")
+        assert contents(tmp_path / "again") == contents(saved)
+    again = copy.deepcopy(AutoModelForSequenceClassification.from_pretrained(tmp_path / "again"))
+    again.save_pretrained(tmp_path / "third")
+    assert contents(tmp_path / "third") == contents(saved)
+
+
+def test_push_to_hub_uploads_the_packed_files_and_the_hubs_card(saved, monkeypatch):
+    given = {}
+
+    class Hub:
+        def create_repo(self, repo_id, **_):
+            return types.SimpleNamespace(repo_id=repo_id)
+
+        def create_commit(self, repo_id, operations, **_):
+            given.update({each.path_in_repo: Path(each.path_or_fileobj).read_bytes() for each in operations})
+
+    card = huggingface_hub.ModelCard("---\nlibrary_name: transformers\n---\n")
+    monkeypatch.setattr("transformers.utils.hub.hf_api", Hub)
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: card)
+    AutoModelForSequenceClassification.from_pretrained(saved).push_to_hub("somebody/tiny")
+    assert given.pop(CARD).decode() == str(card)
+    assert given == {name: content for name, content in contents(saved).items() if name != CARD}
+
+
+def test_a_weight_that_was_changed_since_is_not_saved(saved, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(saved)
+    model.bert.encoder.layer[1].attention.self.key.weight.data[0, 0] += 0.01
+    with pytest.raises(ValueError, match=r"bert\.encoder\.layer\.1\.attention\.self\.key: not in 2:4\+int4"):
         model.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
+
+
+@pytest.mark.parametrize("options", [{"push_to_hub": True}, {"variant": "fp16"}, {"state_dict": {"a": torch.ones(1)}}])
+def test_options_that_would_save_something_else_are_refused(options, saved, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(saved)
+    with pytest.raises(ValueError, match=f"a packed model is saved whole: .* without {next(iter(options))}"):
+        model.save_pretrained(tmp_path / "again", **options)
+    assert not (tmp_path / "again").exists()
+
+
+def test_a_directory_with_something_else_is_not_saved_over(saved, tmp_path):
+    model = AutoModelForSequenceClassification.from_pretrained(saved)
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match="it is left as it is"):
+        model.save_pretrained(tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_what_load_packed_gives_is_saved_as_a_dense_model(saved, tmp_path):

@@ -497,6 +497,7 @@ LIES = {
     "more layers than tensors": (CONFIG, lambda c: c.update(num_hidden_layers=5000)),
     "a billion labels": (CONFIG, lambda c: (c.pop("id2label"), c.update(num_labels=10**9))),
     "one word more": (CONFIG, lambda c: c.update(vocab_size=25)),
+    "heads below zero": (CONFIG, lambda c: c.update(num_attention_heads=-1)),
     "no heads": (CONFIG, lambda c: c.update(num_attention_heads=0)),
     "a size of words": (CONFIG, lambda c: c.update(hidden_size="wide")),
     "another model's type": (CONFIG, lambda c: c.update(model_type="roberta")),

@@ -42,7 +42,12 @@ def tied():
     return model
 
 
-MODELS = [bert, roberta, distilbert, gpt2, tied]
+def llama():
+    tokens = {"vocab_size": 24, "max_position_embeddings": 16, "bos_token_id": 1, "eos_token_id": 1}
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**NARROW, **tokens, num_key_value_heads=1))
+
+
+MODELS = [bert, roberta, distilbert, gpt2, tied, llama]
 
 
 def seeded(make, seed=0, **options):
