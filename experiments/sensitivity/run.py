@@ -21,6 +21,7 @@ from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.planner import evidence_of, nominal
+from nxmiformer.search.anchored import Anchored
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Candidates
 from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity, WeightError
@@ -35,9 +36,12 @@ SENSITIVITIES: dict[str, Sensitivity] = {
     "loss change, order 2": LossChange(2),
     "output error, relative": OutputError(weighted=False),
     "output error, weighted, of the projection": OutputError(iterations=0),
-    "output error, weighted (the default)": OutputError(),
+    "output error, weighted, reconstructed": OutputError(),
+    "the same, held to two measured sets (the default)": Anchored(
+        OutputError(), Measured(iterations=3, examples=32), ("2:4+int4", "1:8+int4")
+    ),
     "measured divergence of the projection": Measured(),
-    "measured divergence, reconstructed": Measured(iterations=5),
+    "measured divergence, reconstructed": Measured(iterations=3),
 }
 
 
@@ -46,7 +50,7 @@ def main() -> None:
     job = _job(arguments)
     with opened(replace(job, report_on="holdout"), lambda model: nominal(job, model)) as (stage, _, _, _):
         Dense().attach(stage.model, Length(0, 1))
-        evidence = evidence_of(stage, 256)
+        evidence = evidence_of(stage, arguments.examples)
         targets = job.planning.targets(stage.model)
         choices = Candidates(SETS).choices(targets)
         tables, seconds = {}, {}
@@ -54,7 +58,7 @@ def main() -> None:
             began = time.perf_counter()
             damages = dict(measure(evidence, choices, sensitivity, job.directory / "cache"))
             tables[name], seconds[name] = Table.of(choices, damages, Budget()), time.perf_counter() - began
-        whole = OneShot(evidence)
+        whole = OneShot(evidence, 3)
         rows = []
         for number in range(arguments.plans):
             assignment = _random(number, len(choices))
@@ -132,6 +136,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--model", help="directory of a dense model; none: train the embedded one")
     parser.add_argument("--glue", help="directory of GLUE in the hub's layout (default: the hub)")
     parser.add_argument("--plans", type=int, default=36, help="random plans (default: %(default)s)")
+    parser.add_argument("--examples", type=int, default=256, help="of the holdout (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=20, help="of training, for each plan (default: %(default)s)")
     parser.add_argument("--outputs", default="outputs/sensitivity", help="where the runs go (default: %(default)s)")
     return parser.parse_args()
