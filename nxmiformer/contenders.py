@@ -118,7 +118,7 @@ def _decoded(path: Path, dtype: torch.dtype) -> PreTrainedModel:
     """The packed model as a dense one: plain layers with its weights."""
     model = load_packed(path)
     strip(model)
-    return model.to(dtype=dtype)  # type: ignore[arg-type]
+    return model.to(dtype)  # type: ignore[arg-type]
 
 
 def _unpruned(plan: CompressionPlan) -> CompressionPlan | None:
