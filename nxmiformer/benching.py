@@ -22,14 +22,14 @@ from nxmiformer.report.parse import parse
 from nxmiformer.report.speeds import BENCH, FORMAT
 from nxmiformer.train.checkpoint import difference, write_text
 
-IDENTITY = ("plan", "device", "threads", "settings", "contenders", "left_out")
+IDENTITY = ("plan", "device", "threads", "repeats", "seconds", "warmup", "contenders", "left_out")
 
 
 def bench(job: Job) -> dict[str, Any]:
     """Time the packed model at `job.path`, what was exported of it beside it, and the dense model; give `bench.json`.
 
     It is written to `job.out`, or `bench/` beside the packed model, after every shape: what a killed job has measured
-    is there, and with `resume` the job goes on from it. A figure is drawn at the end.
+    is there, and with `resume` the job goes on from it, or adds further shapes. A figure is drawn at the end.
 
     Raises:
         ValueError: there is no path, the directory is no packed model, all lengths are too long for it, or what is to
@@ -77,13 +77,16 @@ def _facts(job: Job, path: Path, lined: LineUp, device: torch.device) -> dict[st
         "device": device_name(device),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
-        "settings": {**vars(job.bench), "batches": list(job.bench.batches), "lengths": list(job.bench.lengths)},
+        "repeats": job.bench.repeats,
+        "seconds": job.bench.seconds,
+        "warmup": job.bench.warmup,
         "baseline": BASELINE,
         "contenders": {
             each.name: {"how": each.how, "bytes": each.nbytes, "control": each.control} for each in lined.contenders
         },
         "left_out": dict(lined.left_out),
         "memory": {},
+        "memory_shape": None,
         "cells": [],
         **provenance(),
     }
@@ -98,7 +101,7 @@ def _opened(job: Job, out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     differences = difference(theirs, ours, whose="the bench there")
     if differences:
         raise ValueError(f"{out} is another bench:\n  " + "\n  ".join(differences))
-    return content
+    return {**content, "too_long": sorted({*content["too_long"], *fresh["too_long"]})}
 
 
 def _time(
@@ -121,6 +124,8 @@ def _weigh(model: PreTrainedModel, shape: tuple[int, int], lined: LineUp, conten
     imports = ["nxmiformer.contenders", type(model).__module__]
     imports += ["onnxruntime"] if any("onnx" in each.how for each in lined.contenders) else []
     inputs = random_batch(model, *shape)
+    if content["memory_shape"] != list(shape):
+        content["memory"], content["memory_shape"] = {}, list(shape)
     for each in lined.contenders:
         if each.name not in content["memory"]:
             work = partial(_load_and_run, each, inputs, content["threads"])

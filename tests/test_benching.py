@@ -173,9 +173,17 @@ def test_a_killed_bench_keeps_what_it_measured_and_resumes_with_the_rest(packed,
     assert len(calls) == 5
 
 
+def test_a_bench_can_be_extended_by_further_shapes(packed):
+    first = bench(job(packed))["cells"]
+    content = bench(job(packed, "resume=true", "bench.batches=[3]", "bench.lengths=[8,70]"))
+    assert content["cells"][:-1] == first
+    assert (content["cells"][-1]["batch"], content["cells"][-1]["length"]) == (3, 8)
+    assert content["too_long"] == [70]
+
+
 def test_another_bench_is_not_resumed_and_the_difference_is_shown(packed):
     bench(job(packed))
-    with pytest.raises(ValueError, match=r"bench is another bench:\n  settings.repeats: 3 in the bench there, 4 now"):
+    with pytest.raises(ValueError, match=r"bench is another bench:\n  repeats: 3 in the bench there, 4 now"):
         bench(job(packed, "resume=true", "bench.repeats=4"))
 
 

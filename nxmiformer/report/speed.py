@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from nxmiformer.report import words
 from nxmiformer.report.speeds import headline, latency, ratios, rivals, timings
 from nxmiformer.report.style import (
     BLUE,
@@ -51,12 +52,12 @@ def speed(content: Mapping[str, Any]) -> Figure:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ×"))
         ax.yaxis.set_minor_locator(NullLocator())
         ax.axhline(1, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        times = [found[batch, length][content["baseline"]]["median"] for batch in batches]
-        ax.set_xticks(range(len(batches)), [f"{b}\n{latency(t)}" for b, t in zip(batches, times, strict=True)])
+        shapes = [(batch, length) for batch in batches if (batch, length) in found]
+        ax.set_xticks(range(len(batches)), [_tick(content, (batch, length)) for batch in batches])
         ax.set_xlim(-0.35, len(batches) - 0.65)
         for name in rivals(content):
-            _draw(ax, content, name, [(batch, length) for batch in batches])
-    _name(panels[-1], content, (batches[-1], lengths[-1]))
+            _draw(ax, content, name, shapes, [batches.index(batch) for batch, _ in shapes])
+    _name(panels[-1], content, max(shape for shape in found if shape[1] == lengths[-1]))
     note = f"batch, and below it the latency of {content['baseline']};  {content['device']}"
     figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL, color=MUTED)
     figure.supylabel(f"throughput, times that of {content['baseline']}", fontsize=SMALL, color=MUTED)
@@ -68,7 +69,15 @@ def _colour(name: str) -> str:
     return COLOURS.get(name, BLUE)
 
 
-def _draw(ax: Axes, content: Mapping[str, Any], name: str, shapes: Sequence[tuple[int, int]]) -> None:
+def _tick(content: Mapping[str, Any], shape: tuple[int, int]) -> str:
+    """The batch, and the latency of the baseline where it was timed."""
+    timing = timings(content).get(shape)
+    return f"{shape[0]}\n{latency(timing[content['baseline']]['median']) if timing else words.NONE}"
+
+
+def _draw(
+    ax: Axes, content: Mapping[str, Any], name: str, shapes: Sequence[tuple[int, int]], places: Sequence[int]
+) -> None:
     """The line of a contender in a panel, from the medians, with the quartiles of its own times."""
     found, gained = timings(content), ratios(content, name)
     middle = [gained[shape] for shape in shapes]
@@ -83,7 +92,7 @@ def _draw(ax: Axes, content: Mapping[str, Any], name: str, shapes: Sequence[tupl
         "markeredgecolor": PAPER,
         "elinewidth": 1,
     }
-    ax.errorbar(range(len(shapes)), middle, [slow, fast], marker="o", zorder=3, **style)
+    ax.errorbar(places, middle, [slow, fast], marker="o", zorder=3, **style)
 
 
 def _name(ax: Axes, content: Mapping[str, Any], shape: tuple[int, int]) -> None:

@@ -64,7 +64,10 @@ def test_a_gain_at_some_shapes_names_the_others():
 @pytest.mark.parametrize(("unpruned", "verdict"), [(0.25, "gain nothing: 1.00 times"), (0.5, "gain: 2.00 times")])
 def test_what_zeros_gain_is_told_by_the_same_grids_without_them(unpruned, verdict):
     told = findings(made({**PACES, "onnx unpruned": unpruned}))
-    assert f"The zeros of onnx {verdict} the throughput of the same grids without a pattern." in told
+    assert (
+        f"The zeros of onnx {verdict} the throughput of the same grids without a pattern, by the quickest rounds."
+        in told
+    )
     assert not any(line.startswith("onnx unpruned") for line in told)
 
 
@@ -90,7 +93,7 @@ def test_the_headline_is_of_the_middle_shape_and_claims_no_gain_where_there_is_n
     assert headline(made(paces)) == "nothing gains over dense fp32 at batch 8, length 128"
 
 
-@pytest.mark.parametrize("shapes", [SHAPES, [(1, 4)], [(1, 4), (1, 8)], [(1, 4), (64, 4)]], ids=len)
+@pytest.mark.parametrize("shapes", [SHAPES, SHAPES[:-1], [(1, 4)], [(1, 4), (1, 8)], [(1, 4), (64, 4)]], ids=len)
 def test_the_figure_names_every_contender_and_no_name_hides_another(shapes):
     paces = {**PACES, "packed lazy": 1.41, "dense onnx": 0.79}
     figure = speed(made(paces, shapes))
