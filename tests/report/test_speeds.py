@@ -61,13 +61,13 @@ def test_a_gain_at_some_shapes_names_the_others():
     assert expected + places in findings(made(paces))
 
 
-@pytest.mark.parametrize(("unpruned", "verdict"), [(0.25, "gain nothing: 1.00 times"), (0.5, "gain: 2.00 times")])
+@pytest.mark.parametrize(
+    ("unpruned", "verdict"), [(0.25, "gain nothing: in the mean 1.00 times"), (0.5, "gain: in the mean 2.00 times")]
+)
 def test_what_zeros_gain_is_told_by_the_same_grids_without_them(unpruned, verdict):
     told = findings(made({**PACES, "onnx unpruned": unpruned}))
-    assert (
-        f"The zeros of onnx {verdict} the throughput of the same grids without a pattern, by the quickest rounds."
-        in told
-    )
+    (line,) = [line for line in told if line.startswith("The zeros")]
+    assert line.startswith(f"The zeros of onnx {verdict} the throughput of the same grids without a pattern")
     assert not any(line.startswith("onnx unpruned") for line in told)
 
 
