@@ -28,7 +28,7 @@ from nxmiformer.report.style import (
 
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 COLOURS = {"dense bf16": SKY, "dense onnx": SLATE, "packed": ORANGE, "packed lazy": GREY}
-LINE = 0.1  # the height of a name, in shares of the axes
+LINE = 0.07  # the height of a name, in shares of the axes
 
 
 def speed(content: Mapping[str, Any]) -> Figure:
