@@ -25,17 +25,19 @@ from omegaconf.errors import (
 )
 from rich.console import Console
 
+from nxmiformer.benching import bench
 from nxmiformer.errors import unknown
 from nxmiformer.exporting import export
 from nxmiformer.job import Job, run
 from nxmiformer.planner import found, planned, search
 from nxmiformer.report.numbers import read_run
-from nxmiformer.report.table import export_summary, search_summary, summary
+from nxmiformer.report.speeds import best
+from nxmiformer.report.table import bench_summary, export_summary, search_summary, summary
 from nxmiformer.sweep import alone, finished, recorded, resumable, survived
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
-PARTS |= {"budget": "budget", "search": "search", "format": "format"}
-JOBS = ("compress", "search", "export")
+PARTS |= {"budget": "budget", "search": "search", "format": "format", "bench": "bench"}
+JOBS = ("compress", "search", "export", "bench")
 PLAIN = ("name", "seed", "report_on", "resume", "path", "out")
 LAUNCHERS = ("joblib", "submitit", "ray")  # of Hydra's, those that are extras
 
@@ -138,7 +140,7 @@ def _main(config: DictConfig) -> float:
     directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
     with survived() if sweeping else nullcontext(), recorded(directory), alone(directory):
         job = build(config, directory)
-        return {"compress": _compress, "search": _search, "export": _export}[config.job](job, sweeping)
+        return {"compress": _compress, "search": _search, "export": _export, "bench": _bench}[config.job](job, sweeping)
     return math.nan  # of a job that failed; sweepers take it for that
 
 
@@ -159,6 +161,14 @@ def _export(job: Job, sweeping: bool) -> float:
     console.print(f"{content['form']}: {os.path.relpath(content['out'])}")
     scores = content["scores"][content["form"]]
     return float(scores[content["task"]["metric"]]) if scores else math.nan
+
+
+def _bench(job: Job, sweeping: bool) -> float:
+    """Time a packed model, and give the most that any way to run it gains over the dense one."""
+    content, console = bench(job), Console()
+    console.print(bench_summary(content))
+    console.print(f"bench: {os.path.relpath(content['out'])}")
+    return best(content).ratio
 
 
 def _compress(job: Job, sweeping: bool) -> float:

@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedModel
 
+from nxmiformer.clock import Bench
 from nxmiformer.data.batches import encode
 from nxmiformer.data.task import Task
 from nxmiformer.export.format import Format
@@ -42,7 +43,7 @@ from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
 
 PACKAGES = ("nxmiformer", "torch", "transformers", "datasets", "accelerate", "safetensors", "hydra-core")
 PASSING = frozenset(
-    {"resume", "tracker", "name", "hydra", "report_on", "format", "path", "out"}
+    {"resume", "tracker", "name", "hydra", "report_on", "format", "bench", "path", "out"}
 )  # keys of a configuration that train nothing
 
 
@@ -60,8 +61,9 @@ class Job:
         budget: where it has a limit, a search finds the plan.
         search: how.
         format: that an export writes.
-        path: of the packed model that it reads.
-        out: the directory that it writes; None: beside `path`, called as the format is.
+        bench: what a bench times.
+        path: of the packed model that an export or a bench reads.
+        out: the directory that it writes; None: beside `path`, called as the format is, or "bench".
     """
 
     name: str
@@ -79,6 +81,7 @@ class Job:
     budget: Budget = field(default_factory=Budget)
     search: Search | None = None
     format: Format | None = None
+    bench: Bench = field(default_factory=Bench)
     path: str | None = None
     out: str | None = None
 
@@ -254,7 +257,7 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
         },
         "phases": {name: {k: v for k, v in phase.items() if k != "gaps"} for name, phase in phases.items()},
         **provenance(),
-        "device": _device(stage.accelerator.device),
+        "device": device_name(stage.accelerator.device),
         "seconds": sum(phase["seconds"] for phase in phases.values()),
     }
 
@@ -291,7 +294,8 @@ def revision() -> str | None:
     return head + ("+" if changed else "")
 
 
-def _device(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What computes: the GPU, or the processor and how many of its threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

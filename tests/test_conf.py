@@ -28,7 +28,9 @@ def options(group):
 
 
 OTHERS = [
-    f"{group}={name}" for group in ("budget", "format", "job", "model", "tracker", "train") for name in options(group)
+    f"{group}={name}"
+    for group in ("bench", "budget", "format", "job", "model", "tracker", "train")
+    for name in options(group)
 ]
 
 
@@ -47,6 +49,7 @@ GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and list(p
 
 def test_every_group_is_known_here():
     assert GROUPS == [
+        "bench",
         "budget",
         "experiment",
         "format",
@@ -238,6 +241,10 @@ MISTAKES = {
     "search.keep=0": "search.keep=0: it must be at least 1",
     "search.candidate.tie=free": "did you mean search.candidates",
     "sensitivity@search.sensitivity=measure": "did you mean measured",
+    "bench.batches=[0]": "bench.batches=[0]: whole numbers of at least 1",
+    "bench.lengths=8": "bench.lengths=8: its value must be of type list",
+    "bench.repeats=1": "bench.repeats=1: a median takes at least 3 rounds",
+    "bench.repeat=9": "did you mean bench.repeats",
     "train.batch_size=0": "train.batch_size must be at least 1, not 0",
     "train.batch_size=abc": "train.batch_size=abc: its value must be of type int",
     "train.precision=fp16": "unknown precision 'fp16': did you mean bf16?",

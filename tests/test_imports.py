@@ -10,6 +10,7 @@ ROOT = Path(nxmiformer.__file__).parent
 # A module imports from its own line and from those above it.
 ORDER = """
 errors
+clock
 sets
 layers layers.mode layers.quantizers layers.linear layers.targets
 plan
@@ -27,6 +28,8 @@ report
 planning
 job
 exporting planner
+contenders
+benching
 sweep
 cli
 """

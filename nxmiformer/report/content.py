@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nxmiformer.report import words
+from nxmiformer.report import speeds, words
 from nxmiformer.report.numbers import STAGES, Run
 
 NOTES = {
@@ -149,3 +149,38 @@ def export(content: Mapping[str, Any]) -> Table:
             (name, words.size(nbytes), words.score(metric, taken), *(same if name == form else (words.NONE,) * 2))
         )
     return Table(("model", "file", metric, "same predictions", "largest difference"), tuple(rows))
+
+
+def contenders(found: Mapping[str, Any]) -> Table:
+    """What was timed, from the content of a `bench.json`, with its figures at the shape in the middle."""
+    taken = speeds.timings(found)[speeds.middle(found)]
+    rows = []
+    for name, facts in found["contenders"].items():
+        timing, memory = taken[name], found["memory"].get(name)
+        rows.append(
+            (
+                name,
+                speeds.latency(timing["median"]),
+                speeds.spread(timing),
+                f"{timing['throughput']:.3g}",
+                f"{timing['ratio']:.2f}",
+                words.NONE if memory is None else words.size(memory["device"] or memory["host"]),
+                words.NONE if facts["bytes"] is None else words.size(facts["bytes"]),
+            )
+        )
+    return Table(("", "latency", "spread", "per s", "times", "memory", "on disk"), tuple(rows))
+
+
+def throughputs(found: Mapping[str, Any]) -> Table:
+    """The throughput of every contender over the baseline's, a row a shape, from the content of a `bench.json`."""
+    names = [name for name in found["contenders"] if name != found["baseline"]]
+    rows = [
+        (
+            f"{batch} × {length}",
+            speeds.latency(of[found["baseline"]]["median"]),
+            *(f"{of[n]['ratio']:.2f}" for n in names),
+        )
+        for (batch, length), of in speeds.timings(found).items()
+    ]
+    folded = [name.replace(" ", "\n") for name in (found["baseline"], *names)]
+    return Table(("batch ×\nlength", *folded), tuple(rows))

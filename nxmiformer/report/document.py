@@ -15,6 +15,8 @@ from nxmiformer.report.figures import figures_of, figures_of_search
 from nxmiformer.report.numbers import PLAN, Run, read_run
 from nxmiformer.report.page import page
 from nxmiformer.report.searched import read_search
+from nxmiformer.report.speed import speed
+from nxmiformer.report.speeds import read_bench
 from nxmiformer.report.style import png, svg
 
 
@@ -58,6 +60,19 @@ def write_search(directory: str | Path) -> dict[str, Path]:
     """
     found, plan = read_search(directory), CompressionPlan.load(Path(directory) / PLAN)
     return _images(Path(directory), figures_of_search(found, plan))
+
+
+def write_bench(directory: str | Path) -> dict[str, Path]:
+    """Write `figures/speed.png` into the directory of a bench, whole or not at all.
+
+    Returns:
+        The path, by the name of the figure.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_bench`.
+        OSError: the file cannot be written.
+    """
+    return _images(Path(directory), {"speed": speed(read_bench(directory))})
 
 
 def _images(directory: Path, figures: Mapping[str, Figure]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from nxmiformer.report import content, words
+from nxmiformer.report import content, speeds, words
 from nxmiformer.report.numbers import Run
 
 
@@ -32,6 +32,18 @@ def search_summary(found: Mapping[str, Any]) -> Group:
 def export_summary(found: Mapping[str, Any]) -> Group:
     """The artefact beside the packed model, from the content of its `export.json`."""
     return Group(Text(words.export_headline(found), style="bold"), Text(""), _table(content.export(found)))
+
+
+def bench_summary(found: Mapping[str, Any]) -> Group:
+    """The contenders and every shape, and what gains and what does not, from the content of a `bench.json`."""
+    return Group(
+        Text(speeds.headline(found), style="bold"),
+        Text(f"{found['device']}, {found['capability']}; {speeds.shape_words(speeds.middle(found))}:"),
+        _table(content.contenders(found)),
+        Text(f"throughput, times that of {found['baseline']}:"),
+        _table(content.throughputs(found)),
+        *(Text(f"- {sentence}") for sentence in speeds.findings(found)),
+    )
 
 
 def _table(source: content.Table) -> Table:
