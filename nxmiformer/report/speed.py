@@ -12,7 +12,6 @@ from nxmiformer.report.speeds import headline, latency, ratios, rivals, timings
 from nxmiformer.report.style import (
     BLUE,
     GREY,
-    INK,
     MUTED,
     ORANGE,
     PAPER,
@@ -96,12 +95,12 @@ def _draw(
 
 
 def _name(ax: Axes, content: Mapping[str, Any], shape: tuple[int, int]) -> None:
-    """Name the lines right of their last points."""
+    """Name the lines right of their last points; some of their colours are too pale for letters."""
     names = rivals(content)
     to_share = ax.transScale + ax.transLimits
     places = [float(to_share.transform((0, ratios(content, name)[shape]))[1]) for name in names]
     moved = spread(places, [LINE] * len(names), 0, 1)
     for name, place in zip(names, moved, strict=True):
-        colour = MUTED if _colour(name) == GREY else INK if _colour(name) == SKY else _colour(name)
+        ax.plot(1.05, place, "o", color=_colour(name), markersize=6, transform=ax.transAxes, clip_on=False)
         text = f"{name}  {ratios(content, name)[shape]:.2g} ×"
-        label(ax, text, (1.02, place), colour, xycoords="axes fraction", va="center")
+        label(ax, text, (1.1, place), xycoords="axes fraction", va="center")
