@@ -40,8 +40,8 @@ class CompressedTensors(Format):
 
     Attributes:
         tolerance: the share of predictions that may differ.
-        activations: carry the quantization of inputs; false: they stay floats, and a model computes what the packed
-            one does with its activation quantizers off.
+        activations: carry the quantization of inputs; false: they stay floats, and the logits are those of the packed
+            model with its activation quantizers off.
     """
 
     name: ClassVar[str] = "compressed_tensors"
