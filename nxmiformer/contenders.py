@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nxmiformer.export.compressed_tensors import CompressedTensors
 from nxmiformer.export.format import Format, Run
 from nxmiformer.export.manifest import PLAN, WEIGHTS
 from nxmiformer.export.onnx import Onnx, inputs_of
@@ -21,7 +22,7 @@ from nxmiformer.models import quiet
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.report.parse import parse
 
-FORMATS: tuple[type[Format], ...] = (Onnx,)  # whose artefacts are timed
+FORMATS: tuple[type[Format], ...] = (Onnx, CompressedTensors)  # whose artefacts are timed
 BASELINE = "dense fp32"
 
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 from nxmiformer.data.batches import Examples, encode, sorted_batches
 from nxmiformer.data.task import Task
 from nxmiformer.export.format import Format, Run
-from nxmiformer.export.manifest import PLAN, WEIGHTS
+from nxmiformer.export.manifest import CONFIG, PLAN, WEIGHTS
 from nxmiformer.export.packed import load_packed
 from nxmiformer.job import Job, provenance
 from nxmiformer.plan import CompressionPlan
@@ -102,11 +102,11 @@ def _exported(
     threads, size = job.settings.threads, job.settings.eval_batch_size
     if threads is not None:
         torch.set_num_threads(threads)
-    form.write(model, plan, directory)
-    written = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    model.config.save_pretrained(directory)
+    form.write(model, plan, directory)  # which has more to say in the config, or not
+    written = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and file.name != CONFIG)
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.save_pretrained(directory)
-    model.config.save_pretrained(directory)
     examples = encode(job.task.splits()["validation"], job.task, tokenizer, job.settings.max_length)
     packed = _logits(lambda batch: _forward(model, batch), examples, size)
     artefact = _logits(form.read(directory, threads), examples, size)

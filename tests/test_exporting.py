@@ -131,3 +131,13 @@ def test_the_console_runs_an_export_to_onnx_and_shows_it(packed, monkeypatch, ca
     assert content["agreement"]["difference"] < 1e-3
     assert content["bytes"]["onnx"] == (packed.parent / "onnx" / "model.onnx").stat().st_size
     assert len(export_summary(content).renderables) == 3
+
+
+def test_the_config_of_an_export_to_compressed_tensors_is_the_one_that_its_reader_needs(packed):
+    pytest.importorskip("compressed_tensors", reason="the extra compressed-tensors is not installed")
+    content = export(job(packed, None, "format=compressed_tensors", "format.activations=false"))
+    directory = packed.parent / "compressed_tensors"
+    config = json.loads((directory / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert content["bytes"]["compressed_tensors"] == (directory / "model.safetensors").stat().st_size
+    assert content["packages"].keys() == {"compressed_tensors"}

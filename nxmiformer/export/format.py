@@ -35,7 +35,10 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
-        """Write the model, as `load_packed` gives it and with nothing to refuse, into an empty directory."""
+        """Write the model, as `load_packed` gives it and with nothing to refuse, into a directory.
+
+        Only the model's `config.json` is there already, and may be replaced.
+        """
 
     @abc.abstractmethod
     def read(self, directory: Path, threads: int | None = None) -> Run:

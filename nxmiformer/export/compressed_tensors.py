@@ -1,0 +1,173 @@
+"""Checkpoints of the package compressed-tensors, which `transformers` reads where that is installed.
+
+Its form `pack-quantized` packs the codes of a weight at their own width, beside the scales; `int-quantized`, an int8
+each, is the usual form of 8-bit weights with quantized inputs, and the only one that `transformers` reads embeddings
+in, however few their bits. Codes times scales are our weights, bit for bit. A
+pattern of zeros is carried as zero codes: releases after 0.14 have no sparse forms.
+
+Inputs that are quantized anew for each token or tensor follow the package's convention, which is not ours: with
+q = 2**(bits-1) - 1, its scale is the maximum over q + 1/2 and its codes are -q - 1 ... q; our scale is the maximum over
+q, and our codes are -q ... q. So with such inputs the logits are near, not equal. A range that training found is
+carried as it is, with only that code below -q more.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedModel
+
+from nxmiformer.export.format import Format, Run
+from nxmiformer.layers.convert import Compressed, distinct_layers, strip
+from nxmiformer.layers.embedding import CompressedEmbedding
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.quantizers import ActivationQuantizer
+from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.sets import Grid
+
+LEAST_BITS = 2  # with a code of each sign: one bit there is {-1, 0}, and two hold our sign with a scale, {-1, 1}
+
+
+@dataclass(frozen=True)
+class CompressedTensors(Format):
+    """A checkpoint that `from_pretrained` reads with the package compressed-tensors, and without this one.
+
+    Attributes:
+        tolerance: the share of predictions that may differ.
+        activations: carry the quantization of inputs; false: they stay floats, and the logits are those of the packed
+            model with its activation quantizers off.
+    """
+
+    name: ClassVar[str] = "compressed_tensors"
+    extra: ClassVar[str] = "compressed-tensors"
+    packages: ClassVar[tuple[str, ...]] = ("compressed_tensors",)
+
+    tolerance: float = 0.01
+    activations: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"format.tolerance is a share of the predictions in [0, 1), not {self.tolerance}")
+
+    def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
+        for name, spec in plan.layers.items():
+            if spec.weight.grid is None:
+                yield f"{name}: {spec.weight} leaves the values floats, which are not packed; give it a grid too"
+            if spec.transposed:
+                yield f"{name}: it is a Conv1D, and only Linear and Embedding are read"
+            if spec.aliases:
+                yield f"{name}: {', '.join(spec.aliases)} share its weight, and packed weights cannot be shared"
+        if model.dtype != torch.float32:
+            yield f"the model is in {model.dtype}, and so would be its scales, which are float32: pack it in float32"
+        if "input_ids" not in inspect.signature(model.forward).parameters:
+            yield f"{type(model).__name__} takes no input_ids"
+
+    def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
+        from compressed_tensors.compressors import ModelCompressor, compress_module
+        from compressed_tensors.quantization import QuantizationConfig, apply_quantization_config
+
+        config = QuantizationConfig.model_validate(_config(model, plan, self.activations))
+        plain = copy.deepcopy(model)
+        apply_quantization_config(strip(plain), config, show_progress=False)
+        with torch.no_grad():
+            for name, ours in distinct_layers(model).items():
+                theirs, quantizer = plain.get_submodule(name), _quantizer(ours)
+                scales = ours.quantizer.constraint.pack(ours.matrix.cpu())["scales"]
+                blank = theirs.get_parameter("weight_scale")
+                blank.copy_(scales.where(scales > 0, 1).view(blank.shape))  # zeros have any
+                if self.activations and quantizer is not None and _seen(quantizer):
+                    theirs.get_parameter("input_scale").copy_(quantizer.peak / quantizer.top)
+                compress_module(theirs)
+        plain.save_pretrained(directory)
+        ModelCompressor(config).update_config(str(directory))
+
+    def read(self, directory: Path, threads: int | None = None) -> Run:
+        self.check_packages()
+        if threads is not None:
+            torch.set_num_threads(threads)
+        (architecture,) = AutoConfig.from_pretrained(directory).architectures
+        model = getattr(transformers, architecture).from_pretrained(directory).eval()
+
+        @torch.no_grad()
+        def run(batch: Mapping[str, Tensor]) -> Tensor:
+            logits: Tensor = model(**batch).logits
+            return logits
+
+        return run
+
+
+def _config(model: PreTrainedModel, plan: CompressionPlan, activations: bool) -> dict[str, Any]:
+    """The quantization that `config.json` tells of: a group for each way that layers are quantized, by their names."""
+    ranks = _ranks(model) if activations else {}
+    groups: list[dict[str, Any]] = []
+    for name, layer in distinct_layers(model).items():
+        spec = plan.layers[name]
+        quantizer = _quantizer(layer) if activations else None
+        inputs = None if quantizer is None else _inputs(quantizer, spec, ranks[name])
+        weights = _weights(spec)
+        whole = isinstance(layer, CompressedEmbedding) or (weights["num_bits"] == 8 and inputs is not None)
+        form = "int-quantized" if whole else "pack-quantized"
+        scheme = {"format": form, "weights": weights, "input_activations": inputs}
+        group = next((group for group in groups if scheme.items() <= group.items()), None)
+        if group is None:
+            group = {**scheme, "targets": []}
+            groups.append(group)
+        group["targets"].append(name)
+    forms = {group["format"] for group in groups}
+    return {
+        "config_groups": {f"group_{number}": group for number, group in enumerate(groups)},
+        "format": forms.pop() if len(forms) == 1 else "mixed-precision",
+        "quantization_status": "compressed",
+    }
+
+
+def _weights(spec: LayerSpec) -> dict[str, Any]:
+    """How a weight is quantized."""
+    grid = spec.weight.grid
+    assert isinstance(grid, Grid)
+    bits = {"num_bits": max(grid.bits, LEAST_BITS)}
+    return bits | ({"strategy": "channel"} if grid.group is None else {"strategy": "group", "group_size": grid.group})
+
+
+def _inputs(quantizer: ActivationQuantizer, spec: LayerSpec, rank: int) -> dict[str, Any]:
+    """How a layer's inputs are quantized, which have so many dimensions."""
+    ranges: dict[str, Any] = {"strategy": "tensor"}
+    if quantizer.spec.ranges == "token":
+        # For "token" the first two dimensions are batch and tokens, whatever they are: of (batch, features), as of a
+        # head, it takes one range for all. A group of all features is the range of a row, whatever the dimensions.
+        ranges = {"strategy": "token"} if rank == 3 else {"strategy": "group", "group_size": spec.shape[1]}
+    return {"num_bits": quantizer.spec.bits, "dynamic": not _seen(quantizer), **ranges}
+
+
+def _quantizer(layer: Compressed) -> ActivationQuantizer | None:
+    """Of a layer's inputs."""
+    return layer.inputs if isinstance(layer, CompressedLinear) else None
+
+
+def _seen(quantizer: ActivationQuantizer) -> bool:
+    """Whether the range of the inputs is known, from training; else each pass takes its own."""
+    return quantizer.spec.ranges == "ema" and float(quantizer.peak) > 0
+
+
+@torch.no_grad()
+def _ranks(model: PreTrainedModel) -> dict[str, int]:
+    """How many dimensions the inputs of each compressed layer have, by what a forward pass gives them."""
+    layers = distinct_layers(model)
+    ranks = dict.fromkeys(layers, 3)  # of what is not called, any
+
+    def seen(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        return lambda _, inputs: ranks.update({name: inputs[0].ndim})
+
+    hooks = [layer.register_forward_pre_hook(seen(name)) for name, layer in layers.items()]
+    try:
+        model(input_ids=torch.tensor([[1, 2]], device=model.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ranks
