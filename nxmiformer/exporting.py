@@ -1,7 +1,6 @@
 """A packed model in; a file in out that somebody else's software runs, once that agrees with the packed model."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from transformers import AutoTokenizer, PreTrainedModel
 
 from nxmiformer.data.batches import Examples, encode, sorted_batches
 from nxmiformer.data.task import Task
+from nxmiformer.export.directory import replacing
 from nxmiformer.export.format import Format, Run
 from nxmiformer.export.manifest import CONFIG, PLAN, WEIGHTS
 from nxmiformer.export.packed import load_packed
@@ -79,19 +79,8 @@ def export(job: Job) -> dict[str, Any]:
     refused = list(job.format.refusals(model, plan))
     if refused:
         raise ValueError(f"{job.format.name} cannot carry {path}:\n  " + "\n  ".join(refused))
-    temporary, old = (out.with_name(f".{out.name}.{end}") for end in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        content = _exported(job, job.format, model, plan, path, temporary)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            out.rename(old)
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(out) as directory:
+        content = _exported(job, job.format, model, plan, path, directory)
     return {**content, "out": str(out)}
 
 

@@ -9,7 +9,6 @@ laid out on the meta device, and memory is taken only once the header of the wei
 
 import copy
 import json
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.export.card import card
+from nxmiformer.export.directory import replacing
 from nxmiformer.export.manifest import (
     ATTENTION,
     CARD,
@@ -81,20 +81,9 @@ def save_packed(
     odd = [f"{name} is {p.dtype}" for name, p in model.named_parameters() if p.dtype != model.dtype]
     if odd:
         raise ValueError(f"a packed model has one dtype: the model's is {model.dtype}, and {', '.join(odd)}")
-    temporary, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        weights = _write(model, plan, temporary, tokenizer)
-        check(temporary, read_manifest(temporary), plan)
-        if path.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            path.rename(old)
-        temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
+    with replacing(path) as directory:
+        weights = _write(model, plan, directory, tokenizer)
+        check(directory, read_manifest(directory), plan)
     return PackedSize(weights, sum(file.stat().st_size for file in files_in(path) if file.name != CARD))
 
 
