@@ -47,8 +47,8 @@ SENSITIVITIES: dict[str, Sensitivity] = {
 
 
 def main() -> None:
-    arguments = _arguments()
-    job = _job(arguments)
+    arguments = arguments_of(__doc__ or "")
+    job = job_of(arguments)
     with opened(replace(job, report_on="holdout"), lambda model: nominal(job, model)) as (stage, _, _, _):
         Dense().attach(stage.model, Length(0, 1))
         evidence = evidence_of(stage, arguments.examples)
@@ -98,7 +98,8 @@ def _trained(job: Job, plan: CompressionPlan, number: int, steps: int) -> float:
     return score
 
 
-def _job(arguments: argparse.Namespace) -> Job:
+def job_of(arguments: argparse.Namespace) -> Job:
+    """The job whose dense model and data are looked at."""
     directory = Path(arguments.outputs) / arguments.task
     overrides = [f"task={arguments.task}", "train.threads=1", "train.evaluate_every=0"]
     overrides += [f"task.path={arguments.glue}"] if arguments.glue else []
@@ -132,8 +133,9 @@ def _print(rows: list[dict], seconds: dict[str, float]) -> None:
         print(f"\nmeasured one-shot divergence of the whole against the trained score: {abs(both):.2f}")
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments_of(text: str) -> argparse.Namespace:
+    """The command line, described by this text."""
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task")
     parser.add_argument("--model", help="directory of a dense model; none: train the embedded one")
     parser.add_argument("--glue", help="directory of GLUE in the hub's layout (default: the hub)")
