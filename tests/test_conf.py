@@ -229,7 +229,7 @@ MISTAKES = {
     "plan.embeddings=int": "plan: 'int' is no set",
     "plan.weight=null": "a plan needs plan.weight or plan.path",
     "plan.exclude=classifier": "plan.exclude=classifier: its value must be of type list",
-    "job=serch": "unknown option of job 'serch': did you mean search?",
+    "job=serch": "unknown option of job 'serch': did you mean search or bench?",
     "budget.ratio=1.5": "budget.ratio=1.5: it must be above 0 and at most 1",
     "budget.ratio=0.1 budget.bytes=5": "a budget has one limit, not budget.ratio=0.1 and budget.bytes=5",
     "budget.accounting=al": "unknown accounting of a budget 'al': did you mean all",
