@@ -48,12 +48,7 @@ class CompressedTensors(Format):
     extra: ClassVar[str] = "compressed-tensors"
     packages: ClassVar[tuple[str, ...]] = ("compressed_tensors",)
 
-    tolerance: float = 0.01
     activations: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < 1:
-            raise ValueError(f"format.tolerance is a share of the predictions in [0, 1), not {self.tolerance}")
 
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
         for name, spec in plan.layers.items():

@@ -3,6 +3,7 @@
 import abc
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,6 +15,7 @@ from nxmiformer.plan import CompressionPlan
 Run = Callable[[Mapping[str, Tensor]], Tensor]  # (batch, tokens) inputs by name -> logits (batch, outputs)
 
 
+@dataclass(frozen=True)
 class Format(abc.ABC):
     """A form in which somebody else's software runs a packed model.
 
@@ -27,7 +29,12 @@ class Format(abc.ABC):
     name: ClassVar[str]
     extra: ClassVar[str]
     packages: ClassVar[tuple[str, ...]] = ()
-    tolerance: float
+
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.tolerance < 1:
+            raise ValueError(f"format.tolerance is a share of the predictions in [0, 1), not {self.tolerance}")
 
     @abc.abstractmethod
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:

@@ -46,12 +46,7 @@ class Onnx(Format):
     extra: ClassVar[str] = "onnx"
     packages: ClassVar[tuple[str, ...]] = ("onnx", "onnxruntime", "onnxscript")
 
-    tolerance: float = 0.01
     int4: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.tolerance < 1:
-            raise ValueError(f"format.tolerance is a share of the predictions in [0, 1), not {self.tolerance}")
 
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
         for name, spec in plan.layers.items():
