@@ -15,8 +15,9 @@ from nxmiformer.clock import interleaved, peak_memory, summarised
 from nxmiformer.contenders import BASELINE, Contender, LineUp, line_up, random_batch
 from nxmiformer.export.manifest import PLAN
 from nxmiformer.export.packed import load_packed
-from nxmiformer.job import Job, device_name, provenance
+from nxmiformer.job import Job
 from nxmiformer.plan import CompressionPlan
+from nxmiformer.provenance import device_name, provenance
 from nxmiformer.report.document import write_bench
 from nxmiformer.report.parse import parse
 from nxmiformer.report.speeds import BENCH, FORMAT

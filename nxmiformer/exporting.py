@@ -18,8 +18,9 @@ from nxmiformer.export.directory import replacing
 from nxmiformer.export.format import Format, Run
 from nxmiformer.export.manifest import CONFIG, PLAN, WEIGHTS
 from nxmiformer.export.packed import load_packed
-from nxmiformer.job import Job, provenance
+from nxmiformer.job import Job
 from nxmiformer.plan import CompressionPlan
+from nxmiformer.provenance import provenance
 from nxmiformer.train.checkpoint import write_text
 
 EXPORTED = "export.json"

@@ -1,14 +1,9 @@
 """One run: a dense model in; a verified, packed, sparse and low-bit one out, and a report."""
 
 import json
-import platform
-import shlex
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +26,7 @@ from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.models import Source, quiet
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.planning import Planning
+from nxmiformer.provenance import device_name, provenance
 from nxmiformer.report.document import write_report
 from nxmiformer.report.words import results
 from nxmiformer.search.budget import Budget
@@ -41,7 +37,6 @@ from nxmiformer.train.loop import Settings, Stage, train_phase
 from nxmiformer.train.recipe import Phase, Recipe
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
 
-PACKAGES = ("nxmiformer", "torch", "transformers", "datasets", "accelerate", "safetensors", "hydra-core")
 PASSING = frozenset(
     {"resume", "tracker", "name", "hydra", "report_on", "format", "bench", "path", "out"}
 )  # keys of a configuration that train nothing
@@ -262,12 +257,6 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
     }
 
 
-def provenance() -> dict[str, Any]:
-    """What ran: the command, the versions, the revision."""
-    versions = {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}}
-    return {"command": shlex.join(["nxmiformer", *sys.argv[1:]]), "versions": versions, "revision": revision()}
-
-
 def _identity(job: Job, plan: CompressionPlan) -> dict[str, Any]:
     """What a checkpoint must agree with to be gone on from."""
     config = {key: value for key, value in job.config.items() if key not in PASSING}
@@ -279,23 +268,3 @@ def _tracker(job: Job, position: Position | None) -> Tracker:
     if job.wandb is not None:
         trackers.append(Wandb(job.directory, job.config, job.wandb))
     return Several(trackers)
-
-
-def revision() -> str | None:
-    """The git revision that the package runs from, with a + where the work tree differs; None outside a checkout."""
-    where = Path(__file__).parent
-    try:
-        head, changed = (
-            subprocess.run(["git", *words], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return head + ("+" if changed else "")
-
-
-def device_name(device: torch.device) -> str:
-    """What computes: the GPU, or the processor and how many of its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nxmiformer.job import Job, leave_dense, opened, provenance, run, train
+from nxmiformer.job import Job, leave_dense, opened, run, train
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.targets import Target, Targets
 from nxmiformer.methods.dense import Dense
 from nxmiformer.models import Pretrained
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.planning import Planning
+from nxmiformer.provenance import provenance
 from nxmiformer.report.document import write_search
 from nxmiformer.report.parse import parse
 from nxmiformer.search.budget import NONE

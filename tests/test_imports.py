@@ -10,7 +10,7 @@ ROOT = Path(nxmiformer.__file__).parent
 # A module imports from its own line and from those above it.
 ORDER = """
 errors
-clock
+clock provenance
 sets
 layers layers.mode layers.quantizers layers.linear layers.targets
 plan

@@ -6,9 +6,10 @@ import torch
 
 from nxmiformer import cli
 from nxmiformer.export.packed import load_packed
-from nxmiformer.job import revision, run
+from nxmiformer.job import run
 from nxmiformer.layers.convert import verify
 from nxmiformer.plan import CompressionPlan
+from nxmiformer.provenance import revision
 from nxmiformer.train.recipe import Recipe
 
 TINY = [
