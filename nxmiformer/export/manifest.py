@@ -2,10 +2,11 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 import transformers
@@ -15,6 +16,7 @@ FORMAT = "nxmiformer-packed-2"
 METHOD = "nxmiformer"  # as `transformers` knows it, in a config's `quantization_config`
 WEIGHTS, PLAN, MANIFEST, CONFIG, CARD = "model.safetensors", "plan.json", "packed.json", "config.json", "README.md"
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of a model
+CHUNK = 2**24  # bytes that are hashed at once, without the interpreter: more, and less often, than `hashlib` does
 ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses
 
 
@@ -35,7 +37,7 @@ def reading(file: Path) -> Iterator[None]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, after checking every file against it."""
+    """The manifest, after checking every file against it; that the weights are undamaged, a `Digest` tells."""
     if not (path / MANIFEST).is_file():
         raise PackedError(f"{path} is not a packed model: it has no {MANIFEST}")
     with reading(path / MANIFEST):
@@ -53,8 +55,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 raise PackedError(f"{path / MANIFEST} names {name!r}, which is outside of {path}")
             if not (path / name).is_file():
                 raise PackedError(f"{path / name} is missing")
-            if digest_of(path / name) != digest:
-                raise PackedError(f"{path / name} is damaged: it is not the file that was saved (its SHA-256 differs)")
+            if name != WEIGHTS:
+                _compare(path / name, digest_of(path / name), digest)
         if manifest["dtype"] not in [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]:
             raise PackedError(f"{path / MANIFEST}: weights cannot have the dtype {manifest['dtype']!r}")
         if manifest["attention"] not in ATTENTION:
@@ -86,5 +88,37 @@ def files_in(directory: Path) -> list[Path]:
 
 def digest_of(file: Path) -> str:
     """The SHA-256 of a file, in hexadecimal."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK, file.stat().st_size)))
+    with file.open("rb", buffering=0) as stream:
+        while size := stream.readinto(buffer):
+            digest.update(buffer[:size])
+    return digest.hexdigest()
+
+
+def _compare(file: Path, found: str, expected: str) -> None:
+    if found != expected:
+        raise PackedError(f"{file} is damaged: it is not the file that was saved (its SHA-256 differs)")
+
+
+class Digest:
+    """Whether the file of weights is the one that was saved: found out in a thread of its own, while it is read.
+
+    As a context it has the last word on what is done in it: where the file is damaged, that is the error.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.file, self.expected = path / WEIGHTS, manifest["files"][WEIGHTS]
+        pool = ThreadPoolExecutor(1)
+        self._found = pool.submit(digest_of, self.file)
+        pool.shutdown(wait=False)
+
+    def settle(self) -> None:
+        """Wait for the digest; a PackedError unless it is that of the manifest."""
+        with reading(self.file):
+            _compare(self.file, self._found.result(), self.expected)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.settle()

@@ -31,13 +31,14 @@ from nxmiformer.export.manifest import (
     METHOD,
     PLAN,
     WEIGHTS,
+    Digest,
     digest_of,
     files_in,
     read_manifest,
     reading,
     replaceable,
 )
-from nxmiformer.export.skeleton import check, examined
+from nxmiformer.export.skeleton import check, read_plan
 from nxmiformer.export.weights import fill, packed_parts, rest_of
 from nxmiformer.layers.convert import verify
 from nxmiformer.layers.lazy import lazy_layers, make_eager
@@ -159,9 +160,12 @@ def load_packed(path: str | Path, lazy: bool = False) -> PreTrainedModel:
         PackedError: the directory, or a file in it, is missing, damaged, cut short or something else; it says which.
     """
     path = Path(path)
-    _, plan, model = examined(path)
-    with reading(path / WEIGHTS):
-        fill(model, plan, path / WEIGHTS, lazy)
+    manifest = read_manifest(path)
+    with Digest(path, manifest):
+        plan = read_plan(path)
+        model = check(path, manifest, plan)
+        with reading(path / WEIGHTS):
+            fill(model, plan, path / WEIGHTS, lazy)
     if lazy:
         stay_packed(model, plan)
     return model.eval()

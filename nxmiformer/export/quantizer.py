@@ -18,11 +18,10 @@ from transformers.quantizers import HfQuantizer
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from nxmiformer.export.manifest import FORMAT, MANIFEST, METHOD, WEIGHTS, PackedError, reading
+from nxmiformer.export.manifest import FORMAT, MANIFEST, METHOD, WEIGHTS, Digest, PackedError, read_manifest, reading
 from nxmiformer.export.packed import stay_packed
-from nxmiformer.export.skeleton import examined
-from nxmiformer.export.weights import PARTS, fill_layers, put
-from nxmiformer.layers.convert import convert
+from nxmiformer.export.skeleton import fit, header_of, join, read_plan
+from nxmiformer.export.weights import PARTS, fill_layers
 
 
 @register_quantization_config(METHOD)
@@ -53,17 +52,20 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         self.path = _whole(Path(kwargs["checkpoint_files"][0]), str(model.name_or_path))
-        self.manifest, self.plan, _ = examined(self.path)
+        self.manifest, self.plan = read_manifest(self.path), read_plan(self.path)
         if type(model).__name__ != self.manifest["architecture"]:
             raise PackedError(
                 f"{self.path} is a packed {self.manifest['architecture']}, and was read as a {type(model).__name__}: "
                 f"read it as what it is"
             )
-        packed = {f"{name}.weight" for name in self.plan.layers}
-        shared = self.manifest["shared"]
-        for name, key in shared.items():
-            put(model, name, model.get_parameter(key))
-        convert(model, self.plan)
+        self.digest = Digest(self.path, self.manifest)
+        try:
+            join(model, self.path, self.manifest, self.plan)
+            fit(model, self.path, self.manifest, self.plan, header_of(self.path / WEIGHTS))
+        except PackedError:
+            self.digest.settle()
+            raise
+        packed, shared = {f"{name}.weight" for name in self.plan.layers}, self.manifest["shared"]
         self.tied = model.all_tied_weights_keys
         model.all_tied_weights_keys = {name: key for name, key in shared.items() if key not in packed}
         for name in [*packed, *(name for name, key in shared.items() if key in packed)]:
@@ -73,10 +75,10 @@ class PackedQuantizer(HfQuantizer):
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         dtype, file, lazy = getattr(torch, self.manifest["dtype"]), self.path / WEIGHTS, self.quantization_config.lazy
-        with reading(file), safe_open(file, framework="pt") as stored:
+        with self.digest, reading(file), safe_open(file, framework="pt") as stored:
             fill_layers(model, self.plan, self.manifest["shared"], stored, dtype, model.device, lazy)
         model.all_tied_weights_keys = self.tied
-        del model._keys_to_ignore_on_load_unexpected
+        del model._keys_to_ignore_on_load_unexpected, self.digest  # which cannot be copied, as a model may be
         stay_packed(model, self.plan)
 
     def is_serializable(self) -> bool:
@@ -92,7 +94,7 @@ class PackedQuantizer(HfQuantizer):
 def _hide(model: nn.Module, name: str) -> None:
     """Leave the model without this parameter: neither to be read nor to be drawn, but there for who asks its shape."""
     module, _, attribute = name.rpartition(".")
-    nothing = torch.empty_like(model.get_parameter(name), device="meta", requires_grad=False)
+    nothing = model.get_parameter(name).detach().to("meta")
     nothing._is_hf_initialized = True  # type: ignore[attr-defined]
     delattr(model.get_submodule(module), attribute)
     setattr(model.get_submodule(module), attribute, nothing)

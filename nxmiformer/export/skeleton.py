@@ -19,7 +19,7 @@ from torch.nn.modules.module import (
 from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from nxmiformer.export.manifest import CONFIG, DTYPES, MANIFEST, PLAN, WEIGHTS, PackedError, read_manifest, reading
+from nxmiformer.export.manifest import CONFIG, DTYPES, MANIFEST, PLAN, WEIGHTS, PackedError, reading
 from nxmiformer.export.weights import part_keys, put, rest_of
 from nxmiformer.layers.convert import convert
 from nxmiformer.plan import CompressionPlan
@@ -29,22 +29,36 @@ SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes; those of a packed pa
 LEAST_BOUND, BOUND = 2**30, 512  # bytes, and times the bytes of the file
 
 MANY = 10_000  # layers, or labels without names
+Header = Mapping[str, tuple[tuple[int, ...], str]]  # the shape and the dtype of each tensor in a file of weights
 
 
-def examined(path: Path) -> tuple[dict[str, Any], CompressionPlan, PreTrainedModel]:
-    """The manifest, the plan and the blank model of a packed directory, once every file is what they say.
-
-    Raises:
-        PackedError: the directory, or a file in it, is missing, damaged, cut short or something else; it says which.
-    """
-    manifest = read_manifest(path)
+def read_plan(path: Path) -> CompressionPlan:
+    """The plan in a packed directory."""
     with reading(path / PLAN):
-        plan = CompressionPlan.load(path / PLAN)
-    return manifest, plan, check(path, manifest, plan)
+        return CompressionPlan.load(path / PLAN)
 
 
-def _blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
-    """The model, converted and tied, on the meta device."""
+def check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
+    """The blank model; a PackedError unless the weights have the names, shapes and dtypes that it and the plan need."""
+    header = header_of(path / WEIGHTS)
+    with reading(path / CONFIG):
+        _check_counts(json.loads((path / CONFIG).read_text(encoding="utf-8")))
+        with _at_most(64 + 16 * len(header)):
+            model = _blank(path, manifest)
+            join(model, path, manifest, plan)
+    fit(model, path, manifest, plan, header)
+    return model
+
+
+def header_of(file: Path) -> Header:
+    """Of a file of weights, which need not be read for it."""
+    with reading(file), safe_open(file, framework="pt") as stored:
+        slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
+        return {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+
+
+def _blank(path: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
+    """The dense model, on the meta device."""
     config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     architecture: type[PreTrainedModel] = getattr(transformers, manifest["architecture"])
     if type(config) is not architecture.config_class:
@@ -53,51 +67,48 @@ def _blank(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> Pr
     with torch.device("meta"), no_init_weights():
         dtype, attention = getattr(torch, manifest["dtype"]), manifest["attention"]
         model: PreTrainedModel = architecture._from_config(config, dtype=dtype, attn_implementation=attention)
-    model.tie_weights()
-    for name, key in manifest["shared"].items():
-        if model.get_parameter(name).shape != model.get_parameter(key).shape:
-            raise PackedError(f"{path / MANIFEST}: {name} and {key} cannot be the same, their shapes differ")
-        put(model, name, model.get_parameter(key))
-    with reading(path / PLAN):
-        convert(model, plan)
     return model
 
 
-def check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
-    """The blank model; a PackedError unless the weights have the names, shapes and dtypes that it and the plan need."""
-    file = path / WEIGHTS
-    with reading(file), safe_open(file, framework="pt") as stored:
-        slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
-        header = {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
-    with reading(path / CONFIG):
-        _check_counts(json.loads((path / CONFIG).read_text(encoding="utf-8")))
-        with _at_most(64 + 16 * len(header)):
-            model = _blank(path, manifest, plan)
-        size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        if size > max(LEAST_BOUND, BOUND * file.stat().st_size):
-            raise PackedError(f"{path / CONFIG} asks for {size} bytes, which {file} cannot be")
+def join(model: PreTrainedModel, path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> None:
+    """Tie the weights of a blank model, and convert its layers."""
+    model.tie_weights()
+    with reading(path / MANIFEST):
+        for name, key in manifest["shared"].items():
+            if model.get_parameter(name).shape != model.get_parameter(key).shape:
+                raise ValueError(f"{name} and {key} cannot be the same, their shapes differ")
+            put(model, name, model.get_parameter(key))
+    with reading(path / PLAN):
+        convert(model, plan)
+
+
+def fit(model: PreTrainedModel, path: Path, manifest: Mapping[str, Any], plan: CompressionPlan, header: Header) -> None:
+    """Raise a PackedError unless the weights have the names, shapes and dtypes that a joined model needs."""
+    file, dtype, left = path / WEIGHTS, getattr(torch, manifest["dtype"]), dict(header)
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    if size > max(LEAST_BOUND, BOUND * file.stat().st_size):
+        raise PackedError(f"{path / CONFIG} asks for {size} bytes, which {file} cannot be")
     with reading(file):
         rest, shared = rest_of(model, plan)
         if shared != manifest["shared"]:
             raise PackedError(f"{path / MANIFEST}: {manifest['shared']} are to be the same, the model has {shared}")
         for name, spec in plan.layers.items():
-            bits = {key: header.pop(key) for key in part_keys(name, header).values()}
-            stored_bytes = sum(math.prod(shape) * SIZES.get(dtype, 1) for shape, dtype in bits.values())
-            if stored_bytes != (needed := spec.weight.storage(spec.shape, model.dtype).nbytes):
+            bits = {key: left.pop(key) for key in part_keys(name, left).values()}
+            stored_bytes = sum(math.prod(shape) * SIZES.get(each, 1) for shape, each in bits.values())
+            if stored_bytes != (needed := spec.weight.storage(spec.shape, dtype).nbytes):
                 raise PackedError(
                     f"{file}: {name} is {sorted(bits)} of {stored_bytes} bytes, and {spec} takes {needed}"
                 )
-        if header.keys() != rest.keys():
-            missing, odd = sorted(rest.keys() - header.keys()), sorted(header.keys() - rest.keys())
+        if left.keys() != rest.keys():
+            missing, odd = sorted(rest.keys() - left.keys()), sorted(left.keys() - rest.keys())
             raise PackedError(f"{file} does not fit its plan and config: missing {missing}, not expected {odd}")
         for key, tensor in rest.items():
-            shape, dtype = header[key]
-            same = DTYPES.get(dtype) == tensor.dtype or not isinstance(tensor, nn.Parameter)  # a buffer is converted
+            shape, stored = left[key]
+            same = DTYPES.get(stored) == dtype or not isinstance(tensor, nn.Parameter)  # a buffer is converted
             if shape != tuple(tensor.shape) or not same:
                 raise PackedError(
-                    f"{file}: {key} is {shape} of {dtype}, and the model needs {tuple(tensor.shape)} of {tensor.dtype}"
+                    f"{file}: {key} is {shape} of {stored}, and the model needs {tuple(tensor.shape)} of {dtype}"
                 )
-    return model
 
 
 def _check_counts(config: Any) -> None:

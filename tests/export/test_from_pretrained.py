@@ -10,6 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from tiny import (
     CARD,
     CONFIG,
@@ -266,11 +267,22 @@ def change_code(file):
     file.write_bytes(content)
 
 
+def negate_scales(file):
+    tensors = load_file(file)
+    save_file({key: -t if key.endswith("scales") else t for key, t in tensors.items()}, file)
+
+
+def share(file):
+    file.write_text(json.dumps({**json.loads(file.read_text()), "shared": {"nothing": "classifier.weight"}}))
+
+
 DAMAGE = {
     "config": (CONFIG, add_space),
     "plan": (PLAN, add_space),
     "weights": (WEIGHTS, change_code),
     "cut weights": (WEIGHTS, lambda file: file.write_bytes(file.read_bytes()[:-1])),
+    "weights outside their sets": (WEIGHTS, negate_scales),
+    "shared weights that are not there": (MANIFEST, share),
     "no plan": (PLAN, lambda file: file.unlink()),
     "no manifest": (MANIFEST, lambda file: file.unlink()),
     "old format": (MANIFEST, old_format),
