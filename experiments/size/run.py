@@ -2,17 +2,19 @@
 
 Projects the model onto each plan, without training, packs it, and writes a row of results.csv: the bytes of the file of
 weights over those of the dense float32 one, the bytes of the compressed layers, which must be those that the plan says,
-and, over the dense model, the time to load it and the most memory that it takes. Without --model, a BERT of
-MiniLM's shape with random weights.
+and, over the dense model, the time to load it, the time until every tensor of it has been read too, and the most memory
+that it takes. Without --model, a BERT of MiniLM's shape with random weights.
 """
 
 import argparse
 import csv
+import gc
 import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -60,7 +62,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as directory, quiet(), arguments.results.open("w", newline="") as stream:
         rows = csv.writer(stream, lineterminator="\n")
-        names = [f"{kind}_{name}" for name in LOADERS for kind in ("cpu", "wall", "memory")]
+        names = [f"{kind}_{name}" for name in LOADERS for kind in ("load", "read", "memory")]
         rows.writerow(["linears", "embeddings", "head", "layers", "planned", "file", "dense", "ratio", *names])
         for number, plan in enumerate(PLANS):
             rows.writerow(_row(arguments.model, plan, Path(directory), number, arguments.rounds))
@@ -106,17 +108,27 @@ def _stored(file: Path, plan: CompressionPlan) -> int:
 
 
 def _times(dense: Path, packed: Path, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median processor and wall times to load, over those of the dense model, in turns, after one turn to warm up."""
-    work: dict[str, Callable[[], object]] = {name: lambda load=load: load(packed) for name, load in LOADERS.items()}  # type: ignore[misc]
-    work["dense"] = lambda: DENSE(dense)
+    """Median times to load, and to load and then read every tensor, over those of the dense model: in turns, after one
+    turn to warm up. A dense file is mapped, and not read before somebody looks at a weight."""
+    work: dict[str, Callable[[], torch.nn.Module]] = {name: partial(load, packed) for name, load in LOADERS.items()}
+    work["dense"] = partial(DENSE, dense)
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in work}
     for _ in range(rounds + 1):
         for name, load in work.items():
-            began = time.process_time(), time.perf_counter()
-            load()
-            taken[name].append((time.process_time() - began[0], time.perf_counter() - began[1]))
+            began = time.perf_counter()
+            model = load()
+            loaded = time.perf_counter() - began
+            _read(model)
+            taken[name].append((loaded, time.perf_counter() - began))
+            del model
+            gc.collect()  # a method of its own may hold it in a circle
     medians = {name: [statistics.median(each) for each in zip(*t[1:], strict=True)] for name, t in taken.items()}
     return {name: (medians[name][0] / medians["dense"][0], medians[name][1] / medians["dense"][1]) for name in LOADERS}
+
+
+def _read(model: torch.nn.Module) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.max()
 
 
 def _memory(loader: str, path: Path) -> int:
@@ -132,8 +144,7 @@ def _grown(loader: str, path: Path) -> int:
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
         before = _status("VmRSS")
         model = {**LOADERS, "dense": DENSE}[loader](path)
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.max()
+        _read(model)
         return _status("VmHWM") - before
 
 
