@@ -87,6 +87,8 @@ class Onnx(Format):
         names = [each.name for each in session.get_inputs()]
 
         def run(batch: Mapping[str, Tensor]) -> Tensor:
+            if missing := [name for name in names if name not in batch]:
+                raise ValueError(f"{directory / FILE} takes {', '.join(names)}, and was not given {', '.join(missing)}")
             return torch.from_numpy(session.run(None, {name: batch[name].cpu().numpy() for name in names})[0])
 
         return run
@@ -132,9 +134,9 @@ def traced(model: PreTrainedModel) -> "ir.Model":
 
 
 def inputs_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The names of the graph's inputs; a model with one type of tokens is not asked for the types."""
+    """The names of the graph's inputs; a model that tells no types of tokens apart is not asked for them."""
     taken = inspect.signature(model.forward).parameters
-    one_type = getattr(model.config, "type_vocab_size", 2) < 2
+    one_type = getattr(model.config, "type_vocab_size", 0) < 2  # GPT-2, which has no such count, takes types for tokens
     return tuple(name for name in INPUTS if name in taken and not (one_type and name == "token_type_ids"))
 
 

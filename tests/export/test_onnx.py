@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny import NARROW, WORDS, bert, compressed, distilbert, roberta, seeded
+from tiny import NARROW, WORDS, bert, compressed, distilbert, gpt2, llama, roberta, seeded
 
 from nxmiformer.export.symbolic import codes_of
 from nxmiformer.layers.convert import compressed_layers, convert, project
@@ -74,8 +74,8 @@ def written(model, plan, directory, **options):
     return content, form.read(directory, threads=1)
 
 
-@pytest.mark.parametrize("make", [roberta, distilbert])
-def test_onnx_runtime_gives_the_logits_of_an_encoder_with_layers_of_all_kinds(make, tmp_path):
+@pytest.mark.parametrize("make", [roberta, distilbert, gpt2, llama])
+def test_onnx_runtime_gives_the_logits_of_a_model_with_layers_of_all_kinds(make, tmp_path):
     model, plan = of_all_kinds(make)
     check_agrees(model, written(model, plan, tmp_path)[1])
 
@@ -175,8 +175,17 @@ def test_a_model_of_other_inputs_is_refused():
 def test_a_model_of_one_type_of_tokens_is_not_asked_for_types():
     assert inputs_of(seeded(bert)) == ("input_ids", "attention_mask", "token_type_ids")
     assert inputs_of(seeded(distilbert)) == ("input_ids", "attention_mask")
+    assert inputs_of(seeded(gpt2)) == ("input_ids", "attention_mask")
     one = transformers.RobertaConfig(**WORDS, **NARROW, type_vocab_size=1)
     assert inputs_of(transformers.RobertaForSequenceClassification(one)) == ("input_ids", "attention_mask")
+
+
+def test_an_input_that_is_not_given_is_named(joint):
+    model, _, _, run = joint
+    given = batch(model, 1, 4)
+    del given["token_type_ids"]
+    with pytest.raises(ValueError, match=r"takes input_ids, attention_mask, token_type_ids, and was not given token_"):
+        run(given)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, tmp_path):
