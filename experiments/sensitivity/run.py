@@ -38,8 +38,11 @@ SENSITIVITIES: dict[str, Sensitivity] = {
     "output error, relative": OutputError(weighted=False),
     "output error, weighted, of the projection": OutputError(iterations=0),
     "output error, weighted, reconstructed": OutputError(),
-    "the same, held to two measured sets (the default)": Anchored(
+    "the same, held to two measured sets, 32 examples": Anchored(
         OutputError(), Measured(iterations=3, examples=32), ("2:4+int4", "1:8+int4")
+    ),
+    "the same, held to two measured sets, 16 examples": Anchored(
+        OutputError(), Measured(iterations=3, examples=16), ("2:4+int4", "1:8+int4")
     ),
     "measured divergence of the projection": Measured(),
     "measured divergence, reconstructed": Measured(iterations=3),
