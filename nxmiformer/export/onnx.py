@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 FILE = "model.onnx"
+DATA = "model.onnx.data"  # beside it, the weights of a model that is too large for one file
+LARGEST = 2**31 - 2**24  # bytes of weights in one file: protobuf ends at 2 GiB, and the graph needs some
 OPSET = 21  # the first with 4-bit integers
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LEAST, MOST = -8, 7  # of a 4-bit integer
@@ -35,7 +37,7 @@ LEAST, MOST = -8, 7  # of a 4-bit integer
 
 @dataclass(frozen=True)
 class Onnx(Format):
-    """An ONNX file with integer weights, for any batch and length.
+    """An ONNX file with integer weights, for any batch and length; above 2 GiB the weights are in a second file.
 
     Attributes:
         tolerance: the share of predictions that may differ.
@@ -72,7 +74,8 @@ class Onnx(Format):
         if self.int4:
             _narrow(graph)
         ClearMetadataAndDocStringPass()(graph)  # stack traces, with paths of this machine
-        ir.save(graph, directory / FILE)
+        nbytes = sum(each.const_value.nbytes for each in graph.graph.initializers.values() if each.const_value)
+        ir.save(graph, directory / FILE, external_data=DATA if nbytes > LARGEST else None)
 
     def read(self, directory: Path, threads: int | None = None) -> Run:
         self.check_packages()

@@ -16,7 +16,7 @@ from nxmiformer.sets import NM, Grid, Then
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-from nxmiformer.export.onnx import FILE, Onnx, inputs_of  # noqa: E402
+from nxmiformer.export.onnx import DATA, FILE, Onnx, inputs_of  # noqa: E402
 
 A8 = Activations(8)
 KINDS = [
@@ -91,6 +91,13 @@ def joint(tmp_path_factory):
     project(model)
     content, run = written(model.eval(), plan, tmp_path_factory.mktemp("onnx"))
     return model, plan, content, run
+
+
+def test_weights_too_large_for_one_file_are_in_a_second_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("nxmiformer.export.onnx.LARGEST", 1000)
+    model, plan = of_all_kinds(distilbert)
+    check_agrees(model, written(model, plan, tmp_path)[1])
+    assert (tmp_path / DATA).stat().st_size > 1000
 
 
 def test_onnx_runtime_gives_the_logits_of_a_bert_whose_embeddings_are_compressed(joint):
