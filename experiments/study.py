@@ -145,9 +145,10 @@ class Study:
         """The report of a run of ours from the dense model, or None where it failed."""
         task, seed, steps = cell["task"], cell["seed"], self.sweep["tasks"][cell["task"]]["steps"]
         counts = {"steps": steps, "admm": round(0.3 * steps), "finish": steps - round(0.3 * steps)}
+        values = {**counts, "lr": self._rate(task, cell["method"])}
         model = ["model=pretrained", f"model.path={self._folder(task, seed) / 'dense'}"]
         folder = self._folder(task, seed).with_name(f"{task}-{cell['plan']}-{cell['method']}-{seed}")
-        if not _job(folder, [*self._common(task, seed), *(each.format(**counts) for each in flat(overrides)), *model]):
+        if not _job(folder, [*self._common(task, seed), *(each.format(**values) for each in flat(overrides)), *model]):
             return None
         report: Row = json.loads((folder / "report.json").read_text())
         return report
@@ -162,13 +163,17 @@ class Study:
         folder = self._folder(task, seed).with_name(f"{task}-{plan}-modelopt-{seed}")
         what = ["--model", str(self._folder(task, seed) / "dense"), "--task", task, "--plan", plan, "--seed", str(seed)]
         glue = ["--glue", self.arguments.glue] if self.arguments.glue else []
-        how = ["--steps", str(steps), *self.sweep["modelopt"]["options"], "--out", str(folder / "report.json")]
+        how = ["--steps", str(steps), "--lr", self._rate(task, "modelopt"), "--out", str(folder / "report.json")]
         if not _command(folder, [self.arguments.peers, str(RIVAL), *what, *glue, *how]):
             return None
         report = json.loads((folder / "report.json").read_text())
         same = ("dense_score", "compression_values", "compression_indices", "compression_all")
         found = {"score": report["score"], "gap": report["gap"], **{key: float(ours[0][key]) for key in same}}
         return self._row(cell, found, steps, report["seconds"], report["device"])
+
+    def _rate(self, task: str, method: str) -> str:
+        """The learning rate that the holdout of the task chose for the method, where it was asked."""
+        return str(self.sweep["tasks"][task].get("lr", {}).get(method, self.sweep["lr"]))
 
     def _row(self, cell: Row, found: Row, steps: int, seconds: float, device: str) -> Row:
         more = self._rows(**self._cell(cell["task"], "dense", "dense_more", cell["seed"]))

@@ -14,13 +14,13 @@ STUDIES = sorted(file.parent.name for file in EXPERIMENTS.glob("*/sweep.yaml"))
 SCRIPT = runpy.run_path(str(EXPERIMENTS / "study.py"))
 SWEEPS = {name: SCRIPT["read_sweep"](EXPERIMENTS / name) for name in STUDIES}
 SWEEP = SWEEPS["glue_uniform"]
-COUNTS = {"steps": 10, "admm": 3, "finish": 7}
+VALUES = {"steps": 10, "admm": 3, "finish": 7, "lr": "1e-4"}
 
 
 def compose(tmp_path, sweep, overrides):
     words = ["model=pretrained", "model.path=some/model", *sweep["common"], *SCRIPT["flat"](overrides)]
     with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
-        return build(hydra.compose("config", [word.format(**COUNTS) for word in words]), tmp_path)
+        return build(hydra.compose("config", [word.format(**VALUES) for word in words]), tmp_path)
 
 
 def methods():
@@ -33,7 +33,7 @@ def methods():
 def test_every_method_of_a_study_composes_and_takes_the_same_steps(tmp_path, study, method, overrides):
     phases = compose(tmp_path, SWEEPS[study], ["recipe.phases.dense.steps=0", *overrides]).recipe.phases
     steps = sum(phase.length(5).steps for phase in phases.values())
-    assert steps == (0 if method == "one_shot" else COUNTS["steps"])
+    assert steps == (0 if method == "one_shot" else VALUES["steps"])
 
 
 @pytest.mark.parametrize(("study", "plan"), [(name, plan) for name, sweep in SWEEPS.items() for plan in sweep["plans"]])
