@@ -32,12 +32,13 @@ from nxmiformer.layers.targets import Targets, find_targets
 from nxmiformer.models import Pretrained
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.planner import ANY
+from nxmiformer.search.anchored import Anchored
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Candidates
 from nxmiformer.search.evidence import Evidence, loss
 from nxmiformer.search.knapsack import Knapsack
 from nxmiformer.search.search import Search
-from nxmiformer.search.sensitivity import LossChange, OutputError, Sensitivity
+from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity
 from nxmiformer.search.whole import OneShot, Sets
 from nxmiformer.sets import Grid
 
@@ -49,6 +50,9 @@ SENSITIVITIES: dict[str, Sensitivity] = {
     "output error": OutputError(iterations=0),
     "output error of all rows": OutputError(rows=sys.maxsize, iterations=0),
     "loss change": LossChange(2),
+    "output error, held to two measured sets": Anchored(
+        OutputError(iterations=0), Measured(examples=16), ("2:4+int4", "1:8+int4")
+    ),
 }
 
 
