@@ -37,7 +37,7 @@ def main() -> None:
     methods = results[results.method != "dense_more"]
     compared = methods[methods.task.isin(methods[methods.method == "admm"].task)]
     _figure(compared[compared.plan != WHOLE]).savefig(HERE / "figure.png", dpi=150)
-    _insert(HERE / "README.md", f"{_dense(results)}\n\n{_table(methods)}")
+    _insert(HERE / "README.md", f"{_dense(results)}\n\n{_table(methods)}\n\n{_over_tasks(compared)}")
     _insert(HERE.parents[1] / "README.md", _headline(compared))
 
 
@@ -103,6 +103,18 @@ def _table(results: pd.DataFrame) -> str:
             runs = rows[rows.method == method]
             if len(runs):
                 lines.append(f"| {task} | {plan} | `{method}` | {len(runs)} | {_mean(runs.score)} | {_kept(runs)} |")
+    return "\n".join(lines)
+
+
+def _over_tasks(results: pd.DataFrame) -> str:
+    """Mean over the tasks of what is kept, of the methods that were run on all tasks on which ours was."""
+    lines = ["| plan | mean over | " + " | ".join(f"`{method}`" for method in HEADLINE) + " |"]
+    lines.append("|---" * (2 + len(HEADLINE)) + "|")
+    for plan, rows in results.groupby("plan", sort=False):
+        kept = 100 * rows.groupby(["method", "task"], sort=False).retention.mean()
+        tasks = list(kept["admm"].index)
+        cells = [f"{kept[m].mean():.1f}" if m in kept and len(kept[m]) == len(tasks) else "–" for m in HEADLINE]
+        lines.append(f"| {plan} | {', '.join(tasks)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -47,12 +47,10 @@ CELL = ["model", "task", "seed", "bits"]  # what one call of the command replace
 Scoring = Callable[[np.ndarray, np.ndarray], float]  # from logits and labels
 # Of the projection, which is all that either makes of a layer here.
 SENSITIVITIES: dict[str, Sensitivity] = {
-    "output error": OutputError(iterations=0),
+    "output error": OutputError(rows=32, iterations=0),
     "output error of all rows": OutputError(rows=sys.maxsize, iterations=0),
     "loss change": LossChange(2),
-    "output error, held to two measured sets": Anchored(
-        OutputError(iterations=0), Measured(examples=16), ("2:4+int4", "1:8+int4")
-    ),
+    "output error, anchored": Anchored(OutputError(iterations=0), Measured(examples=16), ("int4", "int2")),
 }
 
 

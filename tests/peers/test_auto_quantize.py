@@ -59,11 +59,14 @@ def compared(script: ModuleType, seed: int) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["budget", "choice"])
 
 
-def test_in_a_budget_that_both_spend_our_plans_do_no_more_damage_on_unseen_batches(script: ModuleType) -> None:
+@pytest.mark.parametrize("sensitivity", ["output error", "output error, anchored"])
+def test_in_a_budget_that_both_spend_our_plans_do_no_more_damage_on_unseen_batches(
+    script: ModuleType, sensitivity: str
+) -> None:
     rows = pd.concat({seed: compared(script, seed) for seed in range(3)}, names=["seed"])
     of = {choice: rows.xs(choice, level="choice") for choice in rows.index.unique("choice")}
-    ours, theirs = of["ours, output error"], of["ModelOpt, gradient"]
-    assert of["ours, output error, foreseen only"].used.tolist() == theirs.used.tolist() == BUDGETS * 3
+    ours, theirs = of[f"ours, {sensitivity}"], of["ModelOpt, gradient"]
+    assert of[f"ours, {sensitivity}, foreseen only"].used.tolist() == theirs.used.tolist() == BUDGETS * 3
     assert (ours.used <= theirs.used).all()  # a smaller plan may have been measured to be better
     ratio = np.exp(np.log(ours.divergence / theirs.divergence).mean())
     assert ratio < 1.25  # of so few plans, a mean is known no better; a uniform plan does twice the damage
