@@ -15,7 +15,7 @@ NAMES = {
     "modelopt": "ModelOpt: mask, QAT",
     "sr_ste": "SR-STE + QAT",
     "fixed_mask": "magnitude mask + QAT",
-    "fixed_mask_distill": "the same, distilled",
+    "fixed_mask_distill": "magnitude mask, distilled",
     "admm_no_distill": "ours, not distilled",
     "admm": "ours",
 }
@@ -113,7 +113,7 @@ def _over_tasks(results: pd.DataFrame) -> str:
     for plan, rows in results.groupby("plan", sort=False):
         kept = 100 * rows.groupby(["method", "task"], sort=False).retention.mean()
         tasks = list(kept["admm"].index)
-        cells = [f"{kept[m].mean():.1f}" if m in kept and len(kept[m]) == len(tasks) else "–" for m in HEADLINE]
+        cells = [f"{kept[m].mean():.1f}" if m in kept and set(kept[m].index) == set(tasks) else "–" for m in HEADLINE]
         lines.append(f"| {plan} | {', '.join(tasks)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
