@@ -1,16 +1,17 @@
 r"""Does OpenVINO gain from the zeros of 2:4? python experiments/bench/sparse_weights.py RUN/packed
 
-Needs openvino and onnxruntime. The dense model beside the packed one, and the packed one with its zeros, are written as
-ONNX; both are quantized to 8 bits by ONNX Runtime's own tool (QDQ, a scale a row of a weight, a scale an input), and
-timed on one thread of the CPU by turns: OpenVINO in float32, in 8 bits, in 8 bits with its sparse weights asked for
-(CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE), and ONNX Runtime with our own export.
+Needs openvino and the extra onnx. The dense model beside the packed one, and the packed one with its zeros, are written
+as ONNX; both are quantized to 8 bits by ONNX Runtime's own tool (QDQ, a scale a row of a weight, a scale an input), and
+timed in OpenVINO on one thread of the CPU, by turns: in float32, in 8 bits, and in 8 bits with its sparse weights asked
+for (CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE).
 """
 
 import argparse
+import math
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
+from nxmiformer.clock import Bench, interleaved
 from nxmiformer.contenders import random_batch
 from nxmiformer.export import load_packed
 from nxmiformer.export.onnx import FILE, Onnx
@@ -59,11 +61,14 @@ def main() -> None:
         files = {name: _files(model, inputs, Path(scratch) / name) for name, model in models.items()}
         runs = {f"{name}, {bits}": _run(file, {}) for name, pair in files.items() for bits, file in pair.items()}
         runs["2:4, int8, sparse weights asked for"] = _run(files["2:4"]["int8"], SPARSE)
-        table = _timed(runs, inputs, arguments.rounds)
-    first = next(iter(table.values()))
+        bench = Bench(repeats=arguments.rounds, seconds=math.inf, warmup=1)
+        taken = interleaved({name: partial(run, inputs) for name, run in runs.items()}, bench)
+    walls = {name: [time.wall for time in times] for name, times in taken.items()}
+    first = statistics.median(walls["dense, float32"])
     print(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"), openvino.__version__)
-    for name, (middle, spread) in table.items():
-        print(f"{name:40s} {middle * 1e3:8.1f} ms ± {spread * 1e3:5.1f}   {first[0] / middle:5.2f} times the first")
+    for name, wall in walls.items():
+        middle, spread = statistics.median(wall), statistics.stdev(wall)
+        print(f"{name:40s} {middle * 1e3:8.1f} ms ± {spread * 1e3:5.1f}   {first / middle:5.2f} times the first")
 
 
 def _files(model: PreTrainedModel, inputs: Inputs, directory: Path) -> dict[str, Path]:
@@ -81,17 +86,6 @@ def _run(file: Path, options: dict[str, Any]) -> Callable[[Inputs], object]:
     one = {"INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     request = openvino.Core().compile_model(file, "CPU", {**one, **options}).create_infer_request()
     return request.infer
-
-
-def _timed(runs: dict[str, Callable[[Inputs], object]], inputs: Inputs, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median and standard deviation of the seconds of each, in turns, after one turn to warm up."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds + 1):
-        for name, run in runs.items():
-            began = time.perf_counter()
-            run(inputs)
-            seconds[name].append(time.perf_counter() - began)
-    return {name: (statistics.median(each[1:]), statistics.stdev(each[1:])) for name, each in seconds.items()}
 
 
 if __name__ == "__main__":
