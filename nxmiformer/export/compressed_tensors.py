@@ -2,8 +2,8 @@
 
 Its form `pack-quantized` packs the codes of a weight at their own width, beside the scales; `int-quantized`, an int8
 each, is the usual form of 8-bit weights with quantized inputs, and the only one that `transformers` reads embeddings
-in, however few their bits. Codes times scales are our weights, bit for bit. A
-pattern of zeros is carried as zero codes: releases after 0.14 have no sparse forms.
+in, however few their bits. Codes times scales are our weights, bit for bit. A pattern of zeros is carried as zero
+codes: releases after 0.14 have no sparse forms.
 
 Inputs that are quantized anew for each token or tensor follow the package's convention, which is not ours: with
 q = 2**(bits-1) - 1, its scale is the maximum over q + 1/2 and its codes are -q - 1 ... q; our scale is the maximum over
@@ -12,7 +12,6 @@ carried as it is, with only that code below -q more.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from nxmiformer.export.format import Format, Run
+from nxmiformer.export.format import Format, Run, no_tokens
 from nxmiformer.layers.convert import Compressed, distinct_layers, strip
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
@@ -60,8 +59,7 @@ class CompressedTensors(Format):
                 yield f"{name}: {', '.join(spec.aliases)} share its weight, and packed weights cannot be shared"
         if model.dtype != torch.float32:
             yield f"the model is in {model.dtype}, and so would be its scales, which are float32: pack it in float32"
-        if "input_ids" not in inspect.signature(model.forward).parameters:
-            yield f"{type(model).__name__} takes no input_ids"
+        yield from no_tokens(model)
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
         from compressed_tensors.compressors import ModelCompressor, compress_module

@@ -2,6 +2,7 @@
 
 import abc
 import importlib.util
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,3 +59,9 @@ class Format(abc.ABC):
             raise ValueError(
                 f"the format {self.name} needs {', '.join(missing)}: pip install 'nxmiformer[{self.extra}]'"
             )
+
+
+def no_tokens(model: PreTrainedModel) -> Iterator[str]:
+    """The refusal of a model that takes something else than tokens, of which a format's inputs are made."""
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        yield f"{type(model).__name__} takes no input_ids"

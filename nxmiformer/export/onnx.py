@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nxmiformer.export.format import Format, Run
+from nxmiformer.export.format import Format, Run, no_tokens
 from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear
 from nxmiformer.layers.convert import compressed_layers
 from nxmiformer.layers.linear import CompressedLinear
@@ -59,8 +59,7 @@ class Onnx(Format):
                 )
         if model.dtype != torch.float32:
             yield f"the model computes in {model.dtype}, and its ONNX form in float32: pack it in float32"
-        if "input_ids" not in inspect.signature(model.forward).parameters:
-            yield f"{type(model).__name__} takes no input_ids"
+        yield from no_tokens(model)
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
         import onnx_ir as ir
@@ -74,7 +73,8 @@ class Onnx(Format):
         if self.int4:
             _narrow(graph)
         ClearMetadataAndDocStringPass()(graph)  # stack traces, with paths of this machine
-        nbytes = sum(each.const_value.nbytes for each in graph.graph.initializers.values() if each.const_value)
+        tensors = [value.const_value for value in graph.graph.initializers.values()]
+        nbytes = sum(tensor.nbytes for tensor in tensors if tensor is not None)
         ir.save(graph, directory / FILE, external_data=DATA if nbytes > LARGEST else None)
 
     def read(self, directory: Path, threads: int | None = None) -> Run:
