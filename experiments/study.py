@@ -144,8 +144,8 @@ class Study:
     def _train(self, cell: Row, overrides: list[str]) -> Row | None:
         """The report of a run of ours from the dense model, or None where it failed."""
         task, seed, steps = cell["task"], cell["seed"], self.sweep["tasks"][cell["task"]]["steps"]
-        counts = {"steps": steps, "admm": round(0.3 * steps), "finish": steps - round(0.3 * steps)}
-        values = {**counts, "lr": self._rate(task, cell["method"])}
+        values = {"steps": steps, "admm": round(0.3 * steps), "finish": steps - round(0.3 * steps)}
+        values["lr"] = self._rate(task, cell["method"])
         model = ["model=pretrained", f"model.path={self._folder(task, seed) / 'dense'}"]
         folder = self._folder(task, seed).with_name(f"{task}-{cell['plan']}-{cell['method']}-{seed}")
         if not _job(folder, [*self._common(task, seed), *(each.format(**values) for each in flat(overrides)), *model]):

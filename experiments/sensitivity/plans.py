@@ -6,6 +6,7 @@ python experiments/sensitivity/plans.py stsb --model DENSE --glue GLUE --example
 
 import csv
 from dataclasses import replace
+from functools import cache
 
 import run
 
@@ -16,7 +17,7 @@ from nxmiformer.planner import evidence_of, nominal
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Candidates
 from nxmiformer.search.knapsack import Knapsack
-from nxmiformer.search.table import Table, measure
+from nxmiformer.search.table import Assignment, Table, measure
 from nxmiformer.search.whole import OneShot
 
 SETS = ["int8", "int4", "int3", "int2", "2:4+int8", "2:4+int4", "2:4+int3", "1:4+int4", "1:8+int4"]  # a search's
@@ -37,20 +38,24 @@ def main() -> None:
             for name, each in run.SENSITIVITIES.items()
             if name not in arguments.without
         }
+        shared = next(iter(tables.values()))  # all have the same choices
+
+        @cache
+        def measured(assignment: Assignment) -> tuple[str, str]:
+            logits = whole.logits(shared.sets(assignment))
+            return f"{evidence.divergence(logits):.4g}", f"{evidence.score(logits):.4g}"
+
         with (run.HERE / f"{arguments.task}-plans.csv").open("w", newline="") as stream:
             rows = csv.writer(stream, lineterminator="\n")
             rows.writerow(COLUMNS)
             for ratio in RATIOS:
                 limit = int(32 * weights * ratio)
-                any_table = next(iter(tables.values()))
-                fitting = {f"uniform {w}": (any_table, a) for w, a in any_table.uniform().items()}
-                plans = {name: (table, a) for name, (table, a) in fitting.items() if table.cost(a) <= limit}
+                fitting = {words: each for words, each in shared.uniform().items() if shared.cost(each) <= limit}
+                plans = {f"uniform {words}": (shared, each) for words, each in fitting.items()}
                 plans |= {name: (table, Knapsack()(table, limit, 1)[0]) for name, table in tables.items()}
                 for name, (table, assignment) in plans.items():
-                    logits = whole.logits(table.sets(assignment))
                     predicted = "" if name.startswith("uniform") else f"{table.predicted(assignment):.4g}"
-                    found = f"{evidence.divergence(logits):.4g}", f"{evidence.score(logits):.4g}"
-                    rows.writerow([ratio, name, predicted, *found])
+                    rows.writerow([ratio, name, predicted, *measured(assignment)])
                     stream.flush()
 
 
