@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from nxmiformer.export.onnx import Onnx, inputs_of
 from nxmiformer.export.packed import load_packed
 from nxmiformer.exporting import EXPORTED
 from nxmiformer.layers.convert import convert, project, strip
+from nxmiformer.layers.semi_structured import Kernel, make_semi_structured, refusals
 from nxmiformer.models import quiet
 from nxmiformer.plan import CompressionPlan
 from nxmiformer.report.parse import parse
@@ -80,6 +81,13 @@ def line_up(path: Path, scratch: Path, device: torch.device, threads: int) -> Li
         ),
     ]  # fmt: skip
     left_out: dict[str, str] = {}
+    for kernel in get_args(Kernel) if device.type == "cuda" else ():
+        name, refused = f"packed 2:4 {kernel}", list(refusals(model, plan, kernel))
+        if refused:
+            left_out[name] = f"{refused[0]} (and {len(refused) - 1} more)"
+        else:
+            how = f"PyTorch, sparse tensor cores, {kernel} products"
+            found.append(Contender(name, how, packed, partial(_run_sparse, path, kernel, device)))
     unpruned = None if nbytes is None else _unpruned(plan)
     with quiet():
         dense = reading(dtype=torch.float32)
@@ -177,6 +185,12 @@ def _run_dense(reading: Callable[..., PreTrainedModel], dtype: torch.dtype, devi
 
 def _run_packed(path: Path, lazy: bool, device: torch.device) -> Run:
     return _run(load_packed(path, lazy=lazy), device)
+
+
+def _run_sparse(path: Path, kernel: Kernel, device: torch.device) -> Run:
+    model = load_packed(path).to(device)  # type: ignore[arg-type]
+    make_semi_structured(model, CompressionPlan.load(path / PLAN), kernel)
+    return _run(model, device)
 
 
 def _run(model: PreTrainedModel, device: torch.device) -> Run:

@@ -42,24 +42,29 @@ class Copy(Format):
         return lambda batch: model(**batch).logits
 
 
-@pytest.fixture
-def packed(tmp_path, monkeypatch):
-    """A run with a dense model, a packed one, and an export; other formats than Copy are not there."""
+def write_run(directory, hidden=16):
+    """A run with a dense model, a packed one, and an export."""
     task = Grammar(train=48, holdout=24, validation=24)
     tokenizer = embedded.tokenizer(task.vocabulary)
-    model = embedded.model(tokenizer, task.outputs, seed=0, hidden=16, layers=1, heads=2, intermediate=32)
-    model.eval().save_pretrained(tmp_path / "dense")
+    model = embedded.model(tokenizer, task.outputs, seed=0, hidden=hidden, layers=1, heads=2, intermediate=2 * hidden)
+    model.eval().save_pretrained(directory / "dense")
     plan = CompressionPlan.uniform(model, find_targets(model), Then(NM(2, 4), Grid(4)), Activations(8))
     convert(model, plan)
     project(model)
-    save_packed(model, plan, tmp_path / "packed", tokenizer)
-    (tmp_path / "copy").mkdir()
-    Copy().write(model, plan, tmp_path / "copy")
+    save_packed(model, plan, directory / "packed", tokenizer)
+    (directory / "copy").mkdir()
+    Copy().write(model, plan, directory / "copy")
     record = {"form": "copy", "plan": plan.fingerprint, "bytes": {"copy": 123}}
-    (tmp_path / "copy" / "export.json").write_text(json.dumps(record))
+    (directory / "copy" / "export.json").write_text(json.dumps(record))
+    return directory / "packed"
+
+
+@pytest.fixture
+def packed(tmp_path, monkeypatch):
+    """The packed model of a run; other formats than Copy are not there."""
     monkeypatch.setattr(contenders, "FORMATS", (Copy,))
     monkeypatch.setattr(contenders, "Onnx", Copy)
-    return tmp_path / "packed"
+    return write_run(tmp_path)
 
 
 def job(packed, *overrides):
@@ -120,6 +125,32 @@ def test_an_export_that_is_not_of_the_packed_model_or_of_no_known_form_is_left_o
     lined = line_up(packed, tmp_path / "scratch", CPU, 1)
     assert "an export of plan 0123, and the packed model is of" in lined.left_out["old"]
     assert "its form is 'gguf'; those that are timed: copy" in lined.left_out["odd"]
+
+
+@pytest.mark.usefixtures("packed")
+def test_a_gpu_has_sparse_tensor_cores_take_part_where_they_can(tmp_path):
+    for hidden in (16, 64):
+        (tmp_path / f"scratch{hidden}").mkdir()
+        (tmp_path / f"{hidden}").mkdir()
+        path = write_run(tmp_path / f"{hidden}", hidden)
+        lined = line_up(path, tmp_path / f"scratch{hidden}", torch.device("cuda"), 1)
+        sparse = {"packed 2:4 bf16", "packed 2:4 int8"}
+        if hidden == 16:
+            assert lined.left_out.keys() == sparse
+            assert "its weight is 16 x 16" in lined.left_out["packed 2:4 bf16"]
+        else:
+            assert lined.left_out == {}
+            assert sparse < {each.name for each in lined.contenders}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device with sparse tensor cores")
+@pytest.mark.usefixtures("packed")
+def test_every_contender_runs_on_a_gpu(tmp_path):
+    (tmp_path / "run").mkdir()
+    path = write_run(tmp_path / "run", hidden=64)
+    content = bench(job(path, "train.cpu=false", "bench.memory=true"))
+    assert {"packed 2:4 bf16", "packed 2:4 int8"} < content["contenders"].keys()
+    assert content["memory"]["packed 2:4 int8"]["device"] > 0
 
 
 def test_a_dense_model_of_another_shape_is_an_error(packed, tmp_path):

@@ -14,7 +14,7 @@ clock provenance
 sets
 layers layers.mode layers.quantizers layers.linear layers.targets
 plan
-layers.convert layers.lazy
+layers.convert layers.lazy layers.semi_structured
 layers.moments
 optim
 methods

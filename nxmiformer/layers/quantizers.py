@@ -74,9 +74,17 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return x
-        with torch.no_grad():
-            scale = (self._range(x) / self.top).clamp(min=torch.finfo(torch.float32).tiny)
-        return _Round.apply(x, scale, self.top, self.spec.ranges == "ema")
+        return _Round.apply(x, self._scale(x), self.top, self.spec.ranges == "ema")
+
+    @torch.no_grad()
+    def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The integer codes of an input, float32 (..., features), and their scales, (..., 1) or one for all."""
+        scale = self._scale(x)
+        return (x.float() / scale).round_().clamp_(-self.top, self.top), scale
+
+    @torch.no_grad()
+    def _scale(self, x: Tensor) -> Tensor:
+        return (self._range(x) / self.top).clamp(min=torch.finfo(torch.float32).tiny)
 
     def _range(self, x: Tensor) -> Tensor:
         if self.spec.ranges == "token":
