@@ -1,6 +1,7 @@
 """ADMM on a layer's own reconstruction problem, where the step of W is exact."""
 
 import copy
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -87,13 +88,15 @@ class Problem:
             ValueError: the set rejects the weight.
         """
         constraint.check(self.weight)
-        sparsity, kept, mask = constraint.sparsity, self.weight, None
+        sparsity, mask = constraint.sparsity, None
+        kept, free = self.weight, 0.0
         if sparsity is not None:
-            mask = sparsity.piece(self._solve(sparsity, kept, None, iterations)).mask
-            kept = self._solve(sparsity, kept, mask, iterations)
-        point = kept if constraint.grid is None else self._solve(constraint, kept, mask, iterations)
-        point = min((constraint.project(self.weight), point), key=self.error)
-        return Reconstruction(kept, point, (self.error(kept), self.error(point)))
+            mask = sparsity.piece(self._solve(sparsity, kept, None, iterations)[0]).mask
+            kept, free = self._solve(sparsity, kept, mask, iterations)
+        found = (kept, free) if constraint.grid is None else self._solve(constraint, kept, mask, iterations)
+        plain = constraint.project(self.weight)
+        point, error = min((plain, self.error(plain)), found, key=itemgetter(1))
+        return Reconstruction(kept, point, (free, error))
 
     def error(self, v: Tensor) -> float:
         """How much the layer's output changes, relatively, for a weight `v`."""
@@ -113,8 +116,10 @@ class Problem:
     def _error(self, turned: Tensor) -> float:
         return (self._square(turned - self.w) / self.norm).item()
 
-    def _solve(self, constraint: ConstraintSet, start: Tensor, mask: Tensor | None, iterations: int) -> Tensor:
-        """The best point that ADMM comes by from `start` on, with support `mask` where one is given."""
+    def _solve(
+        self, constraint: ConstraintSet, start: Tensor, mask: Tensor | None, iterations: int
+    ) -> tuple[Tensor, float]:
+        """The best point that ADMM comes by from `start` on, with support `mask` where one is given, and its error."""
         ratio = (RHO[1] / RHO[0]) ** (1 / max(1, iterations - 1))
         piece = constraint.piece(start, self.importance, mask)
         best = constraint.apply(start, piece)
@@ -131,4 +136,4 @@ class Problem:
             rho *= ratio
             if (error := self._error(z)) < least:
                 best, least = point, error
-        return best
+        return best, least
