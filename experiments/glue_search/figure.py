@@ -10,6 +10,7 @@ from nxmiformer.report.frontier import frontier
 
 HERE = Path(__file__).parent
 WEIGHTS = 10_616_832  # of MiniLM's encoder
+SAME = 0.01  # two plans are of one size that differ by less
 MARKS = ("<!-- made by experiments/glue_search/figure.py -->", "<!-- end -->")
 
 
@@ -23,7 +24,8 @@ def main() -> None:
     frontier(frame, size="bytes").savefig(HERE / "figure.png", dpi=150)
     pattern = "(" + re.escape(MARKS[0]) + r"\n).*?(" + re.escape(MARKS[1]) + ")"
     readme = HERE / "README.md"
-    readme.write_text(re.sub(pattern, lambda m: f"{m[1]}{_table(runs)}\n{m[2]}", readme.read_text(), flags=re.S))
+    text = f"{_table(runs)}\n\n{_paired(runs)}"
+    readme.write_text(re.sub(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", readme.read_text(), flags=re.S))
 
 
 def _table(runs: pd.DataFrame) -> str:
@@ -35,6 +37,21 @@ def _table(runs: pd.DataFrame) -> str:
         lines.append(
             f"| {task} | {plan} | {size} | {len(rows)} | {_mean(rows.score, 4)} | {_mean(100 * rows.retention, 1)} % |"
         )
+    return "\n".join(lines)
+
+
+def _paired(runs: pd.DataFrame) -> str:
+    """How far the searched plans are ahead of uniform ones of as many bytes, in points of what is kept: mean and
+    standard error over the pairs of runs from the same dense model."""
+    lines = ["| plan | against | tasks | pairs | ahead by, points | ahead in |", "|---|---|---|---|---|---|"]
+    kept = 100 * runs.pivot(index=["task", "seed"], columns="plan", values="retention")
+    size = runs.groupby("plan").bytes.mean()
+    for plan in sorted((each for each in size.index if each.startswith("searched")), key=lambda each: -size[each]):
+        for other in size.index[(abs(size / size[plan] - 1) < SAME) & ~size.index.str.startswith("searched")]:
+            ahead = (kept[plan] - kept[other]).dropna()
+            by = f"{ahead.mean():+.2f}" + (f" ± {ahead.sem():.2f}" if len(ahead) > 1 else "")
+            tasks = ", ".join(ahead.index.unique("task"))
+            lines.append(f"| {plan} | {other} | {tasks} | {len(ahead)} | {by} | {(ahead > 0).sum()} |")
     return "\n".join(lines)
 
 
