@@ -187,6 +187,9 @@ def _compress(job: Job, sweeping: bool) -> float:
 def main() -> None:
     """Run, and turn a mistake in the command line into one clear message and exit status 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra's errors through to here
+    world = os.environ.get("WORLD_SIZE", "1")  # as torchrun and `accelerate launch` set it
+    if world != "1":
+        sys.exit(_fail(f"WORLD_SIZE={world}: a run takes one process, as each would write the same files"))
     try:
         _main()
     except (HydraException, OmegaConfBaseException) as error:

@@ -182,6 +182,14 @@ def command(monkeypatch, tmp_path, capsys):
     return call
 
 
+def test_one_of_several_processes_is_refused_before_it_touches_anything(command, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, message = command("name=demo")
+    assert code == 2
+    assert "WORLD_SIZE=2: a run takes one process" in message
+    assert list(tmp_path.iterdir()) == []
+
+
 ADMM = "recipe.phases.admm"
 MISTAKES = {
     "plan.weight.second.bit=4": "there is no plan.weight.second.bit: did you mean plan.weight.second.bits?",
