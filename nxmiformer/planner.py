@@ -207,8 +207,8 @@ def _content(
 ) -> dict[str, Any]:
     """The content of search.json; the dense model's score is on the examples that the plans were measured on."""
     epoch = stage.settings.steps_per_epoch(len(stage.data["train"]), stage.accelerator.num_processes)
-    phases = list(stage.facts["phases"].values())
-    steps, trained = (sum(phase[key] for phase in phases) for key in ("steps", "seconds"))
+    lengths = [(phase["steps"], phase["step_seconds"]) for phase in stage.facts["phases"].values()]
+    steps, trained = sum(count for count, _ in lengths), sum(count * each for count, each in lengths)
     metric = stage.task.metric
     return {
         "format": 1,
@@ -221,7 +221,7 @@ def _content(
         "dense": evidence.score(evidence.logits),
         **found.to_dict(),
         "seconds": seconds,
-        "epochs": seconds / (trained / steps * epoch) if steps else None,
+        "epochs": seconds / (trained / steps * epoch) if trained else None,
         "identity": _identity(job),
         **provenance(),
     }

@@ -166,9 +166,11 @@ def train_phase(
     trained = [p for group in training.optimizer.param_groups for p in group["params"]]
     batches = _batches(stage, position)
     _training_mode(stage.model, phase.dropout)
+    took: list[float] = []
     stage.model.zero_grad()  # the phase before may have trained only a part, and left gradients on the rest
     with Progress(name, length.steps, position.step, accelerator.is_main_process) as progress:
         for step in range(position.step, length.steps):
+            began = time.perf_counter()
             method.before_step(step)
             loss = 0.0
             for _ in range(settings.accumulation):
@@ -187,6 +189,7 @@ def train_phase(
                 raise ValueError(f"the loss of phase {name!r} is {loss} at step {step + 1}: lower its learning rate")
             row: dict[str, float] = {"loss": loss, "lr": float(training.scheduler.get_last_lr()[0]), **method.metrics()}
             training.scheduler.step()
+            took.append(time.perf_counter() - began)
             position = clock.tick(step + 1)
             due, last = partial(_due, step + 1), step + 1 == length.steps
             if due(settings.evaluate_every) or last:
@@ -208,6 +211,7 @@ def train_phase(
         "method": type(method).__name__,
         "steps": length.steps,
         "seconds": clock.tick(position.step).phase_seconds,
+        "step_seconds": sum(took) / len(took) if took else 0.0,  # of those that this process took, without evaluations
         "gap": moved.overall,
         "gaps": moved.layers,
     }

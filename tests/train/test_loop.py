@@ -1,5 +1,6 @@
 import copy
 import math
+import time
 
 import numpy as np
 import pytest
@@ -292,6 +293,18 @@ def test_the_best_checkpoint_is_that_of_the_first_best_score(tmp_path, monkeypat
     train_phase(run, "one", phase(steps=5), None, Position())
     assert run.checkpoints.load("best", bert())[0].step == 2
     assert run.checkpoints.path("latest") is None
+
+
+def test_the_time_of_a_step_is_without_that_of_evaluations(tmp_path, monkeypatch):
+    def slow(*arguments):
+        time.sleep(0.2)
+        return evaluate(*arguments)
+
+    monkeypatch.setattr("nxmiformer.train.loop.evaluate", slow)
+    run = stage(tmp_path, settings(evaluate_every=1))
+    train_phase(run, "dense", phase(steps=3), None, Position())
+    facts = run.facts["phases"]["dense"]
+    assert 0 < 3 * facts["step_seconds"] < facts["seconds"] - 3 * 0.2
 
 
 def test_a_phase_without_steps_applies_its_method_all_the_same(tmp_path):
