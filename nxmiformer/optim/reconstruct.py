@@ -1,6 +1,7 @@
 """ADMM on a layer's own reconstruction problem, where the step of W is exact."""
 
 import copy
+from collections.abc import Callable
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ from torch import Tensor
 from nxmiformer.sets import ConstraintSet
 
 RESCALE = 10  # iterations between two searches of the scales under a given support
-RHO = (0.03, 3.0)  # its rise over the iterations, in units of the moment's diagonal
+RHO = 0.4  # in units of the moment's diagonal, for as few iterations as
+FEW = 5
 
 
 class Reconstruction(NamedTuple):
@@ -35,6 +37,16 @@ def reconstruct(
     return Problem(w, moment, damping).reconstruct(constraint, iterations)
 
 
+def course(iterations: int) -> tuple[float, float]:
+    """The first and the last rho, in units of the moment's diagonal.
+
+    In few iterations the one that gets furthest; in n times as many from RHO / n to RHO * sqrt(n), as Z can then follow
+    a weak pull, and a strong one comes when it has. Found by trial: experiments/cost.
+    """
+    more = max(1.0, iterations / FEW)
+    return RHO / more, RHO * more**0.5
+
+
 class Problem:
     """min tr((V - W) H (V - W)^T) subject to V in S, the mean squared change of a layer's output, by ADMM:
 
@@ -50,15 +62,23 @@ class Problem:
         w: the weight, (out, in).
         moment: X^T X / n of the layer's inputs, (in, in), as `nxmiformer.layers.moments.input_moments` gives it.
         damping: added to the diagonal of the moment, in units of its mean.
+        course: of rho, which rises geometrically: the first and the last, by the number of iterations.
 
     Raises:
         ValueError: the moment is not a finite (in, in) matrix.
     """
 
     @torch.no_grad()
-    def __init__(self, w: Tensor, moment: Tensor, damping: float = 0.01) -> None:
+    def __init__(
+        self,
+        w: Tensor,
+        moment: Tensor,
+        damping: float = 0.01,
+        course: Callable[[int], tuple[float, float]] = course,
+    ) -> None:
         if moment.shape != (w.shape[-1], w.shape[-1]) or not moment.isfinite().all():
             raise ValueError(f"the moment of inputs must be finite and {(w.shape[-1],) * 2}, not {tuple(moment.shape)}")
+        self.course = course
         h = moment.double()
         mean = h.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)  # a layer may have seen only zeros
         h = h + damping * mean * torch.eye(len(h), dtype=h.dtype, device=h.device)
@@ -120,11 +140,12 @@ class Problem:
         self, constraint: ConstraintSet, start: Tensor, mask: Tensor | None, iterations: int
     ) -> tuple[Tensor, float]:
         """The best point that ADMM comes by from `start` on, with support `mask` where one is given, and its error."""
-        ratio = (RHO[1] / RHO[0]) ** (1 / max(1, iterations - 1))
+        rho, last = self.course(iterations)
+        ratio = (last / rho) ** (1 / max(1, iterations - 1))
         piece = constraint.piece(start, self.importance, mask)
         best = constraint.apply(start, piece)
         z = self._turn(best)
-        u, rho, least = torch.zeros_like(z), RHO[0], self._error(z)
+        u, least = torch.zeros_like(z), self._error(z)
         for step in range(iterations):
             v = (self.eigenvalues * self.w + rho * (z - u)) / (self.eigenvalues + rho)
             free = (((v + u) @ self.vectors.t()) / self.root).to(self.dtype)
