@@ -67,10 +67,7 @@ class Evidence:
         stage, or its plain projection for 0. It is made once; packed, it takes the bits that it is worth."""
         weight, key = self.layers[layer].matrix.detach(), (layer, constraint, iterations)
         if key not in self._points:
-            if iterations:
-                found = self.problem(layer).reconstruct(constraint, iterations).point
-            else:
-                found = constraint.project(weight)
+            found = self.problem(layer).point(constraint, iterations) if iterations else constraint.project(weight)
             self._points[key] = constraint.pack(found.cpu())  # sets unpack on the CPU alone
         return constraint.unpack(self._points[key], (weight.shape[0], weight.shape[1]), weight.dtype)
 

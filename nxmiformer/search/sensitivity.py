@@ -67,7 +67,7 @@ class OutputError(Sensitivity):
     def _point(self, problem: Problem, constraint: ConstraintSet) -> Tensor:
         if not self.iterations:
             return constraint.project(problem.weight)
-        return problem.reconstruct(constraint, self.iterations).point
+        return problem.point(constraint, self.iterations)
 
 
 @dataclass(frozen=True)

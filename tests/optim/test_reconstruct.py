@@ -61,6 +61,26 @@ def test_the_point_is_in_the_set_and_not_worse_than_the_projection(constraint, d
         assert found.error[0] <= found.error[1] + 1e-6
 
 
+@pytest.mark.parametrize("constraint", SETS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_point_alone_is_in_the_set_and_not_worse_than_the_projection(constraint, dtype):
+    w, moment, _ = problem(dtype=dtype)
+    found = Problem(w, moment).point(constraint, 20)
+    assert found.dtype == w.dtype
+    assert constraint.contains(found)
+    assert error(found, w, damped(moment)) <= error(constraint.project(w), w, damped(moment)) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("constraint", SETS, ids=str)
+def test_the_point_alone_is_as_near_as_that_of_the_whole_reconstruction(constraint):
+    ratios = []
+    for seed in range(8):
+        w, moment, _ = problem(rows=16, columns=32, seed=seed)
+        whole, alone = reconstruct(w, moment, constraint, 10).point, Problem(w, moment).point(constraint, 10)
+        ratios.append(error(alone, w, damped(moment)) / error(whole, w, damped(moment)))
+    assert np.mean(ratios) < 1.05
+
+
 @given(st.integers(0, 10**6), st.sampled_from([NM(2, 4), NM(1, 4), NM(3, 4)]))
 def test_inputs_that_are_not_correlated_leave_the_weighted_projection(seed, constraint):
     w, _, _ = problem(seed=seed, dtype=torch.float64)
