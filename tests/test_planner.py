@@ -363,7 +363,8 @@ class Gpt(Embedded):
 
 def test_layers_that_store_their_weight_the_other_way_round_are_searched_and_packed(tmp_path):
     """Only the last layer has 128 columns; another has as many rows."""
-    given = job(tmp_path, "budget.ratio=0.2", "search.candidates.sets=[int8g128,int4]", "plan.activations=null")
+    candidates = ["search.candidates.sets=[int8g128,int4]", "+search.candidates.pinned={*.mlp.c_proj: int8g128}"]
+    given = job(tmp_path, "budget.ratio=0.2", *candidates, "plan.activations=null")
     content = run(planned(dataclasses.replace(given, source=Gpt())))
     plan = CompressionPlan.load(tmp_path / "plan.json")
     assert {name.rpartition(".h.0.")[2]: spec.shape for name, spec in plan.layers.items()} == {
