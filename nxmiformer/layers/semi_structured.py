@@ -22,6 +22,7 @@ from nxmiformer.plan import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, ConstraintSet, Grid
 
 Kernel = Literal["bf16", "int8"]
+DEVICE = "cuda"  # that has them
 ROWS, COLUMNS, TOKENS = 32, 64, 16  # whose multiples the kernels take: of a weight (out, in), and of its inputs
 
 
@@ -89,11 +90,15 @@ def make_semi_structured(model: nn.Module, plan: CompressionPlan, kernel: Kernel
             of weights by the codes of inputs.
 
     Raises:
-        ValueError: a layer cannot be computed so (each is named); the model is as it was then.
+        ValueError: a layer cannot be computed so (each is named), or the model is not on a CUDA device; it is as it was
+            then.
     """
     refused = list(refusals(model, plan, kernel))
     if refused:
         raise ValueError(f"sparse tensor cores cannot compute ({kernel}):\n  " + "\n  ".join(refused))
+    devices = {parameter.device for parameter in model.parameters()}
+    if any(device.type != DEVICE for device in devices):
+        raise ValueError(f"the model is on {', '.join(map(str, devices))}: sparse tensor cores are on {DEVICE}")
     made = {
         name: _sparse_bf16(layer) if kernel == "bf16" else SparseInt8Linear(layer, spec)
         for name, spec in _linear(model, plan).items()

@@ -8,6 +8,7 @@ import transformers
 from torch import nn
 from torch.sparse import _semi_structured_conversions as conversions
 
+from nxmiformer.layers import semi_structured
 from nxmiformer.layers.convert import compressed_layers, convert, project, strip
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.semi_structured import SparseInt8Linear, make_semi_structured, refusals
@@ -67,6 +68,7 @@ def device(request, monkeypatch):
     """Where to run, and for a CPU the kernels that it does not have."""
     if request.param == "cuda":
         return "cuda"
+    monkeypatch.setattr(semi_structured, "DEVICE", "cpu")
     monkeypatch.setattr(torch.sparse, "to_sparse_semi_structured", held)
     monkeypatch.setattr(torch, "_cslt_compress", held)
     monkeypatch.setattr(torch, "_cslt_sparse_mm", product)
@@ -162,6 +164,14 @@ def test_a_shape_that_the_kernels_do_not_take_is_refused():
     first, second = refusals(model, plan, "bf16")
     assert "48 x 64" in first
     assert "32 x 48" in second
+
+
+def test_a_model_that_is_not_on_a_gpu_is_refused_and_stays():
+    model, plan = compressed(bert, WITHIN[0])
+    before = logits(model, "cpu")
+    with pytest.raises(ValueError, match="the model is on cpu: sparse tensor cores are on cuda"):
+        make_semi_structured(model, plan, "int8")
+    assert torch.equal(logits(model, "cpu"), before)
 
 
 def test_an_unknown_kernel_is_an_error_that_names_those_that_there_are():
