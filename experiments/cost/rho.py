@@ -9,20 +9,20 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import gmean
 
 from nxmiformer.data.batches import encode, shuffled
 from nxmiformer.data.glue import HUB, TASKS, Glue
 from nxmiformer.layers.convert import convert, linear_layers
 from nxmiformer.layers.moments import Batch, input_moments
+from nxmiformer.layers.targets import find_targets
 from nxmiformer.models import Pretrained
 from nxmiformer.optim.reconstruct import Problem, course
 from nxmiformer.plan import CompressionPlan
-from nxmiformer.planning import Planning
-from nxmiformer.sets import NM
+from nxmiformer.planner import ANY
 from nxmiformer.sets.words import from_words
 
 Course = Callable[[int], tuple[float, float]]
@@ -36,7 +36,6 @@ COURSES: dict[str, Course] = {
 ITERATIONS = (3, 5, 10, 20, 50)
 SETS = ("2:4+int8", "2:4+int4", "1:4+int4", "int3")
 BATCHES = 32
-DENSE = NM(1, 1)  # constrains nothing
 
 
 def main() -> None:
@@ -60,8 +59,7 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
     task, source = Glue(arguments.task, arguments.glue), Pretrained(str(arguments.model))
     tokenizer = source.tokenizer(task)
     model = source.model(task, tokenizer, 0).eval()
-    plan: CompressionPlan = Planning("dense", DENSE)(model)
-    convert(model, plan)
+    convert(model, CompressionPlan.uniform(model, find_targets(model), ANY))
     examples = encode(task.splits()["train"], task, tokenizer, max_length=128)
     stream = shuffled(examples, 32, 0, 0, torch.device("cpu"))
 
@@ -79,11 +77,11 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
 
 def _error(problems: list[Problem], rho: Course, iterations: int) -> float:
     """The geometric mean of the errors."""
-    logs = []
+    errors = []
     for problem in problems:
         problem.course = rho
-        logs += [np.log(problem.reconstruct(from_words(words), iterations).error[1]) for words in SETS]
-    return float(np.exp(np.mean(logs)))
+        errors += [problem.reconstruct(from_words(words), iterations).error[1] for words in SETS]
+    return float(gmean(errors))
 
 
 if __name__ == "__main__":

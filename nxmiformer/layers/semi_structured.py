@@ -67,7 +67,7 @@ def refusals(model: nn.Module, plan: CompressionPlan, kernel: Kernel) -> Iterato
     """What sparse tensor cores cannot compute of a model, a line each: the layer, its set or activations, and why."""
     if kernel not in get_args(Kernel):
         raise unknown("kernel", kernel, get_args(Kernel))
-    for name, spec in _linear(model, plan).items():
+    for name, _, spec in _linear(model, plan):
         rows, columns = spec.shape
         if not _two_of_four(spec.weight):
             yield f"{name}: {spec.weight} is no 2:4 set, nor within one"
@@ -101,8 +101,7 @@ def make_semi_structured(model: nn.Module, plan: CompressionPlan, kernel: Kernel
         raise ValueError(f"the model is on {', '.join(map(str, devices))}: sparse tensor cores are on {DEVICE}")
     made = {
         name: _sparse_bf16(layer) if kernel == "bf16" else SparseInt8Linear(layer, spec)
-        for name, spec in _linear(model, plan).items()
-        if isinstance(layer := model.get_submodule(name), CompressedLinear)
+        for name, layer, spec in _linear(model, plan)
     }
     strip(model).to(torch.bfloat16)
     for name, layer in made.items():  # after the cast, which neither scales nor sparse tensors may see
@@ -120,12 +119,12 @@ def _sparse_bf16(layer: CompressedLinear) -> nn.Linear:
     return plain
 
 
-def _linear(model: nn.Module, plan: CompressionPlan) -> dict[str, LayerSpec]:
+def _linear(model: nn.Module, plan: CompressionPlan) -> Iterator[tuple[str, CompressedLinear, LayerSpec]]:
     """Of the plan's layers those that multiply by their weight, aliases included."""
     specs = {module: spec for name, spec in plan.layers.items() for module in (name, *spec.aliases)}
-    return {
-        name: specs[name] for name, layer in compressed_layers(model).items() if isinstance(layer, CompressedLinear)
-    }
+    for name, layer in compressed_layers(model).items():
+        if isinstance(layer, CompressedLinear):
+            yield name, layer, specs[name]
 
 
 def _two_of_four(constraint: ConstraintSet) -> bool:
