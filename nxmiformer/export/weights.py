@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from nxmiformer.layers.convert import matrix
 from nxmiformer.layers.lazy import PackedWeight, make_lazy
+from nxmiformer.layers.memory import Memory
 from nxmiformer.plan import CompressionPlan
 
 # What `pack` gives, and how it is called after the layer. The values, which are flat, have the name of the weight:
@@ -71,7 +72,7 @@ def fill_layers(
     Raises:
         ValueError: as `fill`.
     """
-    keys = set(stored.keys())
+    keys, memory = set(stored.keys()), Memory(device)
     tied: dict[str, list[str]] = {f"{name}.weight": [] for name in plan.layers}
     for name, key in shared.items():
         tied.setdefault(key, []).append(name)
@@ -84,7 +85,7 @@ def fill_layers(
                 make_lazy(model, each.removesuffix(".weight"), packed)
             continue
         try:
-            weight = nn.Parameter(packed())
+            weight = nn.Parameter(packed(memory))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         for each in names:

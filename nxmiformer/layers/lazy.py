@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.memory import Memory
 from nxmiformer.layers.quantizers import WeightQuantizer
 from nxmiformer.plan import LayerSpec
 
@@ -35,9 +36,15 @@ class PackedWeight(nn.Module):
         """What `pack` made of the weight."""
         return dict(self.named_buffers())
 
-    def forward(self) -> Tensor:
-        weight = self.spec.weight.unpack(self.parts, self.spec.shape, self.stored)
-        return (weight.t().contiguous() if self.spec.transposed else weight).to(self.dtype)
+    def forward(self, memory: Memory | None = None) -> Tensor:
+        """The weight, in `memory` where that is given."""
+        parts, shape = self.parts, self.spec.shape
+        memory = memory or Memory(parts["values"].device)
+        out = memory.empty(shape[::-1] if self.spec.transposed else shape, self.dtype)
+        if self.dtype == self.stored and not self.spec.transposed:
+            return self.spec.weight.unpack_into(out, parts)
+        weight = self.spec.weight.unpack(parts, shape, self.stored)
+        return out.copy_(weight.t() if self.spec.transposed else weight)
 
     def rows(self, numbers: Tensor) -> Tensor:
         """The rows (n, in_features) of the weight with these numbers (n,)."""

@@ -91,6 +91,10 @@ class ConstraintSet(abc.ABC):
             ValueError: the tensors are not what `pack` makes of a member of this shape.
         """
 
+    def unpack_into(self, out: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        """`out`, contiguous, which holds from now on what `unpack` gives in its shape and dtype."""
+        return out.copy_(self.unpack(tensors, (out.shape[0], out.shape[1]), out.dtype))
+
     def unpack_rows(self, tensors: dict[str, Tensor], shape: Shape, rows: Tensor, dtype: torch.dtype) -> Tensor:
         """The rows (n, in) with these numbers (n,) of what `unpack` gives."""
         return self.unpack(tensors, shape, dtype)[rows]

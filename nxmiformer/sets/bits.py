@@ -5,6 +5,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from nxmiformer.sets.chunks import parts
+
 WORDS = {1: torch.int64, 2: torch.int32, 4: torch.int16}  # that hold, a byte each, the codes of one packed byte
 
 
@@ -34,7 +36,11 @@ def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
     if bits == 8:
         return packed
     if bits in WORDS:
-        codes = _bytes(bits).to(packed.device).index_select(0, packed.int()).view(torch.uint8)
+        table = _bytes(bits).to(packed.device)
+        words = torch.empty(packed.shape, dtype=table.dtype, device=packed.device)
+        for part in parts(packed[:, None]):
+            torch.index_select(table, 0, packed[part].int(), out=words[part])
+        codes = words.view(torch.uint8)
     else:
         codes = _cut(packed, bits, -(-n // 8))
     if codes.numel() > n and codes[n:].any():

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from nxmiformer.sets.base import Piece, Shape, Storage, ValueSet, expect
 from nxmiformer.sets.bits import pack_bits, unpack_bits
+from nxmiformer.sets.chunks import chunks, parts
 
 CANDIDATES = 16  # clipping ratios tried by the coarse part of the scale search
 REFINEMENTS = 2  # least-squares steps after it
 LEAST_RATIO = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.5, 6: 0.6, 7: 0.8, 8: 0.8}  # the fewer the levels, the more is clipped
-CHUNK = 1 << 17  # elements that the search works on at a time on a CPU, so that they stay in its cache
 PROBES = 8  # columns that a scale must explain before the whole row is looked at
 OFFSETS = (0.0, 0.0, -0.5, 0.5, -0.25, 0.25)  # in units of eps, where the scale of 16-bit weights is looked for
 CENTRINGS = 3  # steps to the middle of the scales that explain all of a row of 16-bit weights
@@ -74,7 +74,7 @@ class Grid(ValueSet):
         if mask is not None and (importance is not None or self.bits == 1):
             weight = mask.float() if importance is None else importance * mask  # zeros are off the sign grid
         rows, weights = self.rows(w), None if weight is None else self.rows(weight)
-        scales = [self._scales(x, f) for x, f in _chunks(rows, weights)]
+        scales = [self._scales(x, f) for x, f in chunks(rows, weights)]
         return Piece(scales=torch.cat(scales).view(w.shape[0], -1))
 
     def apply(self, w: Tensor, piece: Piece) -> Tensor:
@@ -231,7 +231,7 @@ class Grid(ValueSet):
         )
 
     def _supported(self, w: Tensor, support: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-        return _chunks(self.rows(w), None if support is None else self.rows(support))
+        return chunks(self.rows(w), None if support is None else self.rows(support))
 
     def storage(self, shape: Shape, dtype: torch.dtype = torch.float32) -> Storage:
         return Storage(values=shape[0] * shape[1] * self.bits, scales=shape[0] * self.groups(shape) * 32)
@@ -243,7 +243,10 @@ class Grid(ValueSet):
 
     def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
         codes = self.unpack_codes(tensors, shape[0] * shape[1]).view(shape)
-        return self.scale_codes(codes, tensors, dtype)
+        return self.scale_codes(codes, tensors, torch.empty_like(codes, dtype=dtype))
+
+    def unpack_into(self, out: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        return self.scale_codes(self.unpack_codes(tensors, out.numel()).view(out.shape), tensors, out)
 
     def unpack_rows(self, tensors: dict[str, Tensor], shape: Shape, rows: Tensor, dtype: torch.dtype) -> Tensor:
         if shape[1] * self.bits % 8:  # a byte with codes of two rows
@@ -270,14 +273,17 @@ class Grid(ValueSet):
             raise ValueError(f"the values hold codes above {2 * self.top}, which {self} does not have")
         return (shifted - self.top).view(torch.int8)  # below zero it wraps around to what int8 reads as negative
 
-    def scale_codes(self, codes: Tensor, tensors: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-        """codes (out, in), int8, times the packed scales, in `dtype`."""
-        shape = (codes.shape[0], codes.shape[1])
-        scales = expect(tensors, "scales", shape[0] * self.groups(shape), torch.float32)
+    def scale_codes(self, codes: Tensor, tensors: dict[str, Tensor], out: Tensor) -> Tensor:
+        """`out`, contiguous, with the codes (out, in), int8, times the packed scales."""
+        scales = expect(
+            tensors, "scales", codes.shape[0] * self.groups((codes.shape[0], codes.shape[1])), torch.float32
+        )
         if not scales.isfinite().all() or (scales < 0).any():
             raise ValueError("the scales hold values that are negative or not finite")
-        compute = torch.float64 if dtype == torch.float64 else torch.float32
-        return self.rows(codes).to(compute).mul_(scales[:, None]).add_(0.0).to(dtype).view(shape)  # -0 + 0 is 0
+        rows, points = self.rows(codes), self.rows(out)
+        for part in parts(rows):
+            points[part].copy_(rows[part]).mul_(scales[part, None]).add_(0.0)  # codes are exact; -0 + 0 is 0
+        return out
 
 
 def _compute(x: Tensor) -> torch.dtype:
@@ -287,10 +293,3 @@ def _compute(x: Tensor) -> torch.dtype:
 def _least(x: Tensor) -> Tensor:
     """The least positive element of each row of x >= 0, inf where there is none."""
     return torch.where(x > 0, x, torch.inf).amin(1)
-
-
-def _chunks(rows: Tensor, weight: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """The rows, and their weights, in parts that fit the cache of a CPU; an accelerator takes them whole."""
-    size = max(1, CHUNK // max(1, rows.shape[1])) if rows.device.type == "cpu" else max(1, rows.shape[0])
-    for start in range(0, rows.shape[0], size):
-        yield rows[start : start + size], None if weight is None else weight[start : start + size]

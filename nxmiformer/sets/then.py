@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage
 from nxmiformer.sets.grid import Grid
+from nxmiformer.sets.lookup import look_up
 
 ALTERNATIONS = 3  # of scale and mask, where they are coupled
 
@@ -97,5 +98,15 @@ class Then(ConstraintSet):
         return {**self.second.pack_codes(w, support), **self.first.pack_mask(support)}
 
     def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
-        kept = self.second.unpack_codes(tensors, self.first.kept(shape))
-        return self.second.scale_codes(self.first.place(kept, tensors, shape), tensors, dtype)
+        codes = self._codes(tensors, shape)
+        return self.second.scale_codes(codes, tensors, torch.empty_like(codes, dtype=dtype))
+
+    def unpack_into(self, out: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+        return self.second.scale_codes(self._codes(tensors, (out.shape[0], out.shape[1])), tensors, out)
+
+    def _codes(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
+        """The codes (out, in), int8, and zeros off the support."""
+        found = look_up(self.first, self.second, tensors, shape)
+        if found is not None:
+            return found
+        return self.first.place(self.second.unpack_codes(tensors, self.first.kept(shape)), tensors, shape)

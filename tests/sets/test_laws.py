@@ -260,6 +260,17 @@ def test_packing_and_unpacking_changes_no_bit(points: ConstraintSet, dtype: torc
 
 @every_set
 @every_dtype
+def test_unpacking_into_memory_that_is_there_fills_it_with_what_unpacking_gives(
+    points: ConstraintSet, dtype: torch.dtype
+) -> None:
+    for member in members(points, dtype):
+        out = torch.full_like(member, torch.nan, memory_format=torch.contiguous_format)
+        assert points.unpack_into(out, points.pack(member)) is out
+        assert naive.same_bits(out, member)
+
+
+@every_set
+@every_dtype
 def test_storage_is_the_size_of_the_packed_parts(points: ConstraintSet, dtype: torch.dtype) -> None:
     for shape in [SHAPE, (16, 64), (8, 0), (0, 64)]:
         packed = points.pack(points.project(gaussian(0, dtype, shape)))
