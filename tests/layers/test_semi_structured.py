@@ -1,6 +1,8 @@
 """Layers on sparse tensor cores: by cuSPARSELt where there is a GPU, and anywhere with dense products in its place."""
 
 import copy
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "i
 EIGHT = Activations(8)
 IDS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 2]])
 WITHIN = [Then(NM(2, 4), Grid(4)), Then(NM(2, 4, "dense"), Grid(8)), Then(NM(1, 4), Grid(4)), Then(NM(2, 8), Grid(1))]
+STUDY = Path(__file__).parents[2] / "experiments" / "bench" / "tensor_cores.py"
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device with sparse tensor cores")
 
 
@@ -132,6 +135,20 @@ def test_an_int8_layer_is_the_compressed_one_but_for_roundings_of_its_results(sh
     assert made.dtype == torch.float32
     rounded = model[0].bias.float().cpu()
     torch.testing.assert_close(made - rounded, expected - bias, rtol=2**-8, atol=1e-5)
+
+
+def test_the_study_of_tensor_cores_times_every_layer_each_way_and_gives_its_share_of_the_peak(device):
+    study = runpy.run_path(str(STUDY))
+    blocks = study["blocks_of"](64, 128, torch.device(device))
+    rows = [dict(zip(study["COLUMNS"][1:], row, strict=True)) for row in study["measured"](blocks, [3, 16], 1e-3, 3, 2)]
+    assert [(row["layer"], int(row["tokens"]), row["how"]) for row in rows] == [
+        (layer, tokens, how) for layer in study["LAYERS"] for tokens in (3, 16) for how in study["GAINS"]
+    ]
+    for row in rows:
+        operations = 2 * int(row["out"]) * int(row["in"]) * int(row["tokens"])
+        teraops = operations / float(row["microseconds"]) / 1e6
+        assert float(row["teraops"]) == pytest.approx(teraops, rel=0.02)
+        assert float(row["peak"]) == pytest.approx(teraops / (1e-3 * study["GAINS"][row["how"]]), rel=0.02, abs=1e-3)
 
 
 @pytest.mark.parametrize(
