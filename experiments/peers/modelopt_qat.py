@@ -72,8 +72,8 @@ def main() -> None:
         for batch in batches(arguments.calibration_batches):  # in float32: local_hessian fails under autocast
             model(**batch)
 
-    def score() -> float:
-        return evaluate(model, task, reported, settings.eval_batch_size, accelerator)[task.metric]
+    def scores() -> dict[str, float]:
+        return evaluate(model, task, reported, settings.eval_batch_size, accelerator)
 
     sparse, bits = PLANS[arguments.plan]
     names = [target.name for target in find_targets(model).layers]
@@ -81,7 +81,7 @@ def main() -> None:
     quantize(model, names, bits, arguments, calibrate)
     layers = {name: model.get_submodule(name) for name in names}
     verify(layers, masks, bits)
-    one_shot = score()
+    one_shot = scores()[task.metric]
     print(f"one shot: {task.metric} {one_shot:.4f} on {arguments.report_on}", flush=True)
 
     began = time.perf_counter()
@@ -104,7 +104,9 @@ def main() -> None:
 
     gap = verify(layers, masks, bits)
     asked = {key: getattr(arguments, key) for key in RECORDED}
-    found = {"metric": task.metric, "score": score(), "one_shot": one_shot, "gap": gap, "seconds": seconds}
+    trained = scores()
+    found = {"metric": task.metric, "score": trained[task.metric], "scores": trained, "one_shot": one_shot}
+    found |= {"gap": gap, "seconds": seconds}
     place = {"device": _device(accelerator.device), "modelopt": modelopt.__version__}
     report = {"model": "/".join(arguments.model.resolve().parts[-2:]), **asked, **found, **place}
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
