@@ -37,11 +37,11 @@ class PackedWeight(nn.Module):
         return dict(self.named_buffers())
 
     def forward(self, memory: Memory | None = None) -> Tensor:
-        """The weight, in `memory` where that is given."""
+        """The weight, in `memory` where that is given: there, if it is to stay."""
         parts, shape = self.parts, self.spec.shape
-        memory = memory or Memory(parts["values"].device)
-        out = memory.empty(shape[::-1] if self.spec.transposed else shape, self.dtype)
-        if self.dtype == self.stored and not self.spec.transposed:
+        like, dtype = shape[::-1] if self.spec.transposed else shape, self.dtype
+        out = memory.empty(like, dtype) if memory else torch.empty(like, dtype=dtype, device=parts["values"].device)
+        if dtype == self.stored and not self.spec.transposed:
             return self.spec.weight.unpack_into(out, parts)
         weight = self.spec.weight.unpack(parts, shape, self.stored)
         return out.copy_(weight.t() if self.spec.transposed else weight)
