@@ -25,7 +25,7 @@ def look_up(first: SparsitySet, second: Grid, tensors: dict[str, Tensor], shape:
     if not isinstance(first, NM) or first.group not in WORDS or not tensors.keys() >= {"values", "indices"}:
         return None
     bits, support = first.keep * second.bits, first.index_bits((1, first.group))
-    if max(bits, support) > 8 or bits + support > MOST:
+    if not 0 < support <= 8 or bits > 8 or bits + support > MOST:
         return None
     groups = shape[0] * shape[1] // first.group
     values, supports = unpack_bits(tensors["values"], bits, groups), unpack_bits(tensors["indices"], support, groups)
