@@ -1,6 +1,8 @@
 """The studies' commands are made of configurations that compose."""
 
+import json
 import runpy
+import sys
 from pathlib import Path
 
 import hydra
@@ -70,3 +72,31 @@ def test_the_results_of_a_study_are_cells_of_its_sweep_and_no_cell_is_there_twic
     for row in results.itertuples():
         against = max(row.dense_score, best.get((row.task, row.seed), 0.0))
         assert row.retention == pytest.approx(row.score / against, abs=2e-6)
+
+
+def test_a_finished_cell_keeps_its_report_and_packed_model_alone(tmp_path, monkeypatch):
+    made = []
+
+    def job(folder, overrides):
+        made.append(folder.name)
+        for name in ("checkpoints", "dense", "packed"):
+            (folder / name).mkdir(parents=True)
+        phases = {"dense": {"steps": 4, "seconds": 1.0}, "finish": {"steps": 4, "seconds": 1.0, "gap": 0.1}}
+        storage = {"compression": dict.fromkeys(("values", "indices", "all"), 0.9)}
+        found = {"scores": {"dense": {"pearson": 0.8}, "packed": {"pearson": 0.7}}, "phases": phases}
+        report = {"task": {"metric": "pearson"}, "storage": storage, "device": "cpu", **found}
+        (folder / "report.json").write_text(json.dumps(report))
+        return True
+
+    monkeypatch.setitem(SCRIPT["Study"].chain.__globals__, "_job", job)
+    monkeypatch.setattr(sys, "argv", ["study.py", "glue_uniform", "--methods", "one_shot", "--outputs", str(tmp_path)])
+    study = SCRIPT["Study"](SWEEP, SCRIPT["_arguments"](SWEEP), tmp_path / "results.csv")
+    for _ in range(2):
+        study.chain("2of4_int4", "stsb", 0)
+    assert made == ["stsb-dense-0", "stsb-dense-dense_more-0", "stsb-2of4_int4-one_shot-0"]
+    left = {folder: sorted(each.name for each in (tmp_path / folder).iterdir()) for folder in made}
+    kept = ["packed", "report.json"]
+    assert left == {made[0]: ["dense", *kept], made[1]: kept, made[2]: kept}
+    rows = pd.read_csv(tmp_path / "results.csv")
+    assert list(rows.method) == ["dense_more", "one_shot"]
+    assert list(rows.retention) == [1.0, pytest.approx(0.875)]
