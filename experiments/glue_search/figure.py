@@ -41,13 +41,15 @@ def _table(runs: pd.DataFrame) -> str:
 
 
 def _paired(runs: pd.DataFrame) -> str:
-    """How far the searched plans are ahead of uniform ones of as many bytes, in points of what is kept: mean and
-    standard error over the pairs of runs from the same dense model."""
+    """How far the searched plans are ahead of uniform ones of as many bytes, and of the best uniform one of no more by
+    the search's own measure, in points of what is kept: mean and standard error over the pairs of runs from the same
+    dense model."""
     lines = ["| plan | against | tasks | pairs | ahead by, points | ahead in |", "|---|---|---|---|---|---|"]
     kept = 100 * runs.pivot(index=["task", "seed"], columns="plan", values="retention")
     size = runs.groupby("plan").bytes.mean()
     for plan in sorted((each for each in size.index if each.startswith("searched")), key=lambda each: -size[each]):
-        for other in size.index[(abs(size / size[plan] - 1) < SAME) & ~size.index.str.startswith("searched")]:
+        same = (abs(size / size[plan] - 1) < SAME) & ~size.index.str.startswith("searched")
+        for other in size.index[same | (size.index == plan.replace("searched", "best_uniform"))]:
             ahead = (kept[plan] - kept[other]).dropna()
             by = f"{ahead.mean():+.2f}" + (f" ± {ahead.sem():.2f}" if len(ahead) > 1 else "")
             tasks = ", ".join(ahead.index.unique("task"))
