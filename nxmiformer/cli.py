@@ -14,7 +14,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import (
@@ -214,6 +214,9 @@ def _fail(message: str) -> int:
 def _explain(error: Exception) -> str:
     """What is wrong with the command line, and the valid names nearest to what it says."""
     root = _root(error)
+    if isinstance(error, OverrideParseException):
+        reason = error.message.removeprefix(f"Error parsing override '{error.override}'\n").partition("\nSee ")[0]
+        return f"{error.override!r} cannot be read: {reason}\na value with other signs is quoted: 'key=\"value\"'"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         extra = option.partition("_")[0]

@@ -259,8 +259,9 @@ MISTAKES = {
     "train.clip=abc": "train.clip=abc: its value must be of type float",
     "task.train=13": "train must be a positive multiple of 12",
     "model.hidden=wide": "model.hidden=wide: its value must be of type int",
-    "seed=[": "'['",
-    "seed": "missing EQUAL",
+    "seed=[": "'seed=[' cannot be read",
+    "seed": "'seed' cannot be read: missing EQUAL",
+    "name=a=b": "'name=a=b' cannot be read: mismatched input '=' expecting <EOF>\na value with other signs is quoted",
 }
 
 
