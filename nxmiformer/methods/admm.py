@@ -88,8 +88,9 @@ class Admm(Method):
             found = reconstruct(layer.matrix.detach(), moment, layer.quantizer.constraint)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
+        constraint = layer.quantizer.constraint
         with torch.no_grad():
-            layer.matrix.copy_(found.point if self.target == "joint" else found.kept)
+            layer.matrix.copy_(found.kept if self._aim(constraint) is constraint.sparsity else found.point)
         layer.quantizer.refresh(layer.matrix)
 
     def schedule(self) -> Schedule:
@@ -107,10 +108,13 @@ class Admm(Method):
         """What Z is projected onto, by parameter name."""
         chosen = {}
         for name, layer in linear_layers(self.model).items():
-            whole = layer.quantizer.constraint
-            constraint = (whole.sparsity or whole) if self.target == "sparsity" else whole
-            chosen[f"{name}.weight"] = Transposed(constraint) if layer.transposed else constraint
+            aim = self._aim(layer.quantizer.constraint)
+            chosen[f"{name}.weight"] = Transposed(aim) if layer.transposed else aim
         return chosen
+
+    def _aim(self, constraint: ConstraintSet) -> ConstraintSet:
+        """The set that Z is in, of a layer whose weight is to be a point of `constraint`."""
+        return (constraint.sparsity or constraint) if self.target == "sparsity" else constraint
 
     def optimizer(self, base: torch.optim.Optimizer) -> torch.optim.Optimizer:
         self.admm = self._around(base, self.model.named_parameters(), self.sets(), self.schedule())
@@ -139,9 +143,7 @@ class Admm(Method):
         its grid, where the loss has put it: rounded, it would need many steps to reach the next level again."""
         if self.target == "joint":
             return self.finalize()
-        return project(
-            self.model, lambda quantizer, w: (quantizer.constraint.sparsity or quantizer.constraint).project(w)
-        )
+        return project(self.model, lambda quantizer, w: self._aim(quantizer.constraint).project(w))
 
     def metrics(self, layers: bool = False) -> dict[str, float]:
         return self.admm.metrics(layers) if self.admm.residuals else {}
