@@ -111,4 +111,5 @@ def _finding(damages: Damages, sets: Sequence[str]) -> str:
     most = f"{sets[-1]} does the most damage in {spoken(worst)}"
     if not 0 < harshest[least] < harshest[worst]:
         return most
-    return f"{most}, {harshest[worst] / harshest[least]:,.3g} times that in {spoken(least)}"
+    ratio = harshest[worst] / harshest[least]
+    return f"{most}, {ratio:{'.3g' if ratio < 1000 else ',.0f'}} times that in {spoken(least)}"

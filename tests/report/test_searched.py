@@ -174,14 +174,14 @@ def test_sets_stand_in_the_order_of_their_mean_damage_and_dense_before_them(make
     assert sets == ["dense", *means.index]
 
 
-def test_the_sensitivitys_title_names_the_layer_that_the_harshest_set_damages_most(make):
+@pytest.mark.parametrize(("power", "times"), [(1, "12"), (4, "20,736")])
+def test_the_sensitivitys_title_names_the_layer_that_the_harshest_set_damages_most(make, power, times):
     found = make()
-    damages = {name: {"int8": 1e-6, "1:4+int4": 1e-3 * n} for n, name in enumerate(found["damages"], 1)}
+    damages = {name: {"int8": 1e-6, "1:4+int4": 1e-3 * n**power} for n, name in enumerate(found["damages"], 1)}
     sets = dict.fromkeys(damages, "int8")
     title = told(sensitivity({**found, "damages": damages, "best": {**found["best"], "sets": sets}}))
-    assert title == (
-        "1:4+int4 does the most damage in output.dense of layer 1, 12 times that in attention.self.query of layer 0"
-    )
+    worst, least = "output.dense of layer 1", "attention.self.query of layer 0"
+    assert title == f"1:4+int4 does the most damage in {worst}, {times} times that in {least}"
 
 
 def with_divergences(found, divergence):
