@@ -47,14 +47,15 @@ def _figure(results: pd.DataFrame) -> Figure:
     tasks = list(results.groupby("task", sort=False))
     groups = 100 * results.groupby(["task", "plan", "method"]).retention.agg(["mean", "std"]).fillna(0)
     top = max(101, (groups["mean"] + groups["std"]).max() + 0.3)
-    figure = Figure(figsize=(1.6 + 4.6 * len(tasks), 4.6), layout="constrained")
-    for axes, (task, rows) in zip(figure.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True):
+    plans = [rows.plan.nunique() for _, rows in tasks]
+    figure = Figure(figsize=(4.0 + 0.9 * sum(plans), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False, width_ratios=plans)[0]
+    for axes, (task, rows) in zip(panels, tasks, strict=True):
         sizes = (1 - rows.groupby("plan").compression_all.first()).sort_values()
         for place, plan in enumerate(sizes.index):
             _marks(axes, place, rows[rows.plan == plan])
-        labels = [
-            f"{plan.replace('of', ':').replace('_', ' + ').upper()}\n{100 * sizes[plan]:.1f} %" for plan in sizes.index
-        ]
+        words = [plan.replace("of", ":").replace("_", " +\n").upper() for plan in sizes.index]
+        labels = [f"{word}\n{100 * size:.1f} %" for word, size in zip(words, sizes, strict=True)]
         axes.axhline(100, color="#38424c", linewidth=0.8, linestyle=":")
         axes.set_xticks(range(len(sizes)), labels)
         axes.set_xlim(-0.6, len(sizes) - 0.4)
