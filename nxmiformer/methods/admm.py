@@ -90,7 +90,7 @@ class Admm(Method):
             raise ValueError(f"{name}: {error}") from error
         constraint = layer.quantizer.constraint
         with torch.no_grad():
-            layer.matrix.copy_(found.kept if self._aim(constraint) is constraint.sparsity else found.point)
+            layer.matrix.copy_(found.point if self._aim(constraint) == constraint else found.kept)
         layer.quantizer.refresh(layer.matrix)
 
     def schedule(self) -> Schedule:
