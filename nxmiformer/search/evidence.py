@@ -102,6 +102,13 @@ class Evidence:
         error for a regression."""
         return sum(_divergence(*pair) for pair in zip(self.logits, logits, strict=True)) / self.examples
 
+    def distance(self, logits: Sequence[Tensor]) -> float:
+        """Half the mean squared change from the dense model's zero-meaned logits, mean over the examples: what the
+        divergence comes to at a high temperature (Hinton et al. 2015, arXiv 1503.02531, eq. 4); for a regression the
+        same as the divergence. An example of which the model is sure counts as much as any other."""
+        changes = (_zero_meaned(after.double() - before) for before, after in zip(self.logits, logits, strict=True))
+        return sum(0.5 * change.square().mean(-1).sum().item() for change in changes) / self.examples
+
     def loss(self, logits: Sequence[Tensor]) -> float:
         """The task's loss at `logits`, mean over the examples."""
         pairs = zip(logits, self.batches, strict=True)
@@ -129,9 +136,10 @@ class Evidence:
 
     @cached_property
     def output_gradients(self) -> dict[str, Tensor]:
-        """Of each layer's outputs, (out,): the squared gradient of the log likelihood of a label that is drawn from the
-        model itself, summed over an example's tokens, mean over the examples. It is the diagonal of the output factor
-        of the Fisher information in K-FAC (Martens and Grosse 2015, arXiv 1503.05671, eq. 1, section 3)."""
+        """Of each layer's outputs, (out,): the squared gradient of the logits, less their mean as in `distance`, in a
+        random direction of unit mean square, summed over an example's tokens, mean over the examples. It estimates the
+        diagonal of the output factor of K-FAC (Martens and Grosse 2015, arXiv 1503.05671, eq. 1, section 3), with the
+        `distance` of the logits in the place of their divergence."""
         totals = {name: torch.zeros(layer.out_features) for name, layer in self.layers.items()}
         names = {id(layer.weight): name for name, layer in self.layers.items()}
 
@@ -149,7 +157,8 @@ class Evidence:
         hooks = [module.register_forward_hook(look) for module in modules]
         try:
             for _, logits in self._with_gradients():
-                loss(logits, _drawn(logits.detach(), generator)).sum().backward()
+                direction = _zero_meaned(torch.randn(logits.shape, generator=generator)) / math.sqrt(logits.shape[-1])
+                (logits * direction.to(logits.device)).sum().backward()
         finally:
             for hook in hooks:
                 hook.remove()
@@ -218,8 +227,6 @@ def _divergence(before: Tensor, after: Tensor) -> float:
     return max(0.0, F.kl_div(after.log_softmax(-1), before.log_softmax(-1), reduction="sum", log_target=True).item())
 
 
-def _drawn(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """A label for each example, drawn from what the model believes."""
-    if logits.shape[-1] == 1:
-        return logits[:, 0] + torch.randn(len(logits), generator=generator).to(logits.device)
-    return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
+def _zero_meaned(logits: Tensor) -> Tensor:
+    """The logits of several outputs less their mean, of which no probability knows; a regression's as they are."""
+    return logits - logits.mean(-1, keepdim=True) if logits.shape[-1] > 1 else logits

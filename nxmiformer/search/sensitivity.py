@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -39,9 +39,9 @@ class OutputError(Sensitivity):
     Rows of a weight are problems of their own, so that some of them tell of all.
 
     Attributes:
-        weighted: weigh each output by the Fisher information of the model's predictions about it, and take half the
-            absolute change: the divergence of the logits to second order (K-FAC, Martens and Grosse 2015, arXiv
-            1503.05671, with the diagonal of the outputs' factor), which can be compared between layers.
+        weighted: weigh each output by the squared gradient of the logits, and take half the absolute change: the
+            `distance` of the logits to second order (K-FAC, Martens and Grosse 2015, arXiv 1503.05671, with the
+            diagonal of the outputs' factor), which can be compared between layers.
         rows: looked at, at most.
         iterations: of each stage of the reconstruction; 0 takes the plain projection.
     """
@@ -61,8 +61,8 @@ class OutputError(Sensitivity):
         problem = evidence.problem(layer).of(rows)
         if not self.weighted:
             return [problem.error(self._point(problem, each)) for each in sets]
-        fisher = evidence.output_gradients[layer].to(weight.device)[rows] * (len(weight) / len(rows))
-        return [0.5 * (problem.row_errors(self._point(problem, each)) * fisher).sum().item() for each in sets]
+        slopes = evidence.output_gradients[layer].to(weight.device)[rows] * (len(weight) / len(rows))
+        return [0.5 * (problem.row_errors(self._point(problem, each)) * slopes).sum().item() for each in sets]
 
     def _point(self, problem: Problem, constraint: ConstraintSet) -> Tensor:
         if not self.iterations:
@@ -100,18 +100,20 @@ class Measured(Sensitivity):
     """The change itself, with this layer alone in the set and all others dense: one evaluation for each set.
 
     Attributes:
-        what: "divergence" of the logits from the dense model's, or the change of the "loss".
+        what: the distance of the "logits" from the dense model's, their "divergence", or the change of the "loss". A
+            model that is sure of its examples hides damage from the last two until there is much of it: they do not
+            add up as well.
         iterations: of each stage of the layer's reconstruction; 0 takes the plain projection.
         examples: to measure it on, about; None: all of the evidence.
     """
 
-    what: Literal["divergence", "loss"] = "divergence"
+    what: Literal["logits", "divergence", "loss"] = "logits"
     iterations: int = 0
     examples: int | None = None
 
     def __post_init__(self) -> None:
-        if self.what not in get_args(Literal["divergence", "loss"]):
-            raise unknown("measured damage", self.what, ("divergence", "loss"))
+        if self.what not in (kinds := ("logits", "divergence", "loss")):
+            raise unknown("measured damage", self.what, kinds)
         if self.iterations < 0:
             raise ValueError(f"iterations={self.iterations} must be at least 0")
         if self.examples is not None and self.examples < 1:
@@ -121,6 +123,8 @@ class Measured(Sensitivity):
         seen = evidence if self.examples is None else evidence.part(self.examples)
         points = (evidence.point(layer, each, self.iterations) for each in sets)
         changed = (seen.changed({layer: point}) for point in points)
+        if self.what == "logits":
+            return [seen.distance(logits) for logits in changed]
         if self.what == "divergence":
             return [seen.divergence(logits) for logits in changed]
         before = seen.loss(seen.logits)

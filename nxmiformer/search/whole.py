@@ -30,16 +30,16 @@ class OneShot:
         points = {name: self.evidence.point(name, each, self.iterations) for name, each in given.items()}
         return self.evidence.changed(points)
 
-    def divergence(self, sets: Sets) -> float:
-        """How far the logits move; see `Evidence.divergence`."""
-        return self.evidence.divergence(self.logits(sets))
+    def distance(self, sets: Sets) -> float:
+        """How far the logits move; see `Evidence.distance`."""
+        return self.evidence.distance(self.logits(sets))
 
     def interactions(self, sets: Sets, layers: int) -> list[tuple[str, str, float, float]]:
         """Of the layers that do the most damage alone, at most so many: every pair, the damage of both together, and
         the sum of their damages, that which exceeds its sum the most first."""
-        alone = {name: self.divergence({name: each}) for name, each in sets.items() if each is not None}
+        alone = {name: self.distance({name: each}) for name, each in sets.items() if each is not None}
         worst = sorted(alone, key=lambda name: -alone[name])[:layers]
         pairs = [
-            (a, b, self.divergence({a: sets[a], b: sets[b]}), alone[a] + alone[b]) for a, b in combinations(worst, 2)
+            (a, b, self.distance({a: sets[a], b: sets[b]}), alone[a] + alone[b]) for a, b in combinations(worst, 2)
         ]
         return sorted(pairs, key=lambda pair: pair[3] - pair[2])

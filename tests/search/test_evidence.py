@@ -7,7 +7,6 @@ import pytest
 import torch
 from naive import same_bits
 from small import MODELS, evidence, logits, separate
-from torch.nn import functional as F
 
 from nxmiformer.layers.convert import compressed_layers
 from nxmiformer.sets import NM, Grid, Then
@@ -129,32 +128,46 @@ def test_a_weight_of_another_shape_leaves_the_others_as_they_were(seen):
     assert unchanged(seen.model, before)
 
 
-def drawn(seen):
-    """The labels that the generator gives: one batch after the other, in the model's own words."""
+def directions(seen):
+    """Those that the generator gives: one batch after the other, each orthogonal to what all outputs have in common."""
     generator = torch.Generator().manual_seed(0)
-    found = []
     for batch in seen.logits:
-        if batch.shape[1] == 1:
-            found.append(batch[:, 0].double() + torch.randn(len(batch), generator=generator).double())
-        else:
-            found.append(torch.multinomial(F.softmax(batch, 1), 1, generator=generator)[:, 0])
-    return torch.cat(found)
+        for row in torch.randn(batch.shape, generator=generator).double():
+            yield (row - row.mean() if len(row) > 1 else row) / len(row) ** 0.5
 
 
 def test_the_gradients_of_outputs_are_those_of_one_example_after_the_other(seen):
-    model, labels, aliases = twin(seen), drawn(seen), shared_names(seen)
+    model, aliases = twin(seen), shared_names(seen)
     totals = {name: torch.zeros(layer.out_features, dtype=torch.float64) for name, layer in seen.layers.items()}
     outputs = {}
     for name, layer in compressed_layers(model).items():
         layer.register_forward_hook(lambda _, __, output, name=name: outputs.__setitem__(name, output))
-    for example, label in zip(separate(seen), labels, strict=True):
-        loss = slow_loss(logits(model, example)[0], label)
-        gradients = torch.autograd.grad(loss, list(outputs.values()))
+    for example, direction in zip(separate(seen), directions(seen), strict=True):
+        along = (logits(model, example)[0] * direction).sum()
+        gradients = torch.autograd.grad(along, list(outputs.values()))
         for name, gradient in zip(outputs, gradients, strict=True):
             for token in gradient.flatten(0, -2):
                 totals[aliases.get(name, name)] += token**2
     for name, total in totals.items():
         torch.testing.assert_close(seen.output_gradients[name].double(), total / seen.examples, rtol=2e-3, atol=1e-7)
+
+
+def test_the_distance_is_the_divergence_at_a_high_temperature(seen):
+    generator = torch.Generator().manual_seed(0)
+    moved = [each + torch.randn(each.shape, generator=generator) for each in seen.logits]
+    if moved[0].shape[1] == 1:
+        assert seen.distance(moved) == pytest.approx(seen.divergence(moved), rel=1e-6)
+        return
+    hot, total = 1e4, 0.0
+    for before, after in zip(seen.logits, moved, strict=True):
+        p, q = ((each.double() / hot).log_softmax(1) for each in (before, after))
+        total += hot**2 * (p.exp() * (p - q)).sum().item()
+    assert seen.distance(moved) == pytest.approx(total / seen.examples, rel=1e-3)
+
+
+def test_what_all_outputs_have_in_common_is_no_distance(seen):
+    moved = [each + 5.0 if each.shape[1] > 1 else each for each in seen.logits]
+    assert seen.distance(moved) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_expansion_is_the_gradient_and_its_square_of_each_batch(seen):

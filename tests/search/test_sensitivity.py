@@ -17,6 +17,7 @@ SENSITIVITIES = [
     LossChange(order=1),
     LossChange(order=2),
     Measured(),
+    Measured(what="divergence"),
     Measured(what="loss"),
     Measured(iterations=3),
     Measured(examples=5),
@@ -99,7 +100,7 @@ def test_the_output_error_is_that_of_the_projection_on_the_inputs(seen, constrai
 
 
 @pytest.mark.parametrize("constraint", SETS, ids=str)
-def test_the_weighted_output_error_is_half_the_fisher_of_each_output_times_its_change(seen, constraint):
+def test_the_weighted_output_error_is_half_the_squared_gradient_of_each_output_times_its_change(seen, constraint):
     w, h = seen.layers[one(seen)].matrix.detach().double(), damped(seen.moments[one(seen)])
     off = constraint.project(w.float()).double() - w
     expected = 0.5 * (seen.output_gradients[one(seen)].double() * torch.einsum("oi,ij,oj->o", off, h, off)).sum()
@@ -130,7 +131,7 @@ def test_the_first_order_is_the_change_of_the_loss_to_come(whole):
 
 
 @pytest.mark.parametrize("kind", ["bert", "regression", "gpt2"])
-def test_the_weighted_output_error_is_near_the_divergence_that_comes_of_it(kind):
+def test_the_weighted_output_error_is_near_the_distance_that_comes_of_it(kind):
     """For INT8, a small change: within a factor of 3 over all layers, without having run the model once with it."""
     seen = evidence(kind, count=120, size=40)
     foreseen = sum(OutputError(rows=10_000, iterations=0)(seen, name, [Grid(8)])[0] for name in seen.layers)
@@ -139,15 +140,17 @@ def test_the_weighted_output_error_is_near_the_divergence_that_comes_of_it(kind)
 
 
 @pytest.mark.parametrize("iterations", [0, 4])
-@pytest.mark.parametrize("what", ["divergence", "loss"])
+@pytest.mark.parametrize("what", ["logits", "divergence", "loss"])
 @pytest.mark.parametrize("examples", [None, 6])
 def test_measured_is_what_the_evidence_says_of_the_point(seen, what, iterations, examples):
     part = seen.part(examples or 10_000)
     changed = [part.changed({one(seen): seen.point(one(seen), each, iterations)}) for each in SETS]
-    if what == "divergence":
-        expected = [part.divergence(each) for each in changed]
-    else:
-        expected = [max(0.0, part.loss(each) - part.loss(part.logits)) for each in changed]
+    judge = {
+        "logits": part.distance,
+        "divergence": part.divergence,
+        "loss": lambda logits: max(0.0, part.loss(logits) - part.loss(part.logits)),
+    }
+    expected = [judge[what](each) for each in changed]
     assert Measured(what, iterations, examples)(seen, one(seen), SETS) == expected
 
 

@@ -28,11 +28,11 @@ def test_the_logits_are_those_with_every_layer_at_its_point(seen):
     weights = {name: each.project(seen.layers[name].matrix.detach()) for name, each in sets.items() if each is not None}
     found, expected = OneShot(seen, 0).logits(sets), seen.changed(weights)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-    assert OneShot(seen, 0).divergence(sets) == seen.divergence(expected)
+    assert OneShot(seen, 0).distance(sets) == seen.distance(expected)
 
 
 def test_a_plan_that_leaves_all_dense_changes_nothing(seen):
-    assert OneShot(seen).divergence(dict.fromkeys(seen.layers)) == 0
+    assert OneShot(seen).distance(dict.fromkeys(seen.layers)) == 0
 
 
 @pytest.mark.parametrize("most", [1, 2, 4, 99])
@@ -43,7 +43,7 @@ def test_interactions_are_of_all_pairs_of_the_layers_that_do_the_most_damage_alo
     found = whole.interactions(sets, most)
     assert {frozenset(pair[:2]) for pair in found} == {frozenset(pair) for pair in combinations(worst, 2)}
     for a, b, both, total in found:
-        assert both == whole.divergence({a: sets[a], b: sets[b]})
+        assert both == whole.distance({a: sets[a], b: sets[b]})
         assert total == pytest.approx(alone[a] + alone[b])
     excess = [both - total for _, _, both, total in found]
     assert excess == sorted(excess, reverse=True)
