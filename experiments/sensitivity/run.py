@@ -2,7 +2,7 @@ r"""How well does a sensitivity foresee the damage of a whole plan?
 
 python experiments/sensitivity/run.py grammar                           # the embedded task: one-shot, and trained
 python experiments/sensitivity/run.py stsb --model DENSE --glue GLUE --steps 0 --examples 64 \
-    --without "measured divergence, reconstructed"                      # a dense model of glue_uniform
+    --without "measured logits, reconstructed" "measured divergence, reconstructed"    # a dense model of glue_uniform
 """
 
 import argparse
@@ -44,8 +44,12 @@ SENSITIVITIES: dict[str, Sensitivity] = {
     "the same, held to two measured sets, 16 examples": Anchored(
         OutputError(), Measured(iterations=3, examples=16), ("2:4+int4", "1:8+int4")
     ),
-    "measured divergence of the projection": Measured(),
-    "measured divergence, reconstructed": Measured(iterations=3),
+    "the same, measured by the divergence": Anchored(
+        OutputError(), Measured("divergence", iterations=3, examples=32), ("2:4+int4", "1:8+int4")
+    ),
+    "measured logits of the projection": Measured(),
+    "measured logits, reconstructed": Measured(iterations=3),
+    "measured divergence, reconstructed": Measured("divergence", iterations=3),
 }
 
 

@@ -68,7 +68,8 @@ def search_frontier(found: Mapping[str, Any]) -> Figure:
 
 
 def trust(found: Mapping[str, Any]) -> Figure:
-    """The damage that was foreseen for each plan of a search, added up over its layers, against its divergence.
+    """The damage that was foreseen for each plan of a search, added up over its layers, against its divergence. Either
+    has a unit of its own: what a search needs is the order.
 
     Raises:
         ValueError: fewer than `FEWEST` plans differ, and have both above 0.
@@ -86,13 +87,12 @@ def trust(found: Mapping[str, Any]) -> Figure:
     ax.set_yscale("log")
     ax.set_xlim(*_room([plan["predicted"] for plan in drawn], log=True))
     ax.set_ylim(*_room([plan["divergence"] for plan in drawn], log=True))
-    ax.axline((1e-3, 1e-3), (1.0, 1.0), color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     for axis in (ax.xaxis, ax.yaxis):
         log_axis(axis)
     _points(ax, drawn, "predicted", "divergence")
-    ax.set_xlabel("predicted", fontsize=SMALL, color=MUTED)
+    ax.set_xlabel("predicted: the sum", fontsize=SMALL, color=MUTED)
     ax.set_ylabel("measured", fontsize=SMALL, color=MUTED)
-    note = "orange: the chosen plan;  blue: searched;  named: uniform;  dashed: as much as predicted"
+    note = "orange: the chosen plan;  blue: searched;  named: uniform"
     figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL, color=MUTED)
     rank = float(spearmanr(*([plan[key] for plan in drawn] for key in ("predicted", "divergence"))).statistic)
     how = "well" if rank >= 0.9 else "roughly" if rank >= 0.6 else "badly"
