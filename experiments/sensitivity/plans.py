@@ -1,7 +1,7 @@
 r"""What plans does a sensitivity lead to? The plan of the least sum for a share of the bytes, measured as a whole.
 
 python experiments/sensitivity/plans.py stsb --model DENSE --glue GLUE --examples 128 \
-    --without "measured divergence, reconstructed" "measured divergence of the projection"
+    --without "measured logits, reconstructed" "measured divergence, reconstructed" "measured logits of the projection"
 """
 
 import csv
