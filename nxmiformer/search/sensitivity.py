@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from nxmiformer.errors import unknown
 from nxmiformer.optim import Problem
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.sets import ConstraintSet
+
+Kind = Literal["logits", "divergence", "loss"]  # of damage that can be measured
 
 
 class Sensitivity(abc.ABC):
@@ -107,13 +109,13 @@ class Measured(Sensitivity):
         examples: to measure it on, about; None: all of the evidence.
     """
 
-    what: Literal["logits", "divergence", "loss"] = "logits"
+    what: Kind = "logits"
     iterations: int = 0
     examples: int | None = None
 
     def __post_init__(self) -> None:
-        if self.what not in (kinds := ("logits", "divergence", "loss")):
-            raise unknown("measured damage", self.what, kinds)
+        if self.what not in get_args(Kind):
+            raise unknown("measured damage", self.what, get_args(Kind))
         if self.iterations < 0:
             raise ValueError(f"iterations={self.iterations} must be at least 0")
         if self.examples is not None and self.examples < 1:
