@@ -81,7 +81,10 @@ def test_every_recipe_with_every_plan_builds_a_job(recipe, plan):
     job = build(f"recipe={recipe}", f"plan={plan}")
     assert isinstance(job, Job)
     assert isinstance(job.recipe, Recipe)
-    assert list(job.recipe.phases)[:2] == ["dense", recipe]
+    dense, compressing, *_ = job.recipe.phases
+    assert dense == "dense"
+    assert recipe.startswith(compressing)
+    assert job.recipe.phases[compressing].relative == recipe.endswith("_relative")
     assert isinstance(job.planning, Planning)
     assert job.planning.name == plan
     assert str(job.planning.weight).replace(":", "of").replace("+", "_") == plan

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -22,6 +22,7 @@ from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.evaluate import evaluate
+from nxmiformer.train.groups import groups, scaled, shares
 from nxmiformer.train.progress import Progress, tracked
 from nxmiformer.train.recipe import Phase
 from nxmiformer.train.tracker import Tracker
@@ -187,7 +188,11 @@ def train_phase(
                     optimizer.zero_grad()
             if not math.isfinite(loss):
                 raise ValueError(f"the loss of phase {name!r} is {loss} at step {step + 1}: lower its learning rate")
-            row: dict[str, float] = {"loss": loss, "lr": float(training.scheduler.get_last_lr()[0]), **method.metrics()}
+            row: dict[str, float] = {
+                "loss": loss,
+                "lr": float(max(training.scheduler.get_last_lr())),
+                **method.metrics(),
+            }
             training.scheduler.step()
             took.append(time.perf_counter() - began)
             position = clock.tick(step + 1)
@@ -234,7 +239,8 @@ def _training(stage: Stage, name: str, phase: Phase, length: Length, calibrate: 
         work = method.calibrate(batches, forward)
         for _ in tracked(work, f"{name}: layers", len(method.layers), accelerator.is_main_process):
             pass
-    optimizer = method.optimizer(phase.optimizer(_groups(method.parameters(), phase.weight_decay)))
+    parts = shares(method, stage.facts["projection_error"]) if phase.relative else {}
+    optimizer = method.optimizer(scaled(phase.optimizer(groups(method.parameters(), phase.weight_decay, parts))))
     scheduler = get_scheduler(phase.schedule, optimizer, round(phase.warmup * length.steps), length.steps)
     return Training(method, optimizer, scheduler)
 
@@ -244,15 +250,6 @@ def _training_mode(model: nn.Module, dropout: bool) -> None:
     model.train(dropout)
     for layer in distinct_layers(model).values():
         layer.train()
-
-
-def _groups(named: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups: weight matrices with weight decay; biases, norms and scales without."""
-    parameters = list(named)
-    matrices = [p for name, p in parameters if p.ndim > 1 and not name.endswith(".scales")]
-    others = [p for name, p in parameters if p.ndim <= 1 or name.endswith(".scales")]
-    groups = ({"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0})
-    return [group for group in groups if group["params"]]
 
 
 def _batches(stage: Stage, position: Position) -> Iterator[dict[str, torch.Tensor]]:

@@ -27,6 +27,10 @@ class Phase:
         steps: its length in optimizer steps, which wins where given. A phase of no steps still applies its method.
         schedule: the learning rate's course, a name that `transformers.get_scheduler` knows.
         warmup: share of the steps in which the learning rate rises.
+        relative: whether a compressed weight trains at the learning rate times its relative distance from its set,
+            ||W - P(W)|| / ||W|| of the dense W, and all else at that times the distance of all weights together. What
+            a layer has to make up for is of that size, and Adam's step is of the learning rate's, however little there
+            is to gain.
         weight_decay: of weight matrices; biases, norms and scales have none.
         dropout: whether the model's dropout is on. Distillation needs none: the student cannot match its teacher
             through noise.
@@ -39,6 +43,7 @@ class Phase:
     steps: int | None = None
     schedule: str = "linear"
     warmup: float = 0.1
+    relative: bool = False
     weight_decay: float = 0.0
     dropout: bool = True
 
@@ -47,6 +52,8 @@ class Phase:
             raise ValueError(f"a phase cannot have {self.epochs} epochs or {self.steps} steps")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1], not {self.warmup}")
+        if self.relative and isinstance(self.method, Dense):
+            raise ValueError("a dense phase has no sets for its learning rates to be relative to: relative=false")
         names = [kind.value for kind in SchedulerType]
         if self.schedule not in names:
             raise unknown("schedule of the learning rate", self.schedule, names)
