@@ -16,12 +16,12 @@ MARKS = ("<!-- made by experiments/glue_search/figure.py -->", "<!-- end -->")
 
 def main() -> None:
     uniform = pd.read_csv(HERE.parent / "glue_uniform" / "results.csv").query("method == 'admm'")
-    searched = pd.read_csv(HERE / "results.csv").query("method == 'admm'")
+    searched = pd.read_csv(HERE / "results.csv").query("method != 'dense_more'")
     uniform = uniform[uniform.task.isin(searched.task) & ~uniform.plan.str.endswith("_whole")]  # of the linears alone
     uniform = uniform[uniform.groupby("plan").task.transform("nunique") == searched.task.nunique()]  # run on every task
     runs = pd.concat([searched, uniform])
     runs["bytes"] = (1 - runs.compression_all) * WEIGHTS * 4
-    frame = runs.rename(columns={"score": "packed", "dense_score": "dense"})
+    frame = runs.query("method == 'admm'").rename(columns={"score": "packed", "dense_score": "dense"})
     frontier(frame, size="bytes").savefig(HERE / "figure.png", dpi=150)
     pattern = "(" + re.escape(MARKS[0]) + r"\n).*?(" + re.escape(MARKS[1]) + ")"
     readme = HERE / "README.md"
@@ -31,13 +31,13 @@ def main() -> None:
 
 def _table(runs: pd.DataFrame) -> str:
     """Mean and standard deviation over the seeds, by task and size."""
-    lines = ["| task | plan | size, with indices and scales | seeds | score | kept |", "|---|---|---|---|---|---|"]
-    found = runs.groupby(["task", "plan"], sort=False)
-    for (task, plan), rows in sorted(found, key=lambda group: (group[0][0], -group[1].bytes.mean())):
+    lines = ["| task | plan | recipe | size, with indices and scales | seeds | score | kept |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    found = runs.groupby(["task", "plan", "method"], sort=False)
+    for (task, plan, method), rows in sorted(found, key=lambda group: (group[0][0], -group[1].bytes.mean())):
         size = f"{rows.bytes.mean() / 1e6:.2f} MB ({100 * (1 - rows.compression_all.mean()):.2f} %)"
-        lines.append(
-            f"| {task} | {plan} | {size} | {len(rows)} | {_mean(rows.score, 4)} | {_mean(100 * rows.retention, 1)} % |"
-        )
+        figures = f"{len(rows)} | {_mean(rows.score, 4)} | {_mean(100 * rows.retention, 1)} %"
+        lines.append(f"| {task} | {plan} | {method} | {size} | {figures} |")
     return "\n".join(lines)
 
 
@@ -45,16 +45,21 @@ def _paired(runs: pd.DataFrame) -> str:
     """How far the searched plans are ahead of uniform ones of as many bytes, and of the best uniform one of no more by
     the search's own measure, in points of what is kept: mean and standard error over the pairs of runs from the same
     dense model."""
-    lines = ["| plan | against | tasks | pairs | ahead by, points | ahead in |", "|---|---|---|---|---|---|"]
-    kept = 100 * runs.pivot(index=["task", "seed"], columns="plan", values="retention")
+    lines = [
+        "| recipe | plan | against | tasks | pairs | ahead by, points | ahead in |",
+        "|---|---|---|---|---|---|---|",
+    ]
     size = runs.groupby("plan").bytes.mean()
-    for plan in sorted((each for each in size.index if each.startswith("searched")), key=lambda each: -size[each]):
-        same = (abs(size / size[plan] - 1) < SAME) & ~size.index.str.startswith("searched")
-        for other in size.index[same | (size.index == plan.replace("searched", "best_uniform"))]:
-            ahead = (kept[plan] - kept[other]).dropna()
-            by = f"{ahead.mean():+.2f}" + (f" ± {ahead.sem():.2f}" if len(ahead) > 1 else "")
-            tasks = ", ".join(ahead.index.unique("task"))
-            lines.append(f"| {plan} | {other} | {tasks} | {len(ahead)} | {by} | {(ahead > 0).sum()} |")
+    for method, of_method in runs.groupby("method", sort=False):
+        kept = 100 * of_method.pivot(index=["task", "seed"], columns="plan", values="retention")
+        for plan in sorted((each for each in kept if each.startswith("searched")), key=lambda each: -size[each]):
+            same = (abs(size / size[plan] - 1) < SAME) & ~size.index.str.startswith("searched")
+            others = size.index[same | (size.index == plan.replace("searched", "best_uniform"))]
+            for other in others.intersection(kept.columns):
+                ahead = (kept[plan] - kept[other]).dropna()
+                by = f"{ahead.mean():+.2f}" + (f" ± {ahead.sem():.2f}" if len(ahead) > 1 else "")
+                tasks = ", ".join(ahead.index.unique("task"))
+                lines.append(f"| {method} | {plan} | {other} | {tasks} | {len(ahead)} | {by} | {(ahead > 0).sum()} |")
     return "\n".join(lines)
 
 

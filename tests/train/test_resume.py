@@ -81,7 +81,13 @@ METHODS = {
 def job(directory, methods="admm", resume=False, lr=1e-3, seed=0, weight=None, **options):
     def phase(method, objective, rate):
         return Phase(
-            method, lambda groups: AdamW(groups, lr=rate), objective, steps=STEPS, weight_decay=0.1, schedule="cosine"
+            method,
+            lambda groups: AdamW(groups, lr=rate),
+            objective,
+            steps=STEPS,
+            weight_decay=0.1,
+            schedule="cosine",
+            relative=methods == "admm_joint" and not isinstance(method, Dense),
         )
 
     weight = weight or Then(NM(2, 4), Grid(4))

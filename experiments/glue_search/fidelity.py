@@ -1,0 +1,94 @@
+"""How near do the logits of the packed models come to the dense model's?
+
+python experiments/glue_search/fidelity.py outputs/glue --glue GLUE     # fidelity.csv, of the runs of results.csv there
+python experiments/glue_search/fidelity.py                              # prints the means of fidelity.csv
+
+On the validation split, on which nothing was chosen. Divergence is KL(dense || packed), half the squared error for a
+regression; agreement the share of equal predictions. A score moves by the luck of a few examples, these do not.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+import nxmiformer as nx
+from nxmiformer.data.batches import encode
+from nxmiformer.data.glue import HUB, Glue
+from nxmiformer.train.evaluate import predict
+
+HERE = Path(__file__).parent
+FILE = HERE / "fidelity.csv"
+CELL = ["task", "plan", "method", "seed"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("outputs", nargs="?", type=Path, help="where study.py put the runs")
+    parser.add_argument("--glue", default=HUB, help="directory of GLUE in the hub's layout (default: the hub)")
+    parser.add_argument("--threads", type=int, default=1, help="of torch (default: %(default)s)")
+    arguments = parser.parse_args()
+    if arguments.outputs is not None:
+        torch.set_num_threads(arguments.threads)
+        _collect(arguments.outputs, arguments.glue)
+    _print(pd.read_csv(FILE))
+
+
+def _collect(outputs: Path, glue: str) -> None:
+    """A row for every run whose packed model and dense model are there; those of before that are not stay."""
+    rows = {} if not FILE.exists() else {tuple(row[key] for key in CELL): row for row in _records(pd.read_csv(FILE))}
+    runs = pd.read_csv(HERE / "results.csv").query("method != 'dense_more'")
+    for (task, seed), cells in runs.groupby(["task", "seed"], sort=False):
+        dense = outputs / f"{task}-dense-{seed}" / "dense"
+        packed = {cell: outputs / "{}-{}-{}-{}".format(*cell) / "packed" for cell in map(tuple, cells[CELL].to_numpy())}
+        there = {cell: path for cell, path in packed.items() if path.is_dir() and dense.is_dir()}
+        if there:
+            work = _Fidelity(task, dense, glue)
+            rows |= {cell: {**dict(zip(CELL, cell, strict=True)), **work(path)} for cell, path in there.items()}
+            pd.DataFrame(list(rows.values())).to_csv(FILE, index=False, lineterminator="\n")
+
+
+class _Fidelity:
+    """Compares packed models with a dense one."""
+
+    def __init__(self, task: str, dense: Path, glue: str) -> None:
+        data = Glue(task, glue)
+        self.accelerator, tokenizer = Accelerator(cpu=True), AutoTokenizer.from_pretrained(dense)
+        self.examples = encode(data.splits()["validation"], data, tokenizer, max_length=128)
+        self.dense = self._logits(AutoModelForSequenceClassification.from_pretrained(dense))
+
+    def _logits(self, model: torch.nn.Module) -> Tensor:
+        return torch.from_numpy(predict(model, self.examples, 64, self.accelerator)).double()
+
+    def __call__(self, packed: Path) -> dict[str, float]:
+        logits = self._logits(nx.load_packed(packed))
+        if logits.shape[1] == 1:
+            return {"divergence": round(0.5 * F.mse_loss(logits, self.dense).item(), 6), "agreement": np.nan}
+        after, before = logits.log_softmax(1), self.dense.log_softmax(1)
+        equal = (logits.argmax(1) == self.dense.argmax(1)).double().mean().item()
+        divergence = F.kl_div(after, before, reduction="batchmean", log_target=True).item()
+        return {"divergence": round(divergence, 6), "agreement": round(equal, 6)}
+
+
+def _records(frame: pd.DataFrame) -> list[dict]:
+    return frame.to_dict("records")
+
+
+def _print(frame: pd.DataFrame) -> None:
+    found = frame.groupby(CELL[:3], sort=False)[["divergence", "agreement"]].agg(["mean", "count"])
+    print("| task | plan | method | seeds | divergence | agreement |\n|---|---|---|---|---|---|")
+    for (task, plan, method), row in found.iterrows():
+        agreement = row["agreement", "mean"]
+        told = "" if np.isnan(agreement) else f"{100 * agreement:.1f} %"
+        count = int(row["divergence", "count"])
+        print(f"| {task} | {plan} | {method} | {count} | {row['divergence', 'mean']:.4f} | {told} |")
+
+
+if __name__ == "__main__":
+    main()
