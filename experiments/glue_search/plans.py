@@ -37,7 +37,7 @@ def main() -> None:
 
 def _collect(outputs: Path) -> pd.DataFrame:
     """A row for each layer of each searched plan."""
-    runs = pd.read_csv(HERE / "results.csv").query("plan.str.startswith('searched')")
+    runs = pd.read_csv(HERE / "results.csv").query("plan.str.startswith('searched') and method == 'admm'")
     rows = []
     for run in runs.itertuples():
         plan = CompressionPlan.load(outputs / f"{run.task}-{run.plan}-admm-{run.seed}" / "plan.json")
