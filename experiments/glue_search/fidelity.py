@@ -42,7 +42,8 @@ def main() -> None:
 
 def _collect(outputs: Path, glue: str) -> None:
     """A row for every run whose packed model and dense model are there; those of before that are not stay."""
-    rows = {} if not FILE.exists() else {tuple(row[key] for key in CELL): row for row in _records(pd.read_csv(FILE))}
+    known = pd.read_csv(FILE).to_dict("records") if FILE.exists() else []
+    rows = {tuple(row[key] for key in CELL): row for row in known}
     runs = pd.read_csv(HERE / "results.csv").query("method != 'dense_more'")
     for (task, seed), cells in runs.groupby(["task", "seed"], sort=False):
         dense = outputs / f"{task}-dense-{seed}" / "dense"
@@ -74,10 +75,6 @@ class _Fidelity:
         equal = (logits.argmax(1) == self.dense.argmax(1)).double().mean().item()
         divergence = F.kl_div(after, before, reduction="batchmean", log_target=True).item()
         return {"divergence": round(divergence, 6), "agreement": round(equal, 6)}
-
-
-def _records(frame: pd.DataFrame) -> list[dict]:
-    return frame.to_dict("records")
 
 
 def _print(frame: pd.DataFrame) -> None:
