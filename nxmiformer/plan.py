@@ -3,20 +3,21 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from torch import nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.layers.quantizers import Activations
-from nxmiformer.layers.targets import Target, Targets
-from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Storage, Then, Transposed, Unstructured
+from nxmiformer.layers.targets import Target, Targets, is_transposed
+from nxmiformer.sets import ConstraintSet, Storage, Transposed
 from nxmiformer.sets.base import Shape
+from nxmiformer.sets.fields import check_fields
+from nxmiformer.sets.values import from_values, to_values
 
 FORMAT = 1
-SETS: dict[str, type[Any]] = {kind.__name__: kind for kind in (NM, Unstructured, Block, Grid, Then)}
 FLOAT = 32  # bits of a dense weight, the base of every ratio
 
 
@@ -37,6 +38,11 @@ class LayerSpec:
     activations: Activations | None = None
     transposed: bool = False
     aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if min(self.shape) < 0:
+            raise ValueError(f"LayerSpec needs a shape of no negative number, not {self.shape}")
 
     @property
     def bits(self) -> float:
@@ -109,6 +115,9 @@ class CompressionPlan:
     rest: int = 0
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if self.rest < 0:
+            raise ValueError(f"CompressionPlan needs rest to be no negative number, not {self.rest}")
         problems = [
             f"{name}: {spec.weight} rejects shape {tuple(spec.shape)}: {reason}"
             for name, spec in self.layers.items()
@@ -148,17 +157,24 @@ class CompressionPlan:
         return cls(layers, {**targets.skipped, **dense}, total - compressed)
 
     def check(self, model: nn.Module) -> None:
-        """Raise a ValueError that names every layer of the plan that `model` does not have, or has in another shape."""
-        modules = dict(model.named_modules(remove_duplicate=False))
+        """Raise a ValueError that names every layer of the plan that `model` does not have, or has in another way: of
+        another shape, stored the other way round, or sharing its weight with others than the plan says."""
+        weights = dict(model.named_parameters(remove_duplicate=False))
+        owners: dict[int, str] = {}
         problems = []
         for name, spec in self.layers.items():
             for module in (name, *spec.aliases):
-                weight = getattr(modules.get(module), "weight", None)
-                expected = spec.shape[::-1] if spec.transposed else spec.shape
+                weight = weights.get(f"{module}.weight")
                 if weight is None:
                     problems.append(f"{module}: the model has no such layer")
-                elif tuple(weight.shape) != tuple(expected):
-                    problems.append(f"{module}: its weight is {tuple(weight.shape)}, the plan's {tuple(expected)}")
+                    continue
+                owner = owners.setdefault(id(weight), name)
+                if problem := _misfit(model.get_submodule(module), weight, spec):
+                    problems.append(f"{module}: {problem}")
+                elif owner != name:
+                    problems.append(f"{module}: its weight is that of {owner}, which the plan has a set for")
+                elif weight is not weights.get(f"{name}.weight"):
+                    problems.append(f"{module}: its weight is not that of {name}, which the plan has it share")
         if problems:
             raise ValueError("the plan does not fit the model:\n  " + "\n  ".join(problems))
 
@@ -179,9 +195,7 @@ class CompressionPlan:
 
     def to_json(self) -> str:
         """The plan as JSON."""
-        layers = {name: _layer_to_dict(spec) for name, spec in self.layers.items()}
-        content = {"format": FORMAT, "layers": layers, "skipped": dict(self.skipped), "rest": self.rest}
-        return json.dumps(content, indent=1)
+        return json.dumps({"format": FORMAT, **to_values(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -192,12 +206,14 @@ class CompressionPlan:
         """
         try:
             content = json.loads(text)
-            if content["format"] != FORMAT:
-                raise ValueError(f"its format is {content['format']!r}, not {FORMAT}")
-            layers = {name: _layer_from_dict(spec) for name, spec in content["layers"].items()}
-            return cls(layers, {str(k): str(v) for k, v in content["skipped"].items()}, int(content["rest"]))
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
-            raise ValueError(f"this is not a compression plan: {type(error).__name__}: {error}") from error
+            if not isinstance(content, dict):
+                raise ValueError("it is no mapping")
+            if repr(written := content.pop("format", None)) != repr(FORMAT):  # nor is it True, or 1.0
+                raise ValueError(f"its format is {written!r}, not {FORMAT}")
+            plan: Self = from_values(cls, content)
+            return plan
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"this is not a compression plan: {error}") from error
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file."""
@@ -214,47 +230,20 @@ class CompressionPlan:
     @property
     def fingerprint(self) -> str:
         """16 hexadecimal digits that change with the layers, their sets and their shapes."""
-        layers = {name: _layer_to_dict(spec) for name, spec in self.layers.items()}
-        return hashlib.sha256(json.dumps(layers, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(to_values(self.layers), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _misfit(module: nn.Module, weight: nn.Parameter, spec: LayerSpec) -> str | None:
+    """In what the layer is another than `spec` has it, or None."""
+    expected = spec.shape[::-1] if spec.transposed else spec.shape
+    if tuple(weight.shape) != tuple(expected):
+        return f"its weight is {tuple(weight.shape)}, the plan's {tuple(expected)}"
+    if is_transposed(module) != spec.transposed:
+        stored = {False: "(out, in)", True: "(in, out)"}
+        return f"it stores its weight {stored[not spec.transposed]}, the plan has it {stored[spec.transposed]}"
+    return None
 
 
 def _spec(target: Target, weight: ConstraintSet, activations: Activations | None) -> LayerSpec:
     inputs = None if target.lookup else activations
     return LayerSpec(weight, target.shape, inputs, target.transposed, target.aliases)
-
-
-def set_to_dict(constraint: ConstraintSet) -> dict[str, Any]:
-    """A set as JSON values: its class name under `set`, and its fields."""
-    fields = {name: getattr(constraint, name) for name in constraint.__dataclass_fields__}  # type: ignore[attr-defined]
-    nested = {name: set_to_dict(value) if isinstance(value, ConstraintSet) else value for name, value in fields.items()}
-    return {"set": type(constraint).__name__, **nested}
-
-
-def set_from_dict(content: Mapping[str, Any]) -> ConstraintSet:
-    """The set that `set_to_dict` was given; a ValueError for an unknown one."""
-    if content["set"] not in SETS:
-        raise unknown("set", content["set"], SETS)
-    fields = {name: set_from_dict(v) if isinstance(v, Mapping) else v for name, v in content.items() if name != "set"}
-    return SETS[content["set"]](**fields)
-
-
-def _layer_to_dict(spec: LayerSpec) -> dict[str, Any]:
-    return {
-        "weight": set_to_dict(spec.weight),
-        "shape": list(spec.shape),
-        "activations": asdict(spec.activations) if spec.activations else None,
-        "transposed": spec.transposed,
-        "aliases": list(spec.aliases),
-    }
-
-
-def _layer_from_dict(content: Mapping[str, Any]) -> LayerSpec:
-    rows, columns = (int(n) for n in content["shape"])
-    activations = content["activations"]
-    return LayerSpec(
-        set_from_dict(content["weight"]),
-        (rows, columns),
-        Activations(**activations) if activations is not None else None,
-        bool(content["transposed"]),
-        tuple(content["aliases"]),
-    )

@@ -1,9 +1,11 @@
 import dataclasses
 import json
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutated import mutated, same
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -163,6 +165,32 @@ def test_check_names_every_layer_that_is_missing_or_of_another_shape():
     ]
 
 
+def test_check_names_a_layer_that_is_stored_the_other_way_round_though_its_shape_is_the_same():
+    square = nn.ModuleDict({"linear": nn.Linear(8, 8), "conv": Conv1D(8, 8)})
+    plan = CompressionPlan({name: LayerSpec(JOINT, (8, 8), transposed=name == "linear") for name in square})
+    with pytest.raises(ValueError, match="the plan does not fit the model") as error:
+        plan.check(square)
+    assert str(error.value).splitlines()[1:] == [
+        "  linear: it stores its weight (out, in), the plan has it (in, out)",
+        "  conv: it stores its weight (in, out), the plan has it (out, in)",
+    ]
+
+
+def test_check_names_a_layer_that_shares_its_weight_otherwise_than_the_plan_says():
+    model = nn.ModuleDict({name: nn.Linear(8, 8) for name in "abc"})
+    model["b"].weight = model["a"].weight
+    plan = CompressionPlan(
+        {"a": LayerSpec(JOINT, (8, 8), aliases=("c",)), "b": LayerSpec(JOINT, (8, 8)), "c": LayerSpec(JOINT, (8, 8))}
+    )
+    with pytest.raises(ValueError, match="the plan does not fit the model") as error:
+        plan.check(model)
+    assert str(error.value).splitlines()[1:] == [
+        "  c: its weight is not that of a, which the plan has it share",
+        "  b: its weight is that of a, which the plan has a set for",
+        "  c: its weight is that of a, which the plan has a set for",
+    ]
+
+
 def test_check_looks_at_aliases_too():
     spec = LayerSpec(JOINT, (16, 8), aliases=("blocks.2.up",))
     with pytest.raises(ValueError, match=r"blocks\.2\.up: the model has no such layer"):
@@ -207,6 +235,67 @@ def test_a_file_that_is_no_plan_is_named(kind, tmp_path):
     path.write_text(broken_text(kind))
     with pytest.raises(ValueError, match=r"broken\.json: this is not a compression plan"):
         CompressionPlan.load(path)
+
+
+# One thing that is of another type, by what the message says of it: the same for a file and in Python.
+OF_ANOTHER_TYPE = {
+    "Grid needs bits to be an integer, not 4.0": lambda layer: layer["weight"]["second"].update(bits=4.0),
+    "Grid needs group to be an integer or None, not 'all'": lambda layer: layer["weight"]["second"].update(group="all"),
+    "NM needs keep to be an integer, not True": lambda layer: layer["weight"]["first"].update(keep=True),
+    "LayerSpec needs transposed to be true or false, not 'no'": lambda layer: layer.update(transposed="no"),
+    r"needs shape to be a tuple \(an integer, an integer\), not \(16, 8, 1\)": lambda layer: layer.update(
+        shape=[16, 8, 1]
+    ),
+    r"needs aliases to be a tuple \(text, ...\), not 'up'": lambda layer: layer.update(aliases="up"),
+    "LayerSpec needs activations to be Activations or None, not 8": lambda layer: layer.update(activations=8),
+    "Activations needs momentum to be a number, not '0.9'": lambda layer: layer["activations"].update(momentum="0.9"),
+    "unknown field of Grid 'bit': did you mean bits": lambda layer: layer["weight"]["second"].update(bit=4),
+    "Grid lacks scale": lambda layer: layer["weight"]["second"].pop("scale"),
+    r"density must be in \(0, 1\], not nan": lambda layer: layer.update(
+        weight={"set": "Unstructured", "density": float("nan")}
+    ),
+}
+
+
+@pytest.mark.parametrize("message", OF_ANOTHER_TYPE)
+def test_a_value_of_another_type_in_a_file_is_named_with_its_layer_and_its_field(message):
+    content = json.loads(uniform(activations=Activations(8)).to_json())
+    OF_ANOTHER_TYPE[message](content["layers"]["blocks.1.up"])
+    with pytest.raises(ValueError, match=rf"^this is not a compression plan: blocks\.1\.up: .*{message}"):
+        CompressionPlan.from_json(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LayerSpec(JOINT, [16, 8]), r"needs shape to be a tuple \(an integer, an integer\), not \[16, 8\]"),
+        (lambda: LayerSpec(JOINT, (16, -8)), r"needs a shape of no negative number, not \(16, -8\)"),
+        (lambda: LayerSpec("2:4", (16, 8)), "needs weight to be ConstraintSet, not '2:4'"),
+        (lambda: LayerSpec(JOINT, (16, 8), transposed=0), "needs transposed to be true or false, not 0"),
+        (lambda: CompressionPlan({"up": JOINT}), "needs layers to be a mapping of text to LayerSpec"),
+        (lambda: CompressionPlan({}, rest=2.0), "needs rest to be an integer, not 2.0"),
+        (lambda: CompressionPlan({}, rest=-1), "needs rest to be no negative number, not -1"),
+    ],
+)
+def test_a_value_of_another_type_in_python_is_named_with_its_field(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_plan_is_refused_or_is_what_its_file_says_whatever_is_changed_in_it():
+    content = json.loads(uniform(activations=Activations(8, "ema")).to_json())
+    content["layers"]["blocks.0.up"]["weight"] = {"set": "Unstructured", "density": 0.5}
+    chance, read = random.Random(0), 0
+    for _ in range(1000):
+        changed = mutated(content, chance)
+        try:
+            plan = CompressionPlan.from_json(json.dumps(changed))
+        except ValueError as error:
+            assert str(error).startswith("this is not a compression plan: ")  # noqa: PT017 (most are errors)
+        else:
+            read += 1
+            assert same(changed, json.loads(plan.to_json())), changed
+    assert 50 < read < 500
 
 
 def test_an_unknown_set_in_a_file_is_answered_with_the_nearest():

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.sets import ConstraintSet, Piece, ValueSet
+from nxmiformer.sets.fields import check_fields
 
 RANGES = ("token", "tensor", "ema")
 
@@ -29,6 +30,7 @@ class Activations:
     momentum: float = 0.99
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 2 <= self.bits <= 8:
             raise ValueError(f"activations take 2 to 8 bits, not {self.bits}")
         if self.ranges not in RANGES:

@@ -8,6 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.errors import unknown
+from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.sets.base import Shape
 
 Affine = nn.Linear | Conv1D
@@ -73,7 +74,7 @@ def find_targets(model: nn.Module, include: Sequence[str] | None = None, exclude
             chosen[id(module.weight)] = Target(first.name, first.shape, first.transposed, (*first.aliases, name))
             skipped[name] = f"it shares its weight with {first.name}, and is compressed with it"
         else:
-            transposed = isinstance(module, Conv1D)
+            transposed = is_transposed(module)
             rows, columns = module.weight.shape
             chosen[id(module.weight)] = Target(name, (columns, rows) if transposed else (rows, columns), transposed)
     if not chosen:
@@ -103,6 +104,11 @@ def find_embeddings(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[Targ
         elif key not in linear:
             chosen[key] = Target(name, (rows, columns), lookup=True)
     return tuple(chosen.values())
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether the layer stores its weight (in, out), as `transformers`' Conv1D does."""
+    return isinstance(module, Conv1D) or (isinstance(module, CompressedLinear) and module.transposed)
 
 
 def _blocks(model: nn.Module) -> tuple[str, ...]:

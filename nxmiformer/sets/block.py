@@ -7,6 +7,7 @@ from torch import Tensor
 
 from nxmiformer.sets.base import Piece, Shape, SparsitySet, energy
 from nxmiformer.sets.bits import pack_bits
+from nxmiformer.sets.fields import check_fields
 from nxmiformer.sets.unstructured import check_density, count, top, unpack_bitmap
 
 
@@ -24,6 +25,7 @@ class Block(SparsitySet):
     elementwise = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.rows < 1 or self.cols < 1:
             raise ValueError(f"a block needs rows >= 1 and cols >= 1, not {self.rows} x {self.cols}")
         check_density(self.density)

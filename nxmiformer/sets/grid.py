@@ -10,6 +10,7 @@ from torch import Tensor
 from nxmiformer.sets.base import Piece, Shape, Storage, ValueSet, expect
 from nxmiformer.sets.bits import pack_bits, unpack_bits
 from nxmiformer.sets.chunks import chunks, parts
+from nxmiformer.sets.fields import check_fields
 
 CANDIDATES = 16  # clipping ratios tried by the coarse part of the scale search
 REFINEMENTS = 2  # least-squares steps after it
@@ -38,6 +39,7 @@ class Grid(ValueSet):
     scale: Literal["mse", "absmax"] = "mse"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 1 <= self.bits <= 8:
             raise ValueError(f"Grid needs 1 <= bits <= 8, not bits={self.bits}")
         if self.group is not None and self.group < 1:

@@ -12,6 +12,7 @@ from torch import Tensor
 from nxmiformer.errors import unknown
 from nxmiformer.sets.base import Shape, SparsitySet
 from nxmiformer.sets.bits import pack_bits, pack_wide, unpack_bits, unpack_wide
+from nxmiformer.sets.fields import check_fields
 
 Coding = Literal["hardware", "dense"]
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # that hold a group of bytes
@@ -35,6 +36,7 @@ class NM(SparsitySet):
     coding: Coding = "hardware"
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.coding not in get_args(Coding):
             raise unknown("coding of an N:M support", self.coding, get_args(Coding))
         if not 1 <= self.keep <= self.group <= 64:

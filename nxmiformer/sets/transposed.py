@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage, ValueSet
+from nxmiformer.sets.fields import check_fields
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,9 @@ class Transposed(ConstraintSet):
     """
 
     inner: ConstraintSet
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __str__(self) -> str:
         return f"{self.inner}ᵀ"

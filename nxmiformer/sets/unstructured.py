@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nxmiformer.sets.base import Shape, SparsitySet, expect
 from nxmiformer.sets.bits import pack_bits, unpack_bits
+from nxmiformer.sets.fields import check_fields
 
 
 def count(density: float, total: int) -> int:
@@ -48,6 +49,7 @@ class Unstructured(SparsitySet):
     density: float
 
     def __post_init__(self) -> None:
+        check_fields(self)
         check_density(self.density)
 
     def __str__(self) -> str:

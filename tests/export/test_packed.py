@@ -1,3 +1,4 @@
+import contextlib
 import hashlib
 import json
 import pickle
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from mutated import mutated
 from safetensors.torch import load_file, save_file
 from tiny import (
     CARD,
@@ -515,6 +517,25 @@ def test_lies_about_sizes_and_sets_are_refused_under_a_new_digest(name, change, 
     with pytest.raises(PackedError, match=r"plan\.json|config\.json|model\.safetensors"):
         load_packed(saved)
     assert most_memory() - before < 2**28
+
+
+def test_a_plan_with_anything_changed_in_it_is_refused_or_gives_the_weights_that_were_packed(saved):
+    content, chance, refused, read = json.loads((saved / PLAN).read_text()), random.Random(0), 0, 0
+    expected = {k: t for k, t in load_packed(saved).state_dict().items() if not k.endswith("inputs.peak")}
+    for _ in range(400):
+        (saved / PLAN).write_text(json.dumps({**content, "layers": (changed := mutated(content["layers"], chance))}))
+        with contextlib.suppress(ValueError):
+            if CompressionPlan.load(saved / PLAN).layers and changed != content["layers"]:
+                reseal(saved)
+                refused += 1
+                state = load_packed(saved).state_dict()
+                read += 1
+                assert all(same_bits(state[key], expected[key]) for key in expected), changed
+    assert refused > read > 2
+    (saved / PLAN).write_text(json.dumps({**content, "rest": 0.5}))
+    reseal(saved)
+    with pytest.raises(PackedError, match=r"plan\.json: .*needs rest to be an integer, not 0\.5"):
+        load_packed(saved)
 
 
 def test_two_lies_that_agree_take_no_memory(saved):

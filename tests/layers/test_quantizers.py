@@ -119,6 +119,9 @@ def test_an_inactive_quantizer_returns_its_input_and_watches_nothing():
         ({"bits": 1}, "2 to 8 bits, not 1"),
         ({"bits": 9}, "2 to 8 bits, not 9"),
         ({"ranges": "tokens"}, "unknown range of activations 'tokens': did you mean token"),
+        ({"bits": 8.0}, "Activations needs bits to be an integer, not 8.0"),
+        ({"ranges": None}, "needs ranges to be 'token' or 'tensor' or 'ema', not None"),
+        ({"momentum": float("nan")}, r"momentum must be in \[0, 1\), not nan"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from nxmiformer.sets import NM, Block, ConstraintSet, Grid, SparsitySet, Then, Unstructured
+from nxmiformer.sets import NM, Block, ConstraintSet, Grid, SparsitySet, Then, Transposed, Unstructured
 from nxmiformer.sets.base import DTYPES
 
 SHAPE = (8, 128)
@@ -429,6 +429,19 @@ BAD = [
     lambda: Grid(9),
     lambda: Grid(4, group=0),
     lambda: Grid(4, scale="max"),  # type: ignore[arg-type]
+    lambda: Grid(4.0),  # type: ignore[arg-type]
+    lambda: Grid(True),
+    lambda: Grid(4, group=8.0),  # type: ignore[arg-type]
+    lambda: Grid(4, scale=1),  # type: ignore[arg-type]
+    lambda: NM("2", 4),  # type: ignore[arg-type]
+    lambda: NM(2, 4.0),  # type: ignore[arg-type]
+    lambda: NM(2, 4, None),  # type: ignore[arg-type]
+    lambda: Unstructured(float("nan")),
+    lambda: Unstructured("0.5"),  # type: ignore[arg-type]
+    lambda: Unstructured(True),
+    lambda: Block(4, 4.0, 0.5),  # type: ignore[arg-type]
+    lambda: Block(4, 4, float("nan")),
+    lambda: Transposed("2:4"),  # type: ignore[arg-type]
     lambda: Then(Grid(4), NM(2, 4)),  # type: ignore[arg-type]
     lambda: Then(NM(2, 4), NM(2, 4)),  # type: ignore[arg-type]
     lambda: Then(Then(NM(2, 4), Grid(4)), Grid(4)),  # type: ignore[arg-type]
