@@ -5,7 +5,7 @@ from nxmiformer.layers.convert import convert, project, strip, verify
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.optim import ADMM
-from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Then, Unstructured
 
 __all__ = [

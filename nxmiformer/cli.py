@@ -25,15 +25,15 @@ from omegaconf.errors import (
 )
 from rich.console import Console
 
-from nxmiformer.benching import bench
 from nxmiformer.errors import unknown
-from nxmiformer.exporting import export
-from nxmiformer.job import Job, run
-from nxmiformer.planner import found, planned, search
-from nxmiformer.report.numbers import read_run
-from nxmiformer.report.speeds import best
+from nxmiformer.jobs.bench import bench
+from nxmiformer.jobs.export import export
+from nxmiformer.jobs.job import Job, run
+from nxmiformer.jobs.search import found, planned, search
+from nxmiformer.jobs.sweep import alone, finished, recorded, resumable, survived
 from nxmiformer.report.table import bench_summary, export_summary, search_summary, summary
-from nxmiformer.sweep import alone, finished, recorded, resumable, survived
+from nxmiformer.runs.numbers import read_run
+from nxmiformer.runs.speeds import best
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
 PARTS |= {"budget": "budget", "search": "search", "format": "format", "bench": "bench"}

@@ -4,7 +4,7 @@ import hydra
 import pytest
 
 from nxmiformer.cli import build
-from nxmiformer.job import run
+from nxmiformer.jobs.job import run
 
 STEPS = 20  # after the dense model, for every method
 SEEDS = range(5)

@@ -9,13 +9,13 @@ import pytest
 from omegaconf import OmegaConf
 
 from nxmiformer import cli, conf
-from nxmiformer.data.glue import Glue
-from nxmiformer.data.grammar import Grammar
-from nxmiformer.job import Job
+from nxmiformer.jobs.job import Job
 from nxmiformer.methods.base import Method
-from nxmiformer.planning import Planning
+from nxmiformer.plan.origin import Planning
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.search import Search
+from nxmiformer.tasks.glue import Glue
+from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.train.recipe import Recipe
 
 ROOT = Path(next(iter(conf.__path__)))

@@ -22,13 +22,13 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
-from nxmiformer.clock import Bench, interleaved
-from nxmiformer.contenders import random_batch
+from nxmiformer.bench.clock import Bench, interleaved
+from nxmiformer.bench.contenders import random_batch
 from nxmiformer.export import load_packed
 from nxmiformer.export.onnx import FILE, Onnx
 from nxmiformer.layers.convert import strip
-from nxmiformer.models import quiet
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.models.source import quiet
+from nxmiformer.plan.compression import CompressionPlan
 
 SPARSE = {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.4}  # of zeros, from which on a weight is taken as sparse
 Inputs = dict[str, np.ndarray]

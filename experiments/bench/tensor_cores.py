@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
-from nxmiformer.clock import Bench, interleaved
+from nxmiformer.bench.clock import Bench, interleaved
 from nxmiformer.layers.convert import convert, project, strip
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.semi_structured import Kernel, make_semi_structured
-from nxmiformer.planning import Planning
+from nxmiformer.plan.origin import Planning
 from nxmiformer.sets.words import from_words
 
 # Dense bf16, 10^12 operations a second, by how the device's name begins (NVIDIA's data sheets; H200 as H100 SXM).

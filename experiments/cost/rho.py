@@ -14,16 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import gmean
 
-from nxmiformer.data.batches import encode, shuffled
-from nxmiformer.data.glue import HUB, TASKS, Glue
+from nxmiformer.jobs.search import ANY
 from nxmiformer.layers.convert import convert, linear_layers
 from nxmiformer.layers.moments import Batch, input_moments
 from nxmiformer.layers.targets import find_targets
-from nxmiformer.models import Pretrained
+from nxmiformer.models.source import Pretrained
 from nxmiformer.optim.reconstruct import Problem, course
-from nxmiformer.plan import CompressionPlan
-from nxmiformer.planner import ANY
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets.words import from_words
+from nxmiformer.tasks.batches import encode, shuffled
+from nxmiformer.tasks.glue import HUB, TASKS, Glue
 
 Course = Callable[[int], tuple[float, float]]
 COURSES: dict[str, Course] = {

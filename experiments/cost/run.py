@@ -23,9 +23,9 @@ from nxmiformer.methods.base import Length, Method
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.methods.sr_ste import SrSte
-from nxmiformer.models import quiet
+from nxmiformer.models.source import quiet
 from nxmiformer.optim import ADMM
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then
 
 BATCH, TOKENS = 32, 40

@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import nxmiformer as nx
-from nxmiformer.data.batches import encode
-from nxmiformer.data.glue import HUB, Glue
+from nxmiformer.tasks.batches import encode
+from nxmiformer.tasks.glue import HUB, Glue
 from nxmiformer.train.evaluate import predict
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from nxmiformer.report.frontier import frontier
+from nxmiformer.figures.frontier import frontier
 
 HERE = Path(__file__).parent
 WEIGHTS = 10_616_832  # of MiniLM's encoder

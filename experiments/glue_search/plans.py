@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 from scipy.stats import spearmanr
 
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 
 HERE = Path(__file__).parent
 FILE = HERE / "plans.csv"

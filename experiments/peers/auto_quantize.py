@@ -24,14 +24,12 @@ import transformers
 from modelopt_qat import CALIBRATIONS
 from torch import Tensor, nn
 
-from nxmiformer.data.batches import Examples, encode
-from nxmiformer.data.glue import HUB, TASKS, Glue
+from nxmiformer.jobs.search import ANY
 from nxmiformer.layers.convert import convert
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.targets import Targets, find_targets
-from nxmiformer.models import Pretrained
-from nxmiformer.plan import CompressionPlan
-from nxmiformer.planner import ANY
+from nxmiformer.models.source import Pretrained
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.search.anchored import Anchored
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Candidates
@@ -41,6 +39,8 @@ from nxmiformer.search.search import Search
 from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity
 from nxmiformer.search.whole import OneShot, Sets
 from nxmiformer.sets import Grid
+from nxmiformer.tasks.batches import Examples, encode
+from nxmiformer.tasks.glue import HUB, TASKS, Glue
 
 FILE = Path(__file__).with_suffix(".csv")
 CELL = ["model", "task", "seed", "bits"]  # what one call of the command replaces in the file

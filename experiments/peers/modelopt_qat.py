@@ -25,10 +25,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from nxmiformer.data.batches import encode, shuffled
-from nxmiformer.data.glue import HUB, TASKS, Glue
 from nxmiformer.layers.targets import find_targets
-from nxmiformer.models import Pretrained
+from nxmiformer.models.source import Pretrained
+from nxmiformer.tasks.batches import encode, shuffled
+from nxmiformer.tasks.glue import HUB, TASKS, Glue
 from nxmiformer.train.checkpoint import write_text
 from nxmiformer.train.evaluate import evaluate
 from nxmiformer.train.loop import Settings

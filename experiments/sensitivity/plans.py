@@ -10,10 +10,10 @@ from functools import cache
 
 import run
 
-from nxmiformer.job import opened
+from nxmiformer.jobs.job import opened
+from nxmiformer.jobs.search import evidence_of, nominal
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
-from nxmiformer.planner import evidence_of, nominal
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Candidates
 from nxmiformer.search.knapsack import Knapsack

@@ -17,11 +17,11 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from nxmiformer.cli import build
-from nxmiformer.job import Job, opened, run
+from nxmiformer.jobs.job import Job, opened, run
+from nxmiformer.jobs.search import evidence_of, nominal
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
-from nxmiformer.plan import CompressionPlan
-from nxmiformer.planner import evidence_of, nominal
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.search.anchored import Anchored
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Candidates

@@ -24,9 +24,9 @@ from transformers import AutoModelForSequenceClassification, BertConfig, BertFor
 
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.layers.convert import convert, project
-from nxmiformer.models import quiet
-from nxmiformer.plan import CompressionPlan
-from nxmiformer.planning import Planning
+from nxmiformer.models.source import quiet
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.plan.origin import Planning
 from nxmiformer.sets.words import from_words
 
 SHAPE = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}

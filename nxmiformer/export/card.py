@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import torch
 
-from nxmiformer.plan import FLOAT, CompressionPlan
+from nxmiformer.plan.compression import FLOAT, CompressionPlan
 from nxmiformer.sets import Storage
 
 HEADER = """---

@@ -27,7 +27,7 @@ from nxmiformer.layers.convert import Compressed, distinct_layers, strip
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.quantizers import ActivationQuantizer
-from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import Grid
 
 LEAST_BITS = 2  # with a code of each sign: one bit there is {-1, 0}, and two hold our sign with a scale, {-1, 1}

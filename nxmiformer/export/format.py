@@ -11,7 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 
 Run = Callable[[Mapping[str, Tensor]], Tensor]  # (batch, tokens) inputs by name -> logits (batch, outputs)
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 FORMAT = "nxmiformer-packed-2"
 METHOD = "nxmiformer"  # as `transformers` knows it, in a config's `quantization_config`
 WEIGHTS, PLAN, MANIFEST, CONFIG, CARD = "model.safetensors", "plan.json", "packed.json", "config.json", "README.md"
+EXPORTED = "export.json"  # what an export says of itself
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of a model
 CHUNK = 2**24  # bytes that are hashed at once, without the interpreter: more, and less often, than `hashlib` does
 ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses

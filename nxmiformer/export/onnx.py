@@ -22,7 +22,7 @@ from nxmiformer.export.format import Format, Run, no_tokens
 from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear
 from nxmiformer.layers.convert import compressed_layers
 from nxmiformer.layers.linear import CompressedLinear
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -42,7 +42,7 @@ from nxmiformer.export.skeleton import check, read_plan
 from nxmiformer.export.weights import fill, packed_parts, rest_of
 from nxmiformer.layers.convert import verify
 from nxmiformer.layers.lazy import lazy_layers, make_eager
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 
 
 @dataclass(frozen=True)

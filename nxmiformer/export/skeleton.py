@@ -22,7 +22,7 @@ from transformers.initialization import no_init_weights
 from nxmiformer.export.manifest import CONFIG, DTYPES, MANIFEST, PLAN, WEIGHTS, PackedError, reading
 from nxmiformer.export.weights import part_keys, put, rest_of
 from nxmiformer.layers.convert import convert
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 
 SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes; those of a packed part are single ones otherwise
 # A model larger than both is not what its file says: the smallest sets, 1:64 of 1 bit, save a factor of 300.

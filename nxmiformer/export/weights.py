@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from nxmiformer.layers.convert import matrix
 from nxmiformer.layers.lazy import PackedWeight, make_lazy
 from nxmiformer.layers.memory import Memory
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 
 # What `pack` gives, and how it is called after the layer. The values, which are flat, have the name of the weight:
 # whoever reads them as a dense one finds another shape, and an error, where he would have drawn what is not there.

@@ -12,7 +12,7 @@ from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.quantizers import WeightQuantizer
-from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 
 Compressed = CompressedLinear | CompressedEmbedding
 

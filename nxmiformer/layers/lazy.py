@@ -10,7 +10,7 @@ from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.memory import Memory
 from nxmiformer.layers.quantizers import WeightQuantizer
-from nxmiformer.plan import LayerSpec
+from nxmiformer.plan.compression import LayerSpec
 
 LINEAR = ("transposed", "in_features", "out_features", "bias", "quantizer", "inputs")
 EMBEDDING = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")

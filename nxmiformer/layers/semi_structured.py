@@ -18,7 +18,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.layers.convert import compressed_layers, strip
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.quantizers import ActivationQuantizer
-from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, ConstraintSet, Grid
 
 Kernel = Literal["bf16", "int8"]

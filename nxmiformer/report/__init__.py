@@ -1,5 +1,1 @@
-"""What runs left, and the figures and pages made of it."""
-
-from nxmiformer.report.runs import load_metrics, load_runs
-
-__all__ = ["load_metrics", "load_runs"]
+"""Pages and console tables made of runs and figures. Reading and drawing are elsewhere."""

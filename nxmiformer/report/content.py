@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nxmiformer.report import speeds, words
-from nxmiformer.report.numbers import STAGES, Run
+from nxmiformer.runs import speeds, words
+from nxmiformer.runs.numbers import STAGES, Run
 
 NOTES = {
     "Scores": "Kept: final / dense. One-shot: the dense model projected onto the same sets, without training. "

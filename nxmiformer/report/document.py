@@ -9,15 +9,16 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from nxmiformer.plan import CompressionPlan
-from nxmiformer.report import content, words
+from nxmiformer.figures.speed import speed
+from nxmiformer.figures.style import png, svg
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.report import content
 from nxmiformer.report.figures import figures_of, figures_of_search
-from nxmiformer.report.numbers import PLAN, Run, read_run
 from nxmiformer.report.page import page
-from nxmiformer.report.searched import read_search
-from nxmiformer.report.speed import speed
-from nxmiformer.report.speeds import read_bench
-from nxmiformer.report.style import png, svg
+from nxmiformer.runs import words
+from nxmiformer.runs.numbers import PLAN, Run, read_run
+from nxmiformer.runs.searched import read_search
+from nxmiformer.runs.speeds import read_bench
 
 
 def write_report(directory: str | Path) -> dict[str, Path]:

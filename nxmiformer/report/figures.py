@@ -5,13 +5,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from nxmiformer.plan import CompressionPlan
-from nxmiformer.report.curves import convergence, training
-from nxmiformer.report.heatmap import heatmap, plan_heatmap
-from nxmiformer.report.numbers import Run
-from nxmiformer.report.plans import FEWEST, foreseen, search_frontier, trust
-from nxmiformer.report.sensitivity import sensitivity
-from nxmiformer.report.tradeoff import size, storage
+from nxmiformer.figures.curves import convergence, training
+from nxmiformer.figures.heatmap import heatmap, plan_heatmap
+from nxmiformer.figures.plans import FEWEST, foreseen, search_frontier, trust
+from nxmiformer.figures.sensitivity import sensitivity
+from nxmiformer.figures.tradeoff import size, storage
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.runs.numbers import Run
 
 __all__ = [
     "convergence",

@@ -4,8 +4,9 @@ import base64
 import html
 from collections.abc import Mapping
 
-from nxmiformer.report import content, words
-from nxmiformer.report.numbers import Run
+from nxmiformer.report import content
+from nxmiformer.runs import words
+from nxmiformer.runs.numbers import Run
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1d2733; --muted: #5a6672; --rule: #dfe4e9; --card: #f5f7f9;

@@ -8,8 +8,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from nxmiformer.report import content, speeds, words
-from nxmiformer.report.numbers import Run
+from nxmiformer.report import content
+from nxmiformer.runs import speeds, words
+from nxmiformer.runs.numbers import Run
 
 
 def summary(run: Run) -> Group:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from nxmiformer.errors import unknown
-from nxmiformer.plan import FLOAT
+from nxmiformer.plan.compression import FLOAT
 from nxmiformer.sets import ConstraintSet
 from nxmiformer.sets.base import Shape
 

@@ -5,9 +5,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from nxmiformer.data.batches import Examples, sorted_batches
-from nxmiformer.data.task import Task
 from nxmiformer.layers.mode import evaluating
+from nxmiformer.tasks.batches import Examples, sorted_batches
+from nxmiformer.tasks.task import Task
 
 
 @torch.no_grad()

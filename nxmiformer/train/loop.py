@@ -14,12 +14,12 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
-from nxmiformer.data.batches import Examples, batches_per_epoch, shuffled
-from nxmiformer.data.task import Task
 from nxmiformer.errors import unknown
 from nxmiformer.layers.convert import distinct_layers
 from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Length, Method
+from nxmiformer.tasks.batches import Examples, batches_per_epoch, shuffled
+from nxmiformer.tasks.task import Task
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.evaluate import evaluate
 from nxmiformer.train.groups import groups, scaled, shares

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 
 REPORT = "report.json"
 LAYER_COLUMNS = ("layer", "set", "bits per weight", "error", "gap", "kept")

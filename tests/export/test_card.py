@@ -9,7 +9,7 @@ from nxmiformer.export import add_results, load_packed, save_packed
 from nxmiformer.layers.convert import convert, project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import Grid
 
 RESULTS = {"task": "rte, validation", "accuracy, dense": "66.43 %", "command": "`nxmiformer plan.{a|b}=1`"}

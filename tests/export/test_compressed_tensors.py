@@ -12,7 +12,7 @@ from tiny import NARROW, bert, compressed, distilbert, gpt2, llama, logits, robe
 from nxmiformer.layers.convert import compressed_layers, convert, project
 from nxmiformer.layers.quantizers import ActivationQuantizer, Activations
 from nxmiformer.layers.targets import Targets, find_embeddings, find_head, find_targets
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Block, Grid, Then
 
 pytest.importorskip("compressed_tensors", reason="the extra compressed-tensors is not installed")

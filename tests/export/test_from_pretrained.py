@@ -35,7 +35,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceCl
 from nxmiformer.export import PackedConfig, PackedError, load_packed, save_packed
 from nxmiformer.layers.convert import compressed_layers, convert, project
 from nxmiformer.layers.quantizers import Activations
-from nxmiformer.planning import Planning
+from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Block, Grid, Then
 
 PLANS = {

@@ -10,7 +10,7 @@ from nxmiformer.export.symbolic import codes_of
 from nxmiformer.layers.convert import compressed_layers, convert, project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import Targets, find_embeddings, find_targets
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")

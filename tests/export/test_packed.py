@@ -36,12 +36,12 @@ from tiny import (
 )
 from torch import nn
 
-from nxmiformer import embedded
 from nxmiformer.export import PackedError, load_packed, save_packed
 from nxmiformer.layers.convert import compressed_layers, convert, project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.models import embedded
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Block, Grid, Then, Unstructured
 
 

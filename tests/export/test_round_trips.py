@@ -12,7 +12,7 @@ from tiny import MODELS, contents, logits, same_bits, seeded
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.layers.convert import convert, project
 from nxmiformer.layers.quantizers import Activations
-from nxmiformer.planning import Planning
+from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Grid, Then
 
 sparse = st.builds(

@@ -5,7 +5,7 @@ import transformers
 
 from nxmiformer.layers.convert import convert, project
 from nxmiformer.layers.targets import find_targets
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then
 
 JOINT = Then(NM(2, 4), Grid(4))

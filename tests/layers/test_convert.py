@@ -10,7 +10,7 @@ from nxmiformer.layers.convert import compressed_layers, convert, distinct_layer
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.quantizers import Activations, WeightQuantizer
 from nxmiformer.layers.targets import find_targets
-from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Grid, Then
 
 JOINT = Then(NM(2, 4), Grid(4))

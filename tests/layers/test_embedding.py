@@ -11,8 +11,8 @@ from nxmiformer.layers.convert import compressed_layers, convert, project, strip
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.quantizers import Activations, WeightQuantizer
 from nxmiformer.layers.targets import find_embeddings, find_head
-from nxmiformer.plan import CompressionPlan, LayerSpec
-from nxmiformer.planning import Planning
+from nxmiformer.plan.compression import CompressionPlan, LayerSpec
+from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Block, Grid, Then, Unstructured
 
 SETS = [Grid(8), Grid(4, group=8), Grid(1), NM(2, 4), Then(NM(1, 4), Grid(4))]

@@ -6,7 +6,7 @@ from nxmiformer.layers.convert import convert
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import input_moments
 from nxmiformer.layers.targets import find_targets
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM
 
 

@@ -15,8 +15,8 @@ from nxmiformer.layers.convert import compressed_layers, convert, project, strip
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.semi_structured import SparseInt8Linear, make_semi_structured, refusals
 from nxmiformer.layers.targets import find_targets
-from nxmiformer.plan import CompressionPlan
-from nxmiformer.planning import Planning
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Block, Grid, Then
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128}

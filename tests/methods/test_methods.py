@@ -19,7 +19,7 @@ from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.methods.sr_ste import SrSte
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, SupportChange, Warmup
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Block, Grid, Then, Transposed
 
 JOINT = Then(NM(2, 4), Grid(4))

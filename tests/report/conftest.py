@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from fabricated import write_run
 
-from nxmiformer.report.numbers import Run, read_run
+from nxmiformer.runs.numbers import Run, read_run
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nxmiformer.layers.targets import Target
-from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Choice
 from nxmiformer.search.knapsack import Knapsack

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from nxmiformer.report import load_runs
-from nxmiformer.report.comparison import comparison
-from nxmiformer.report.frontier import frontier, non_dominated
-from nxmiformer.report.labels import Box, placed
-from nxmiformer.report.plane import Plane
-from nxmiformer.report.style import png
+from nxmiformer.figures.comparison import comparison
+from nxmiformer.figures.frontier import frontier, non_dominated
+from nxmiformer.figures.labels import Box, placed
+from nxmiformer.figures.plane import Plane
+from nxmiformer.figures.style import png
+from nxmiformer.runs.many import load_runs
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 from fabricated import mixed, write_run
 from rich.console import Console
 
-from nxmiformer.report import words
 from nxmiformer.report.document import write_report
-from nxmiformer.report.numbers import read_run
 from nxmiformer.report.table import summary
+from nxmiformer.runs import words
+from nxmiformer.runs.numbers import read_run
 
 HOSTILE = "<script>alert('x')</script>\"><img src=http://evil.example/a.png>|`$\\frac{1}$ **[b](http://evil.example)"
 VOID = {"meta", "img", "br", "hr", "link", "input"}

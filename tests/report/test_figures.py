@@ -10,9 +10,9 @@ import pytest
 import torch
 from fabricated import BERT, alike, mixed
 
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.figures.style import png, spread, svg
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.figures import figures_of, heatmap, plan_heatmap
-from nxmiformer.report.style import png, spread, svg
 from nxmiformer.sets import Grid, Then, Unstructured
 
 ALL = {"size", "storage", "heatmap", "training", "convergence"}

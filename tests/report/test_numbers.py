@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from fabricated import write_run
 
-from nxmiformer.report import words
-from nxmiformer.report.numbers import Report, read_run
+from nxmiformer.runs import words
+from nxmiformer.runs.numbers import Report, read_run
 
 FILES = ("plan.json", "metrics.jsonl", "report.json")
 

@@ -5,8 +5,8 @@ import io
 import pytest
 import torch
 
-from nxmiformer.report.costs import costs
-from nxmiformer.report.points import points, response
+from nxmiformer.figures.costs import costs
+from nxmiformer.figures.points import points, response
 from nxmiformer.sets import NM, Grid, Then
 
 SETS = [NM(2, 4), Grid(4), Then(NM(2, 4), Grid(4)), Grid(1)]

@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from fabricated import GAPS, write_run
 
-from nxmiformer.report import load_metrics, load_runs
-from nxmiformer.report.numbers import read_run
+from nxmiformer.runs.many import load_metrics, load_runs
+from nxmiformer.runs.numbers import read_run
 
 FAILURE = {"error": "ValueError", "message": "the loss is nan at step 12", "step": 12}
 

@@ -10,13 +10,13 @@ import pytest
 from fabricated import BERT, CANDIDATES, write_found
 from matplotlib.patches import Rectangle
 
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.figures.plans import foreseen, search_frontier, trust
+from nxmiformer.figures.sensitivity import sensitivity
+from nxmiformer.figures.style import png
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_search
 from nxmiformer.report.figures import figures_of_search
-from nxmiformer.report.plans import foreseen, search_frontier, trust
-from nxmiformer.report.searched import chosen, interactions, read_search
-from nxmiformer.report.sensitivity import sensitivity
-from nxmiformer.report.style import png
+from nxmiformer.runs.searched import chosen, interactions, read_search
 
 ONE = {"frontier", "plan", "sensitivity"}  # a single plan has these
 ALL = ONE | {"trust"}

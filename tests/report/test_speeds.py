@@ -6,10 +6,10 @@ from itertools import combinations
 
 import pytest
 
-from nxmiformer.clock import Time, summarised
+from nxmiformer.bench.clock import Time, summarised
+from nxmiformer.figures.speed import speed
 from nxmiformer.report.document import write_bench
-from nxmiformer.report.speed import speed
-from nxmiformer.report.speeds import best, findings, headline, latency, middle, read_bench
+from nxmiformer.runs.speeds import best, findings, headline, latency, middle, read_bench
 
 SHAPES = [(batch, length) for length in (32, 128, 384) for batch in (1, 8, 32)]
 PACES = {"dense fp32": 1.0, "dense bf16": 0.8, "packed": 1.4, "onnx": 0.25, "onnx unpruned": 0.25}

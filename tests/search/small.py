@@ -6,7 +6,7 @@ import transformers
 
 from nxmiformer.layers.convert import convert
 from nxmiformer.layers.targets import find_targets
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.sets import NM
 

@@ -11,7 +11,7 @@ from nxmiformer.layers.convert import convert
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.ste_qat import SteQat
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import Grid
 from nxmiformer.train import checkpoint
 from nxmiformer.train.checkpoint import Checkpoints, Position, difference, restore_rng, write_text

@@ -5,15 +5,15 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from nxmiformer import embedded
-from nxmiformer.data.grammar import Grammar
 from nxmiformer.layers.convert import convert, distinct_layers
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.ste_qat import SteQat
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.models import embedded
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then
+from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.train.groups import LEAST, groups, scaled, shares
 from nxmiformer.train.recipe import Phase
 

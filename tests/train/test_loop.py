@@ -8,15 +8,15 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.optim import SGD, AdamW
 
-from nxmiformer import embedded
-from nxmiformer.data.batches import Examples
-from nxmiformer.data.grammar import Grammar
 from nxmiformer.layers.convert import convert, verify
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.ste_qat import SteQat
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.models import embedded
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then
+from nxmiformer.tasks.batches import Examples
+from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.train.checkpoint import Checkpoints, Position
 from nxmiformer.train.evaluate import evaluate, predict
 from nxmiformer.train.loop import Settings, Stage, train_phase

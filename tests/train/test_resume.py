@@ -16,10 +16,9 @@ from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim import AdamW
 
-from nxmiformer import job as jobs
 from nxmiformer.cli import build
-from nxmiformer.data.grammar import Grammar
-from nxmiformer.job import Job
+from nxmiformer.jobs import job as jobs
+from nxmiformer.jobs.job import Job
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.admm_paper import AdmmPaper
@@ -27,9 +26,10 @@ from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.methods.sr_ste import SrSte
 from nxmiformer.methods.ste_qat import SteQat
-from nxmiformer.models import Embedded
-from nxmiformer.planning import Planning
+from nxmiformer.models.source import Embedded
+from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Grid, Then
+from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.train.loop import Settings
 from nxmiformer.train.objective import Objective
 from nxmiformer.train.recipe import Phase, Recipe

@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from nxmiformer.plan import CompressionPlan, LayerSpec
+from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
 

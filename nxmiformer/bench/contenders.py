@@ -1,0 +1,212 @@
+"""The ways to run a packed model that there are, and the dense one, against which they are timed."""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nxmiformer.export.compressed_tensors import CompressedTensors
+from nxmiformer.export.format import Format, Run
+from nxmiformer.export.manifest import EXPORTED, PLAN, WEIGHTS
+from nxmiformer.export.onnx import Onnx, inputs_of
+from nxmiformer.export.packed import load_packed
+from nxmiformer.layers.convert import convert, project, strip
+from nxmiformer.layers.semi_structured import Kernel, make_semi_structured, refusals
+from nxmiformer.models.source import quiet
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.runs.parse import parse
+
+FORMATS: tuple[type[Format], ...] = (Onnx, CompressedTensors)  # whose artefacts are timed
+BASELINE = "dense fp32"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to run a model.
+
+    Attributes:
+        how: what computes with what, in words.
+        nbytes: of the weights' files that it is read from; None where there are none.
+        load: reads it, and gives what runs it; it can be pickled.
+        control: the contender that this one is, but for its pattern of zeros; None: of no other.
+    """
+
+    name: str
+    how: str
+    nbytes: int | None
+    load: Callable[[], Run]
+    control: str | None = None
+
+
+@dataclass(frozen=True)
+class LineUp:
+    """The contenders, BASELINE first, and why others are not among them, by name."""
+
+    contenders: tuple[Contender, ...]
+    left_out: Mapping[str, str]
+
+
+def line_up(path: Path, scratch: Path, device: torch.device, threads: int) -> LineUp:
+    """All that there is of the packed model at `path`, in PyTorch on `device`, else on so many threads of the CPU.
+
+    The dense model is that of `dense/` beside `path`; where there is none, the packed one with its weights as floats
+    and its inputs as they are. ONNX files of it are written to the empty directory `scratch`.
+
+    Raises:
+        PackedError: `path` is no packed model, or damaged.
+        ValueError: what lies in `dense/` is another model.
+    """
+    model, plan = load_packed(path), CompressionPlan.load(path / PLAN)
+    packed = (path / WEIGHTS).stat().st_size
+    reading, nbytes, whose = _dense_source(path, model)
+    found = [
+        Contender(
+            name, f"PyTorch, {dtype} {whose}", nbytes, partial(_run_dense, reading, getattr(torch, dtype), device)
+        )
+        for name, dtype in ((BASELINE, "float32"), ("dense bf16", "bfloat16"))
+    ]
+    unpacked = "products of float32 weights and rounded inputs"
+    found += [
+        Contender("packed", f"PyTorch, {unpacked}", packed, partial(_run_packed, path, False, device)),
+        Contender(
+            "packed lazy", f"PyTorch, weights unpacked in each pass, {unpacked}", packed,
+            partial(_run_packed, path, True, device),
+        ),
+    ]  # fmt: skip
+    left_out: dict[str, str] = {}
+    for kernel in get_args(Kernel) if device.type == "cuda" else ():
+        name, refused = f"packed 2:4 {kernel}", list(refusals(model, plan, kernel))
+        if refused:
+            left_out[name] = f"{refused[0]} (and {len(refused) - 1} more)"
+        else:
+            how = f"PyTorch, sparse tensor cores, {kernel} products"
+            found.append(Contender(name, how, packed, partial(_run_sparse, path, kernel, device)))
+    unpruned = None if nbytes is None else _unpruned(plan)
+    with quiet():
+        dense = reading(dtype=torch.float32)
+    try:
+        found.append(_written(Onnx(), dense, CompressionPlan({}), "dense onnx", scratch, threads))
+    except ValueError as error:
+        left_out["dense onnx"] = str(error)
+    for directory in sorted(record.parent for record in path.parent.glob(f"*/{EXPORTED}")):
+        try:
+            artefact, form = _artefact(directory, plan, threads)
+        except ValueError as error:
+            left_out[directory.name] = str(error)
+            continue
+        found.append(artefact)
+        if unpruned is not None:
+            found.append(_control(form, artefact, dense, unpruned, scratch, threads))
+    return LineUp(tuple(found), left_out)
+
+
+def _dense_source(path: Path, model: PreTrainedModel) -> tuple[Callable[..., PreTrainedModel], int | None, str]:
+    """What gives the dense model in a `dtype`, the bytes of its file, and whose weights it has."""
+    directory = path.with_name("dense")
+    if not directory.is_dir():
+        return partial(_decoded, path), None, "from the packed weights"
+    with quiet():
+        theirs = type(model).from_pretrained(directory, dtype=torch.float32).state_dict()
+    ours = strip(copy.deepcopy(model)).state_dict()
+    odd = [key for key in ours.keys() | theirs.keys() if key not in ours or key not in theirs]
+    odd += [key for key in ours.keys() & theirs.keys() if ours[key].shape != theirs[key].shape]
+    if odd:
+        raise ValueError(f"{directory} is not the dense model of {path}: they differ in {', '.join(sorted(odd)[:3])}")
+    nbytes = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
+    return partial(type(model).from_pretrained, directory), nbytes, "from dense/"
+
+
+def _decoded(path: Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The packed model as a dense one: plain layers with its weights."""
+    model = load_packed(path)
+    strip(model)
+    return model.to(dtype)  # type: ignore[arg-type]
+
+
+def _unpruned(plan: CompressionPlan) -> CompressionPlan | None:
+    """The plan with its grids alone; None where it has no zeros to leave out."""
+    if not any(spec.weight.sparsity is not None and spec.weight.grid is not None for spec in plan.layers.values()):
+        return None
+    grids = {name: (spec, spec.weight.grid) for name, spec in plan.layers.items()}
+    return replace(plan, layers={name: replace(spec, weight=grid) for name, (spec, grid) in grids.items() if grid})
+
+
+def _artefact(directory: Path, plan: CompressionPlan, threads: int) -> tuple[Contender, Format]:
+    """The export in a directory, and its format; a ValueError says why it cannot be timed."""
+    record: dict[str, Any] = parse((directory / EXPORTED).read_bytes(), str(directory / EXPORTED))
+    kinds = {kind.name: kind for kind in FORMATS}
+    if record.get("form") not in kinds:
+        raise ValueError(f"its form is {record.get('form')!r}; those that are timed: {', '.join(kinds)}")
+    form = kinds[record["form"]]()
+    form.check_packages()
+    if record["plan"] != plan.fingerprint:
+        raise ValueError(f"it is an export of plan {record['plan']}, and the packed model is of {plan.fingerprint}")
+    how = f"{form.name}, weights as exported, on the CPU"
+    return Contender(directory.name, how, record["bytes"][form.name], partial(form.read, directory, threads)), form
+
+
+def _control(
+    form: Format, artefact: Contender, dense: PreTrainedModel, unpruned: CompressionPlan, scratch: Path, threads: int
+) -> Contender:
+    """The artefact as it would be without a pattern of zeros: the dense model on the grids alone."""
+    model = copy.deepcopy(dense)
+    convert(model, unpruned)
+    project(model)
+    written = _written(form, model, unpruned, f"{artefact.name} unpruned", scratch, threads)
+    return replace(written, how=f"{form.name}, the same grids without the pattern of zeros", control=artefact.name)
+
+
+def _written(
+    form: Format, model: PreTrainedModel, plan: CompressionPlan, name: str, scratch: Path, threads: int
+) -> Contender:
+    """The model in a format, written here; a ValueError says why it cannot be."""
+    form.check_packages()
+    refused = list(form.refusals(model, plan))
+    if refused:
+        raise ValueError("; ".join(refused))
+    directory = scratch / name.replace(" ", "-")
+    directory.mkdir()
+    form.write(model.eval(), plan, directory)
+    nbytes = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())
+    return Contender(name, f"{form.name}, float32, on the CPU", nbytes, partial(form.read, directory, threads))
+
+
+def _run_dense(reading: Callable[..., PreTrainedModel], dtype: torch.dtype, device: torch.device) -> Run:
+    with quiet():
+        return _run(reading(dtype=dtype), device)
+
+
+def _run_packed(path: Path, lazy: bool, device: torch.device) -> Run:
+    return _run(load_packed(path, lazy=lazy), device)
+
+
+def _run_sparse(path: Path, kernel: Kernel, device: torch.device) -> Run:
+    model = load_packed(path).to(device)  # type: ignore[arg-type]
+    make_semi_structured(model, CompressionPlan.load(path / PLAN), kernel)
+    return _run(model, device)
+
+
+def _run(model: PreTrainedModel, device: torch.device) -> Run:
+    """What gives the logits on the CPU, and so waits for a GPU to have them."""
+    model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
+
+    @torch.inference_mode()
+    def run(batch: Mapping[str, Tensor]) -> Tensor:
+        logits: Tensor = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
+        return logits.cpu()
+
+    return run
+
+
+def random_batch(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor]:
+    """Inputs (batch, length) by name: random tokens, the same in each call, none of them masked."""
+    shape = (batch, length)
+    ids = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {name: given.get(name, torch.zeros_like(ids)) for name in inputs_of(model)}

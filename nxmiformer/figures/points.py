@@ -1,0 +1,93 @@
+"""What a set makes of a matrix."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from nxmiformer.figures.style import BLUE, GREY, INK, MUTED, ORANGE, PAPER, SMALL, WIDTH, axes, canvas, title
+from nxmiformer.runs import words
+from nxmiformer.sets import ConstraintSet
+
+LARGEST = (12, 16)  # a matrix whose numbers can still be read
+COLOURS = LinearSegmentedColormap.from_list("weights", [ORANGE, PAPER, BLUE])
+SOLID = 0.6  # of the largest magnitude: from here on a number is written in white
+
+
+def points(w: Tensor, sets: Sequence[ConstraintSet]) -> Figure:
+    """A small matrix (out, in), and beside it its nearest point of each set; a zero is a dot.
+
+    Raises:
+        ValueError: the matrix has more than 12 rows or 16 columns, or a set rejects it.
+    """
+    if w.ndim != 2 or w.shape[0] > LARGEST[0] or w.shape[1] > LARGEST[1]:
+        rows, columns = LARGEST
+        raise ValueError(
+            f"a matrix of up to {rows} × {columns} can be read, not of {tuple(w.shape)}: take a corner of it"
+        )
+    nearest = {str(each): each.project(w) for each in sets}
+    shown = {"the matrix": w, **nearest}
+    down = -(-len(shown) // 2)
+    figure = canvas(0.6 + down * (0.4 + 0.26 * w.shape[0]), max(WIDTH, 0.4 + 0.84 * w.shape[1]))
+    panels = figure.subplots(down, 2, squeeze=False).flatten()
+    for ax, (name, matrix) in zip(panels, shown.items(), strict=False):
+        note = name if matrix is w else f"{name}: error {words.percent(_error(w, matrix))}"
+        _matrix(ax, matrix, float(w.abs().max()), note)
+    for ax in panels[len(shown) :]:
+        ax.set_axis_off()
+    lost = [f"{name} {words.percent(_error(w, point))}" for name, point in nearest.items()]
+    title(figure, f"Share of the squared weights that is lost: {', '.join(lost)}")
+    return figure
+
+
+def response(w: Tensor, sets: Sequence[ConstraintSet]) -> Figure:
+    """Every weight of a matrix (out, in) against what its nearest point of each set has in its place; a panel a set.
+
+    One row is best: every row of a grid has a scale of its own.
+    """
+    figure = canvas(2.9)
+    before = w.flatten().double().numpy()
+    for ax, each in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
+        after = each.project(w).flatten().double().numpy()
+        axes(ax, f"{each}: {_values(after)}")
+        ax.axline((0, 0), slope=1, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        zero = after == 0
+        ax.plot(before[zero], after[zero], "o", color=ORANGE, markersize=3, alpha=0.6, mew=0)
+        ax.plot(before[~zero], after[~zero], "o", color=BLUE, markersize=3, alpha=0.6, mew=0)
+        ax.set_xlabel("weight", fontsize=SMALL, color=MUTED)
+    figure.axes[0].set_ylabel("nearest point", fontsize=SMALL, color=MUTED)
+    last = sets[-1].project(w).flatten().double().numpy()
+    share = words.percent(float((last == 0).mean()), 0)
+    title(figure, f"{sets[-1]} sets {share} of the weights to zero, and leaves {_values(last)} of {before.size}")
+    return figure
+
+
+def _matrix(ax: Axes, matrix: Tensor, most: float, note: str) -> None:
+    """The numbers of a matrix on their colours; `most` is the magnitude of the deepest."""
+    values = matrix.double().numpy()
+    ax.pcolormesh(values, cmap=COLOURS, vmin=-most, vmax=most, edgecolors=PAPER, linewidth=1.2)
+    axes(ax, note)
+    ax.grid(False)
+    ax.spines["bottom"].set_visible(False)
+    ax.invert_yaxis()
+    ax.set_xticks([])
+    ax.set_yticks([])
+    for (y, x), value in np.ndenumerate(values):
+        colour = PAPER if abs(value) > SOLID * most else INK
+        text = f"{value:.2f}".replace("-", "−") if value else "•"
+        ax.text(
+            x + 0.5, y + 0.5, text, color=colour if value else MUTED, fontsize=SMALL - 1.5, ha="center", va="center"
+        )
+
+
+def _error(w: Tensor, point: Tensor) -> float:
+    """||w - point||^2 / ||w||^2."""
+    return float((w - point).double().square().sum() / w.double().square().sum())
+
+
+def _values(after: np.ndarray) -> str:
+    count = len(np.unique(after))
+    return f"{count} values" if count > 1 else "1 value"

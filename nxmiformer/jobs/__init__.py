@@ -1,0 +1,1 @@
+"""What the command line runs: compress, search, export, bench, sweep. Each composes what other packages give."""

@@ -1,0 +1,227 @@
+"""A search: a dense model and a budget in; a plan out, and what it was chosen from."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nxmiformer.jobs.job import Job, leave_dense, opened, run, train
+from nxmiformer.jobs.provenance import provenance
+from nxmiformer.layers.moments import Batch
+from nxmiformer.layers.targets import Target, Targets
+from nxmiformer.methods.dense import Dense
+from nxmiformer.models.source import Pretrained
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.plan.origin import Planning
+from nxmiformer.report.document import write_search
+from nxmiformer.runs.parse import parse
+from nxmiformer.search.budget import NONE
+from nxmiformer.search.evidence import Evidence
+from nxmiformer.search.search import Found
+from nxmiformer.search.whole import Sets
+from nxmiformer.sets import NM
+from nxmiformer.train.checkpoint import difference, write_text
+from nxmiformer.train.loop import Stage
+from nxmiformer.train.recipe import Phase, Recipe
+
+FOUND, TRIALS = "search.json", "trials"
+ANY = NM(1, 1)  # every matrix is a point of it
+ENTRY = 128  # bytes of a tensor's entry in the header of a safetensors file besides its name, at most
+
+
+def planned(job: Job) -> Job:
+    """The job with the plan that a search in its directory `search/` finds, or found; without a budget, the job.
+
+    The dense phases are the search's; the job goes on from the model that they left.
+
+    Raises:
+        ValueError: as `search`; or, where the job resumes, the search there was of another configuration.
+    """
+    if not job.budget.given:
+        return job
+    searching = replace(job, directory=job.directory / "search", wandb=None)
+    if found(searching) is None:
+        search(replace(searching, resume=job.resume and _begun(searching)))
+    planning = Planning(f"searched@{job.budget}", path=str(searching.directory / "plan.json"))
+    return replace(_going_on(job, searching.directory, planning), resume=job.resume and _begun(job))
+
+
+def _begun(job: Job) -> bool:
+    """Whether there is something to resume from; a job that was killed in its search has not begun itself."""
+    return (job.directory / "checkpoints" / "latest").exists()
+
+
+def found(job: Job) -> dict[str, Any] | None:
+    """The content of the `search.json` that this very search left in the job's directory; None where it is (still) to
+    be run.
+
+    Raises:
+        ValueError: a search of another configuration left it; the message shows the difference.
+    """
+    path = job.directory / FOUND
+    if not (job.resume and path.exists()):
+        return None
+    content = parse(path.read_bytes(), str(path))
+    differences = difference(content["identity"], _identity(job))
+    if differences:
+        raise ValueError(f"{job.directory} is a search of another configuration:\n  " + "\n  ".join(differences))
+    return content
+
+
+def search(job: Job) -> dict[str, Any]:
+    """Train the dense phases, search, and write `plan.json`, `dense/`, `search.json` and its figures; give the content.
+
+    Raises:
+        ValueError: there is no budget or it is too small, there is no search, a candidate fits no layer, or the
+            checkpoint to resume from is of another run.
+    """
+    if job.search is None:
+        raise ValueError("there is no search: give one, such as search=knapsack")
+    if not job.budget.given:
+        raise ValueError(NONE)
+    if not job.resume:  # what an earlier search left is not this one's
+        (job.directory / FOUND).unlink(missing_ok=True)
+        shutil.rmtree(job.directory / TRIALS, ignore_errors=True)
+    with opened(job, lambda model: nominal(job, model)) as (stage, watched, position, resumed):
+        targets, rest = _targets(watched), _rest_bits(job, stage.model, watched)
+        job.search.limit(targets, job.budget, rest)
+        train(job, stage, _dense(job), position, resumed)
+        leave_dense(replace(job, report_on="holdout"), stage)
+        began = time.perf_counter()
+        evidence = evidence_of(stage, job.search.examples)
+        shown = stage.accelerator.is_main_process
+
+        def trial(sets: Sets, steps: int) -> float:
+            return _trial(job, job.planning.assigned(stage.model, targets, sets), steps)
+
+        result = job.search(evidence, targets, job.budget, rest, job.directory / "cache", trial, shown)
+        seconds = time.perf_counter() - began
+        plan = job.planning.assigned(stage.model, targets, result.best.sets)
+        content = _content(job, stage, evidence, result, plan, seconds)
+        plan.save(job.directory / "plan.json")
+        write_text(job.directory / FOUND, json.dumps(content, indent=1) + "\n")
+        write_search(job.directory)
+        stage.tracker.report(job.directory, FOUND)
+    return content
+
+
+def nominal(job: Job, model: PreTrainedModel) -> CompressionPlan:
+    """A plan that constrains nothing: it names the layers that are to be looked at."""
+    return CompressionPlan.uniform(model, job.planning.targets(model), ANY)
+
+
+def _targets(nominal: CompressionPlan) -> Targets:
+    """The layers to look at. Those of the model itself no longer tell which way round they were stored."""
+    specs = nominal.layers.items()
+    return Targets(tuple(Target(n, spec.shape, spec.transposed, spec.aliases) for n, spec in specs), nominal.skipped)
+
+
+def _dense(job: Job) -> dict[str, Phase]:
+    return {name: phase for name, phase in job.recipe.phases.items() if isinstance(phase.method, Dense)}
+
+
+def _going_on(job: Job, directory: Path, planning: Planning) -> Job:
+    """The job from the dense model in `directory/dense` on."""
+    compressing = {name: phase for name, phase in job.recipe.phases.items() if name not in _dense(job)}
+    source = Pretrained(str(directory / "dense"), job.source.name)
+    return replace(job, source=source, recipe=Recipe(compressing), planning=planning, budget=type(job.budget)())
+
+
+def evidence_of(stage: Stage, examples: int) -> Evidence:
+    """The dense model, and so many examples of the holdout, drawn by the run's seed and batched by their length."""
+    holdout, settings, accelerator = stage.data["holdout"], stage.settings, stage.accelerator
+    drawn = torch.randperm(len(holdout), generator=torch.Generator().manual_seed(stage.seed))[:examples].tolist()
+    lengths = holdout.lengths()
+    drawn.sort(key=lambda index: (lengths[index], index))
+    size = settings.batch_size
+    batches = [holdout.batch(drawn[start : start + size], accelerator.device) for start in range(0, len(drawn), size)]
+
+    def forward(batch: Batch) -> Tensor:
+        with accelerator.autocast():
+            logits: Tensor = stage.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
+            return logits
+
+    def metric(logits: np.ndarray, labels: np.ndarray) -> float:
+        return stage.task.score(logits, labels)[stage.task.metric]
+
+    return Evidence(stage.model, batches, forward, metric)
+
+
+def _rest_bits(job: Job, model: PreTrainedModel, watched: CompressionPlan) -> int:
+    """Bits of the packed file that are not of the layers that are searched: other tensors, and the header."""
+    around = {target.parameter: each.storage(target.shape) for target, each in job.planning.around(model)}
+    state = model.state_dict(keep_vars=True)
+    packed = {f"{name}.weight" for name in watched.layers} | around.keys()
+    distinct = {id(tensor): (key, tensor) for key, tensor in reversed(state.items())}
+    others = [tensor for key, tensor in distinct.values() if key not in packed]
+    stored = sum(t.numel() * t.element_size() for t in others) + sum(each.nbytes for each in around.values())
+    header = sum(len(key) + ENTRY for key in [*state, *packed, *packed])  # values, indices and scales: an entry each
+    return 8 * (stored + header)
+
+
+def _trial(job: Job, plan: CompressionPlan, steps: int) -> float:
+    """The score on the holdout after a run of the recipe's compressing phases in so many steps; a run that is there is
+    not run again."""
+    directory = job.directory / TRIALS / f"{plan.fingerprint}-{steps}"
+    file = directory / "report.json"
+    if not file.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        plan.save(directory / "given.json")
+        going_on = _going_on(job, job.directory, Planning(plan.fingerprint, path=str(directory / "given.json")))
+        recipe = Recipe(_shortened(going_on.recipe.phases, steps))
+        trial = replace(going_on, directory=directory, recipe=recipe, report_on="holdout", wandb=None, resume=False)
+        run(replace(trial, name=directory.name))
+    content = json.loads(file.read_text(encoding="utf-8"))
+    score: float = content["scores"]["packed"][content["task"]["metric"]]
+    return score
+
+
+def _shortened(phases: Mapping[str, Phase], steps: int) -> dict[str, Phase]:
+    """The phases in `steps` together, in their proportions."""
+    lengths = [phase.length(1000).steps for phase in phases.values()]
+    ends = np.round(np.cumsum([0, *lengths]) * (steps / max(1, sum(lengths)))).astype(int)
+    pairs = zip(phases.items(), np.diff(ends), strict=True)
+    return {name: replace(phase, steps=int(count)) for (name, phase), count in pairs}
+
+
+def _identity(job: Job) -> dict[str, Any]:
+    """What a search must agree with to be used again, as JSON values."""
+    kept = ("seed", "task", "model", "plan", "budget", "search", "train")
+    trained = job.recipe.phases if job.search is not None and job.search.halving is not None else _dense(job)
+    phases = job.config.get("recipe", {}).get("phases", {})
+    found = {**{key: job.config.get(key) for key in kept}, "phases": {name: phases.get(name) for name in trained}}
+    identity: dict[str, Any] = json.loads(json.dumps(found))
+    return identity
+
+
+def _content(
+    job: Job, stage: Stage, evidence: Evidence, found: Found, plan: CompressionPlan, seconds: float
+) -> dict[str, Any]:
+    """The content of search.json; the dense model's score is on the examples that the plans were measured on."""
+    epoch = stage.settings.steps_per_epoch(len(stage.data["train"]), stage.accelerator.num_processes)
+    lengths = [(phase["steps"], phase["step_seconds"]) for phase in stage.facts["phases"].values()]
+    steps, trained = sum(count for count, _ in lengths), sum(count * each for count, each in lengths)
+    metric = stage.task.metric
+    return {
+        "format": 1,
+        "name": job.name,
+        "seed": job.seed,
+        "task": {"name": stage.task.name, "metric": metric},
+        "asked": str(job.budget),
+        "accounting": job.budget.accounting,
+        "plan": plan.fingerprint,
+        "dense": evidence.score(evidence.logits),
+        **found.to_dict(),
+        "seconds": seconds,
+        "epochs": seconds / (trained / steps * epoch) if trained else None,
+        "identity": _identity(job),
+        **provenance(),
+    }

@@ -1,0 +1,1 @@
+"""Where a model and its tokenizer come from. What is made of them is in layers and plan."""

@@ -1,0 +1,79 @@
+"""How a plan comes about."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.targets import Target, Targets, find_embeddings, find_head, find_targets
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.sets import ConstraintSet
+from nxmiformer.sets.words import from_words
+
+
+@dataclass(frozen=True)
+class Planning:
+    """How a plan comes about: a set for all layers that match, or a plan file.
+
+    Attributes:
+        name: how reports call it.
+        weight: the set of every target's weight.
+        activations: how inputs are quantized; None leaves them.
+        include, exclude: patterns of layer names; see `find_targets`.
+        embeddings: the set of every embedding, in words, such as "int8"; None leaves them dense.
+        head: the set of every linear layer outside the repeated blocks, in words; None leaves them dense.
+        path: a plan.json; it wins over `weight` and `activations`.
+    """
+
+    name: str
+    weight: ConstraintSet | None = None
+    activations: Activations | None = None
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    path: str | None = None
+    embeddings: str | None = None
+    head: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.path is None and self.weight is None:
+            raise ValueError("a plan needs plan.weight or plan.path")
+        if self.path is not None and not Path(self.path).is_file():
+            raise ValueError(f"plan.path={self.path}: there is no such file")
+        for words in (self.embeddings, self.head):
+            if words is not None:
+                from_words(words)
+
+    def __call__(self, model: nn.Module) -> CompressionPlan:
+        """The plan for `model`."""
+        if self.path is not None:
+            plan = CompressionPlan.load(self.path)
+            plan.check(model)
+            return plan
+        assert self.weight is not None
+        targets = self.targets(model)
+        return self.assigned(model, targets, {target.name: self.weight for target in targets.layers})
+
+    def assigned(
+        self, model: nn.Module, targets: Targets, weights: Mapping[str, ConstraintSet | None]
+    ) -> CompressionPlan:
+        """The plan with these sets of the targets, and with embeddings and head besides."""
+        around = self.around(model)
+        sets = {**weights, **{target.name: each for target, each in around}}
+        skipped = {name: reason for name, reason in targets.skipped.items() if name not in sets}
+        found = Targets((*targets.layers, *(target for target, _ in around)), skipped)
+        return CompressionPlan.assigned(model, found, sets, self.activations)
+
+    def around(self, model: nn.Module) -> list[tuple[Target, ConstraintSet]]:
+        """Embeddings and head, and the set of each, where there is one."""
+        named = {target.name for target in self.targets(model).layers}
+        found = []
+        for words, targets in ((self.embeddings, find_embeddings), (self.head, find_head)):
+            if words is not None:
+                found += [(each, from_words(words)) for each in targets(model, self.exclude) if each.name not in named]
+        return found
+
+    def targets(self, model: nn.Module) -> Targets:
+        """The layers that are to be compressed."""
+        return find_targets(model, self.include, self.exclude)

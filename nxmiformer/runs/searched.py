@@ -1,0 +1,93 @@
+"""What a search left in its directory: `search.json`."""
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from nxmiformer.runs.address import address
+from nxmiformer.runs.parse import parse, typed
+
+SEARCH = "search.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class _Task:
+    name: str
+    metric: str
+
+
+@dataclass(frozen=True)
+class _Plan:
+    name: str
+    sets: Mapping[str, str]
+    bits: int
+    predicted: float
+    divergence: float
+    score: float
+    trials: list
+
+
+@dataclass(frozen=True)
+class _Pair:
+    layers: list
+    together: float
+    sum: float
+
+
+@dataclass(frozen=True)
+class _Found:
+    task: _Task
+    accounting: str
+    dense: float
+    budget: int
+    best: _Plan
+    damages: Mapping[str, Mapping[str, float]]
+
+
+LISTS = {"plans": _Plan, "frontier": _Plan, "interactions": _Pair}
+
+
+def read_search(directory: str | Path) -> dict[str, Any]:
+    """The content of the `search.json` in a directory, as `planner.search` writes it.
+
+    Raises:
+        FileNotFoundError: the directory, or the file, is not there.
+        ValueError: the file is damaged or lacks a key; the message names both.
+    """
+    path = Path(directory) / SEARCH
+    content = parse(path.read_bytes(), str(path))
+    if content.get("format", FORMAT) != FORMAT:
+        raise ValueError(f"{path}: its format is {content['format']!r}, not {FORMAT}")
+    typed(content, _Found, "", path)
+    for key, kind in LISTS.items():
+        for number, each in enumerate(typed(content.get(key, MISSING), list, key, path)):
+            typed(each, kind, f"{key}.{number}", path)
+    for name in content["damages"]:
+        typed(content["best"]["sets"].get(name, MISSING), str, f"best.sets.{name}", path)
+    return content
+
+
+def chosen(found: Mapping[str, Any]) -> pd.DataFrame:
+    """What the best plan gives each layer, a row a layer, from the content of a `search.json`.
+
+    Columns: layer (its name), index and component (see `address`), set (in words), damage (as foreseen; 0 if dense).
+    """
+    rows = []
+    for name, words in found["best"]["sets"].items():
+        _, index, component = address(name)
+        rows.append((name, index, component, words, found["damages"].get(name, {}).get(words, 0.0)))
+    return pd.DataFrame(rows, columns=["layer", "index", "component", "set", "damage"])
+
+
+def interactions(found: Mapping[str, Any]) -> pd.DataFrame:
+    """The pairs of layers that were looked at, a row each, from the content of a `search.json`.
+
+    Columns: first, second (names), together (the damage of both), sum (of their damages), and excess, the difference.
+    """
+    rows = [(*pair["layers"], pair["together"], pair["sum"]) for pair in found["interactions"]]
+    frame = pd.DataFrame(rows, columns=["first", "second", "together", "sum"])
+    return frame.assign(excess=frame["together"] - frame["sum"])

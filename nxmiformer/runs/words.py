@@ -1,0 +1,124 @@
+"""Numbers in words, the same in the console, the document and the figures."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from nxmiformer.runs.numbers import Run
+
+NONE = "–"
+
+
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """A fraction as "98.9 %"; a dash where there is none."""
+    if fraction is None or not math.isfinite(fraction):
+        return NONE
+    return f"{100 * fraction:.{digits}f} %".replace("-", "−")
+
+
+def is_loss(metric: str) -> bool:
+    """Whether a metric is a loss: no fraction, and better the lower it is."""
+    return metric.endswith("loss")
+
+
+def score(metric: str, value: float | None) -> str:
+    """A score: a percentage, but a loss as it is."""
+    if value is None or not math.isfinite(value):
+        return NONE
+    return f"{value:.4f}" if is_loss(metric) else percent(value, 2)
+
+
+def results(content: Mapping[str, Any]) -> dict[str, str]:
+    """What the card of a packed model says of its run, by what it is called; of the content of a `report.json`."""
+    task, scores = content["task"], content["scores"]
+    names = {"dense": "dense", "one_shot": "projected, not trained", "packed": "packed"}
+    return {
+        "task": f"{task['name']}, {content['report_on']}",
+        **{
+            f"{task['metric']}, {names[key]}": score(task["metric"], scores[key][task["metric"]])
+            for key in names
+            if key in scores
+        },
+        "kept of the dense score": percent(content["retention"], 2),
+        "command": f"`{content['command']}`",
+        "revision": content["revision"] or NONE,
+    }
+
+
+def size(nbytes: float) -> str:
+    """Bytes with three digits and a decimal unit: "37.4 MB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 999.5 or unit == "GB":
+            break
+        nbytes /= 1000
+    digits = 0 if unit == "B" or nbytes >= 99.95 else 1 if nbytes >= 9.995 else 2
+    return f"{nbytes:.{digits}f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """A wall time: "0.8 s", "41 s", "3 min 12 s", "1 h 02 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def small(value: float | None) -> str:
+    """A number with two significant digits."""
+    return NONE if value is None or not math.isfinite(value) else f"{value:.2g}"
+
+
+def bytes_share(shrinkage: float) -> str:
+    """What the packed model takes of the dense one's bytes: "1/7.1 of the bytes"."""
+    if shrinkage < 1.05:
+        return f"{1 / shrinkage:.2f}× the bytes"
+    return (
+        f"1/{shrinkage:.0f} of the bytes"
+        if shrinkage >= 9.95
+        else f"1/{shrinkage:.1f} of the bytes".replace(".0 ", " ")
+    )
+
+
+def points(difference: float) -> str:
+    """A difference of scores in percentage points, without its sign: "1.0 points"."""
+    return f"{abs(100 * difference):.1f} points"
+
+
+def subject(run: Run) -> str:
+    """What compressed the model: its one set, or the plan's name and how many sets it has."""
+    if len(run.sets) == 1:
+        return next(iter(run.sets))
+    return f"{run.report.plan.name} ({len(run.sets)} sets)"
+
+
+def headline(run: Run) -> str:
+    """The finding: how much of the score is kept, in which share of the bytes (both as measured)."""
+    metric, space = run.report.task.metric, bytes_share(run.shrinkage)
+    if run.score("final") is not None and run.report.retention is not None:
+        return f"{subject(run)} keeps {percent(run.report.retention)} of {metric} in {space}"
+    if (one_shot := run.score("one_shot")) is not None:
+        return f"{subject(run)} in one shot leaves {score(metric, one_shot)} {metric} in {space}"
+    return f"{subject(run)} stores the model in {space}"
+
+
+def search_headline(found: Mapping[str, Any]) -> str:
+    """The finding of a search, from the content of its `search.json`: what the best plan does without training."""
+    best, metric = found["best"], found["task"]["metric"]
+    others = [plan["divergence"] for plan in found["plans"] if plan["name"].startswith("uniform")]
+    against = ""
+    if others and min(others) > best["divergence"] > 0:
+        against = f", {min(others) / best['divergence']:.1f} times closer to the dense one than any uniform plan"
+    return f"{size(best['bits'] / 8)} of {size(found['budget'] / 8)}: {score(metric, best['score'])} {metric}{against}"
+
+
+def export_headline(content: Mapping[str, Any]) -> str:
+    """The finding of an export, from the content of its `export.json`: how far the artefact agrees, and its size."""
+    form, agreement, nbytes = content["form"], content["agreement"], content["bytes"]
+    return (
+        f"{form} gives {percent(agreement['equal'], 2)} of {agreement['examples']} predictions as the packed model "
+        f"does, in {size(nbytes[form])}"
+    )

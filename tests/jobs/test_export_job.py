@@ -1,0 +1,144 @@
+"""A packed model through job=export: agreement, files, and what is refused."""
+
+import json
+import shutil
+
+import hydra
+import numpy as np
+import pytest
+
+from nxmiformer import cli
+from nxmiformer.export import load_packed, save_packed
+from nxmiformer.export.format import Format
+from nxmiformer.jobs.export import NEAR, Agreement, DisagreementError, export
+from nxmiformer.layers.convert import convert, project
+from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.targets import find_targets
+from nxmiformer.models import embedded
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.report.table import export_summary
+from nxmiformer.sets import Grid
+from nxmiformer.tasks.grammar import Grammar
+
+TASK = ["name=export", "job=export", "task.train=48", "task.holdout=24", "task.validation=24", "train.threads=1"]
+
+
+class Copy(Format):
+    """A format that runs the packed model itself, its logits times `sign`."""
+
+    name, extra, tolerance = "copy", "copy", 0.0
+
+    def __init__(self, sign=1, refused=()):
+        self.sign, self.refused = sign, refused
+
+    def refusals(self, model, plan):
+        yield from self.refused
+
+    def write(self, model, plan, directory):
+        save_packed(model, plan, directory / "model")
+
+    def read(self, directory, threads=None):
+        model = load_packed(directory / "model")
+        return lambda batch: model(**batch).logits * self.sign
+
+
+@pytest.fixture
+def packed(tmp_path):
+    """A packed model of the embedded task."""
+    task = Grammar(train=48, holdout=24, validation=24)
+    tokenizer = embedded.tokenizer(task.vocabulary)
+    model = embedded.model(tokenizer, task.outputs, seed=0, hidden=16, layers=1, heads=2, intermediate=32)
+    plan = CompressionPlan.uniform(model, find_targets(model), Grid(4), Activations(8))
+    convert(model, plan)
+    project(model)
+    save_packed(model.eval(), plan, tmp_path / "packed", tokenizer)
+    return tmp_path / "packed"
+
+
+def job(packed, form, *overrides):
+    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
+        config = hydra.compose("config", [*TASK, f"path={packed}", *overrides])
+    built = cli.build(config, packed.parent)
+    object.__setattr__(built, "format", form or built.format)
+    return built
+
+
+def test_an_artefact_that_agrees_lies_beside_the_packed_model_with_tokenizer_config_and_record(packed):
+    content = export(job(packed, Copy()))
+    directory = packed.parent / "copy"
+    assert {"config.json", "tokenizer.json", "export.json", "model"} <= {path.name for path in directory.iterdir()}
+    assert content.pop("out") == str(directory)
+    assert json.loads((directory / "export.json").read_text()) == content
+    assert content["agreement"] == {**content["agreement"], "examples": 24, "difference": 0.0, "equal": 1.0}
+    assert content["scores"]["copy"] == content["scores"]["packed"]
+    assert content["bytes"]["packed"] == (packed / "model.safetensors").stat().st_size
+    assert not [path for path in packed.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_an_export_replaces_an_export_and_nothing_else(packed):
+    export(job(packed, Copy()))
+    export(job(packed, Copy()))
+    (packed.parent / "mine").mkdir()
+    with pytest.raises(FileExistsError, match="mine exists and is not an export"):
+        export(job(packed, Copy(), f"out={packed.parent / 'mine'}"))
+
+
+def test_an_artefact_that_does_not_agree_is_an_error_and_leaves_what_was_there(packed):
+    export(job(packed, Copy()))
+    before = (packed.parent / "copy" / "export.json").read_bytes()
+    with pytest.raises(DisagreementError, match=r"copy does not agree with .*: 0.00% of 24 predictions"):
+        export(job(packed, Copy(sign=-1)))
+    assert (packed.parent / "copy" / "export.json").read_bytes() == before
+    shutil.rmtree(packed.parent / "copy")
+    with pytest.raises(DisagreementError):
+        export(job(packed, Copy(sign=-1)))
+    assert [path.name for path in packed.parent.iterdir()] == ["packed"]
+
+
+def test_what_a_format_cannot_carry_is_told_before_anything_is_written(packed):
+    with pytest.raises(ValueError, match=r"copy cannot carry .*packed:\n  first: a\n  second: b"):
+        export(job(packed, Copy(refused=["first: a", "second: b"])))
+    assert [path.name for path in packed.parent.iterdir()] == ["packed"]
+
+
+def test_an_export_without_a_path_says_so():
+    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
+        built = cli.build(hydra.compose("config", TASK), None)
+    with pytest.raises(ValueError, match=r"path=RUN/packed"):
+        export(built)
+
+
+def test_predictions_are_equal_by_their_class_or_by_their_distance():
+    ours = np.array([[0.0, 1.0], [2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
+    off, far = np.array([0, 0.5]), np.array([1.5, 0])
+    assert Agreement.of(ours, ours + off) == Agreement(4, 0.5, 3.0, 1.0)
+    assert Agreement.of(ours, ours + far).equal == 0.75
+    values, moved = np.array([[0.0], [10.0]]), np.array([[0.9 * NEAR * 10], [10 + 1.1 * NEAR * 10]])
+    assert Agreement.of(values, moved).equal == 0.5
+    with pytest.raises(DisagreementError, match="logits"):
+        Agreement.of(ours, ours[:3])
+
+
+def test_the_console_runs_an_export_to_onnx_and_shows_it(packed, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    monkeypatch.chdir(packed.parent)
+    monkeypatch.setattr("sys.argv", ["nxmiformer", *TASK, "path=packed", "hydra.run.dir=run"])
+    cli.main()
+    told = capsys.readouterr().out
+    content = json.loads((packed.parent / "onnx" / "export.json").read_text())
+    assert "onnx gives 100.00 % of 24 predictions as the packed model does" in told
+    assert "onnx: onnx" in told
+    assert content["agreement"]["difference"] < 1e-3
+    assert content["bytes"]["onnx"] == (packed.parent / "onnx" / "model.onnx").stat().st_size
+    assert len(export_summary(content).renderables) == 3
+
+
+def test_the_config_of_an_export_to_compressed_tensors_is_the_one_that_its_reader_needs(packed):
+    pytest.importorskip("compressed_tensors", reason="the extra compressed-tensors is not installed")
+    content = export(job(packed, None, "format=compressed_tensors", "format.activations=false"))
+    directory = packed.parent / "compressed_tensors"
+    config = json.loads((directory / "config.json").read_text())
+    assert config["quantization_config"]["quant_method"] == "compressed-tensors"
+    assert content["bytes"]["compressed_tensors"] == (directory / "model.safetensors").stat().st_size
+    assert content["packages"].keys() == {"compressed_tensors"}

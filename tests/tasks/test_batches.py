@@ -1,0 +1,158 @@
+import itertools
+import random
+
+import datasets
+import numpy as np
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+from nxmiformer.tasks.batches import Examples, batches_per_epoch, encode, shuffled, sorted_batches
+
+
+def examples(count, seed=0):
+    """Example i has 1 to 20 tokens, all of them i + 1, and label i."""
+    rng = random.Random(seed)
+    features = []
+    for i in range(count):
+        length = rng.randint(1, 20)
+        features.append({"input_ids": [i + 1] * length, "attention_mask": [1] * length})
+    return Examples(features, torch.arange(count), {"input_ids": 0, "attention_mask": 0})
+
+
+def labels(batches, count):
+    return [batch["labels"].tolist() for batch in itertools.islice(batches, count)]
+
+
+def flat(lists):
+    return list(itertools.chain.from_iterable(lists))
+
+
+def order(data, size, count, seed=0, start=0, rank=0, world=1):
+    return labels(shuffled(data, size, seed, start, "cpu", rank, world), count)
+
+
+def test_the_order_depends_on_the_seed_and_the_epoch_alone():
+    data = examples(40)
+    first = order(data, 4, 20)
+    torch.manual_seed(99)
+    assert order(data, 4, 20) == first
+    assert order(data, 4, 20, seed=1) != first
+    assert first[:10] != first[10:]
+
+
+@pytest.mark.parametrize("start", [1, 9, 10, 13, 25])
+def test_from_any_batch_on_the_same_sequence_follows(start):
+    data = examples(43)
+    assert order(data, 4, 30 - start, start=start) == order(data, 4, 30)[start:]
+
+
+@pytest.mark.parametrize(("count", "size"), [(40, 4), (43, 4), (8, 8), (300, 3)])
+def test_every_example_comes_once_an_epoch_but_for_those_that_fill_no_batch(count, size):
+    data, full = examples(count), count // size
+    assert batches_per_epoch(count, size) == full
+    sequence = order(data, size, 3 * full)
+    for epoch in range(3):
+        seen = flat(sequence[epoch * full : (epoch + 1) * full])
+        assert len(seen) == len(set(seen)) == full * size
+        assert set(seen) <= set(range(count))
+
+
+def test_what_an_epoch_leaves_over_is_not_always_the_same():
+    data = examples(11)
+    sequence = order(data, 4, 2 * 20)
+    left = {frozenset(range(11)) - set(sequence[2 * i] + sequence[2 * i + 1]) for i in range(20)}
+    assert len(left) > 5
+
+
+def test_the_ranks_part_the_batch_of_one_process_among_them():
+    data = examples(50)
+    whole = order(data, 6, 20)
+    parts = [order(data, 2, 20, rank=rank, world=3) for rank in range(3)]
+    assert [flat(pieces) for pieces in zip(*parts, strict=True)] == whole
+
+
+def test_examples_of_like_length_go_together_within_a_window():
+    data = examples(32 * 8, seed=3)
+    lengths = data.lengths()
+    spans = [max(lengths[i] for i in batch) - min(lengths[i] for i in batch) for batch in order(data, 8, 32)]
+    assert max(spans) <= 2
+    assert len(set(map(tuple, order(data, 8, 32)))) == 32
+
+
+def test_batches_are_padded_on_the_right_with_each_features_own_filler_to_a_multiple_of_eight():
+    features = [
+        {"input_ids": [5, 6, 7], "token_type_ids": [0, 1, 1]},
+        {"input_ids": [8] * 9, "token_type_ids": [1] * 9},
+    ]
+    data = Examples(features, torch.tensor([0.5, 1.5]), {"input_ids": 3, "token_type_ids": 0})
+    batch = data.batch([1, 0], "cpu")
+    assert batch["input_ids"].tolist() == [[8] * 9 + [3] * 7, [5, 6, 7] + [3] * 13]
+    assert batch["token_type_ids"].tolist() == [[1] * 9 + [0] * 7, [0, 1, 1] + [0] * 13]
+    assert batch["labels"].tolist() == [1.5, 0.5]
+    assert batch["input_ids"].dtype == torch.int64
+    assert data.batch([0], "cpu")["input_ids"].shape == (1, 8)
+
+
+def test_too_few_examples_for_one_batch_are_an_error():
+    with pytest.raises(ValueError, match="a batch of 8 needs at least as many training examples, and there are 7"):
+        batches_per_epoch(7, 8)
+    with pytest.raises(ValueError, match="a batch of 8 needs"):
+        next(shuffled(examples(7), 4, 0, 0, "cpu", world=2))
+
+
+def test_no_random_number_is_taken_from_the_global_generators():
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
+    data = examples(20)
+    order(data, 4, 12)
+    drawn = torch.rand(2).tolist(), random.random(), np.random.rand()  # noqa: NPY002
+    torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
+    assert (torch.rand(2).tolist(), random.random(), np.random.rand()) == drawn  # noqa: NPY002
+
+
+@pytest.mark.parametrize("size", [1, 4, 7, 100])
+def test_evaluation_takes_every_example_once_in_order_of_length(size):
+    data = examples(30)
+    batches = sorted_batches(data, size)
+    assert sorted(flat(batches)) == list(range(30))
+    lengths = [data.lengths()[i] for i in flat(batches)]
+    assert lengths == sorted(lengths)
+    assert all(len(batch) == size for batch in batches[:-1])
+
+
+class Pairs:
+    """As much of a task as `encode` reads."""
+
+    columns = ("one", "two")
+
+    def __init__(self, names):
+        self.labels = names
+
+
+def tokenizer():
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c"])}
+    core = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    core.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    names = ["input_ids", "token_type_ids", "attention_mask"]
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=core, pad_token="[PAD]", model_input_names=names)
+
+
+def test_encode_tokenises_pairs_and_truncates_them():
+    split = datasets.Dataset.from_dict({"one": ["a b", "c"], "two": ["c", "a a a a a"], "label": [1, 0]})
+    data = encode(split, Pairs(("no", "yes")), tokenizer(), 6)
+    assert [feature["input_ids"] for feature in data.features] == [[2, 4, 5, 3, 6, 3], [2, 6, 3, 4, 4, 3]]
+    assert data.features[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
+    assert data.labels.tolist() == [1, 0]
+    assert data.labels.dtype == torch.int64
+    assert data.padding == {"input_ids": 0, "token_type_ids": 0, "attention_mask": 0}
+
+
+def test_encode_takes_the_labels_of_a_regression_as_numbers():
+    split = datasets.Dataset.from_dict({"one": ["a"], "two": ["b"], "label": [2.5]})
+    data = encode(split, Pairs(()), tokenizer(), 8)
+    assert data.labels.dtype == torch.float32
+    assert data.labels.tolist() == [2.5]
