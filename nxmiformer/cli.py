@@ -26,11 +26,12 @@ from omegaconf.errors import (
 from rich.console import Console
 
 from nxmiformer.errors import unknown
+from nxmiformer.files import alone
 from nxmiformer.jobs.bench import bench
 from nxmiformer.jobs.export import export
 from nxmiformer.jobs.job import Job, run
 from nxmiformer.jobs.search import found, planned, search
-from nxmiformer.jobs.sweep import alone, finished, recorded, resumable, survived
+from nxmiformer.jobs.sweep import finished, recorded, resumable, survived
 from nxmiformer.report.table import bench_summary, export_summary, search_summary, summary
 from nxmiformer.runs.numbers import read_run
 from nxmiformer.runs.speeds import best

@@ -10,6 +10,7 @@ ROOT = Path(nxmiformer.__file__).parent
 # A module imports from its own line and from those above it.
 ORDER = """
 errors
+files
 sets
 layers layers.mode layers.quantizers layers.linear layers.targets
 plan

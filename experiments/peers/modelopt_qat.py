@@ -25,11 +25,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from nxmiformer.files import write_text
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models.source import Pretrained
 from nxmiformer.tasks.batches import encode, shuffled
 from nxmiformer.tasks.glue import HUB, TASKS, Glue
-from nxmiformer.train.checkpoint import write_text
 from nxmiformer.train.evaluate import evaluate
 from nxmiformer.train.loop import Settings
 

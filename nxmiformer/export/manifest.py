@@ -1,6 +1,5 @@
 """The list of a packed model's files, and what each must be."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,12 +11,13 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from nxmiformer.files import digest_of, files_in, settle
+
 FORMAT = "nxmiformer-packed-2"
 METHOD = "nxmiformer"  # as `transformers` knows it, in a config's `quantization_config`
 WEIGHTS, PLAN, MANIFEST, CONFIG, CARD = "model.safetensors", "plan.json", "packed.json", "config.json", "README.md"
 EXPORTED = "export.json"  # what an export says of itself
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of a model
-CHUNK = 2**24  # bytes that are hashed at once, without the interpreter: more, and less often, than `hashlib` does
 ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses
 
 
@@ -39,6 +39,7 @@ def reading(file: Path) -> Iterator[None]:
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest, after checking every file against it; that the weights are undamaged, a `Digest` tells."""
+    settle(path)
     if not (path / MANIFEST).is_file():
         raise PackedError(f"{path} is not a packed model: it has no {MANIFEST}")
     with reading(path / MANIFEST):
@@ -80,20 +81,6 @@ def replaceable(path: Path) -> bool:
         return manifest["format"] == FORMAT and not edited and not foreign
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def files_in(directory: Path) -> list[Path]:
-    """Every file below the directory."""
-    return sorted(file for file in directory.rglob("*") if file.is_file())
-
-
-def digest_of(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(min(CHUNK, file.stat().st_size)))
-    with file.open("rb", buffering=0) as stream:
-        while size := stream.readinto(buffer):
-            digest.update(buffer[:size])
-    return digest.hexdigest()
 
 
 def _compare(file: Path, found: str, expected: str) -> None:

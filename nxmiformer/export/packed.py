@@ -9,7 +9,8 @@ laid out on the meta device, and memory is taken only once the header of the wei
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,6 @@ from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.export.card import card
-from nxmiformer.export.directory import replacing
 from nxmiformer.export.manifest import (
     ATTENTION,
     CARD,
@@ -32,14 +32,13 @@ from nxmiformer.export.manifest import (
     PLAN,
     WEIGHTS,
     Digest,
-    digest_of,
-    files_in,
     read_manifest,
     reading,
     replaceable,
 )
 from nxmiformer.export.skeleton import check, read_plan
 from nxmiformer.export.weights import fill, packed_parts, rest_of
+from nxmiformer.files import digest_of, digests_of, files_in, replacing, write_text
 from nxmiformer.layers.convert import verify
 from nxmiformer.layers.lazy import lazy_layers, make_eager
 from nxmiformer.plan.compression import CompressionPlan
@@ -71,9 +70,23 @@ def save_packed(
             could not build the model again: it is not one of `transformers`' own, or has weights of several dtypes.
         FileExistsError: `path` is there already and is not a packed model, which would be replaced.
     """
-    path = Path(path).resolve()
-    if path.exists() and not replaceable(path):
-        raise FileExistsError(f"{path} exists and is not a packed model and nothing else; it is left as it is")
+    with packing(model, plan, Path(path).resolve(), tokenizer, parents=True) as (_, size):
+        return size
+
+
+@contextmanager
+def packing(
+    model: PreTrainedModel,
+    plan: CompressionPlan,
+    path: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    parents: bool = False,
+) -> Iterator[tuple[Path, PackedSize]]:
+    """As `save_packed`, but the block has the directory before it takes its place: to read it, and to `add_results`.
+
+    Args:
+        parents: make the directories above.
+    """
     if lazy_layers(model):
         model = copy.deepcopy(model)
         make_eager(model)
@@ -82,10 +95,13 @@ def save_packed(
     odd = [f"{name} is {p.dtype}" for name, p in model.named_parameters() if p.dtype != model.dtype]
     if odd:
         raise ValueError(f"a packed model has one dtype: the model's is {model.dtype}, and {', '.join(odd)}")
-    with replacing(path) as directory:
+    if parents:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, replaceable, "a packed model") as directory:
         weights = _write(model, plan, directory, tokenizer)
         check(directory, read_manifest(directory), plan)
-    return PackedSize(weights, sum(file.stat().st_size for file in files_in(path) if file.name != CARD))
+        files = [file for file in files_in(directory) if file.name != CARD]
+        yield directory, PackedSize(weights, sum(file.stat().st_size for file in files))
 
 
 def _write(
@@ -107,7 +123,7 @@ def _write(
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": attention,
         "shared": shared,
-        "files": {file.relative_to(directory).as_posix(): digest_of(file) for file in files_in(directory)},
+        "files": digests_of(directory),
     }
     _seal(directory, manifest, plan)
     return sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
@@ -119,13 +135,15 @@ def _seal(
     """Write the card, and the manifest with its digest."""
     dtype, file = getattr(torch, manifest["dtype"]), (directory / WEIGHTS).stat().st_size
     text = card(plan, manifest["architecture"], dtype, file, results)
-    (directory / CARD).write_text(text, encoding="utf-8")
+    write_text(directory / CARD, text)
     content = {**manifest, "card": digest_of(directory / CARD)}
-    (directory / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_text(directory / MANIFEST, json.dumps(content, indent=1) + "\n")
 
 
 def add_results(path: str | Path, results: Mapping[str, str]) -> None:
     """Write a packed model's card anew, with `results` by what each is called: scores, a command, a revision.
+
+    In the block of `packing`, the model gets its place with them.
 
     Raises:
         PackedError: as `load_packed`, but that the weights are not read.
@@ -143,7 +161,7 @@ def _write_config(model: PreTrainedModel, attention: str | None, directory: Path
     if attention is not None:  # `transformers` reads it, but does not write it
         content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
         content["attn_implementation"] = attention
-        (directory / CONFIG).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_text(directory / CONFIG, json.dumps(content, indent=2, sort_keys=True) + "\n")
 
 
 def load_packed(path: str | Path, lazy: bool = False) -> PreTrainedModel:

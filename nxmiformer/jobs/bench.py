@@ -15,13 +15,14 @@ from nxmiformer.bench.clock import interleaved, peak_memory, summarised
 from nxmiformer.bench.contenders import BASELINE, Contender, LineUp, line_up, random_batch
 from nxmiformer.export.manifest import PLAN
 from nxmiformer.export.packed import load_packed
+from nxmiformer.files import write_text
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.provenance import device_name, provenance
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_bench
 from nxmiformer.runs.parse import parse
 from nxmiformer.runs.speeds import BENCH, FORMAT
-from nxmiformer.train.checkpoint import difference, write_text
+from nxmiformer.train.checkpoint import difference
 
 IDENTITY = ("plan", "device", "threads", "repeats", "seconds", "warmup", "contenders", "left_out")
 

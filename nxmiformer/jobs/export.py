@@ -12,16 +12,15 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from nxmiformer.export.directory import replacing
 from nxmiformer.export.format import Format, Run
 from nxmiformer.export.manifest import CONFIG, EXPORTED, PLAN, WEIGHTS
 from nxmiformer.export.packed import load_packed
+from nxmiformer.files import digests_of, replacing, write_text
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.tasks.batches import Examples, encode, sorted_batches
 from nxmiformer.tasks.task import Task
-from nxmiformer.train.checkpoint import write_text
 
 NEAR = 0.01  # of the range of the outputs: how far two equal predictions of a regression may be apart
 
@@ -65,7 +64,8 @@ def export(job: Job) -> dict[str, Any]:
     Raises:
         ValueError: there is no path or format, packages are missing, the format cannot carry a layer (each is named),
             or the directory is no packed model.
-        FileExistsError: `out` is there already and is not an export, which would be replaced.
+        FileExistsError: `out` is there already and is not an export and nothing else, which would be replaced.
+        BusyError: another export to `out` is at work.
         DisagreementError: the artefact does not agree with the packed model.
     """
     if job.path is None or job.format is None:
@@ -73,15 +73,26 @@ def export(job: Job) -> dict[str, Any]:
     job.format.check_packages()
     path = Path(job.path).resolve()
     out = Path(job.out).resolve() if job.out is not None else path.with_name(job.format.name)
-    if out.exists() and not (out / EXPORTED).is_file():
-        raise FileExistsError(f"{out} exists and is not an export; it is left as it is: give another, out=...")
     model, plan = load_packed(path), CompressionPlan.load(path / PLAN)
     refused = list(job.format.refusals(model, plan))
     if refused:
         raise ValueError(f"{job.format.name} cannot carry {path}:\n  " + "\n  ".join(refused))
-    with replacing(out) as directory:
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(out, is_export, "an export") as directory:
         content = _exported(job, job.format, model, plan, path, directory)
     return {**content, "out": str(out)}
+
+
+def is_export(directory: Path) -> bool:
+    """Whether the directory is empty or an export as it was written, and nothing else."""
+    try:
+        found = digests_of(directory)
+        if not found:
+            return True
+        files: dict[str, str] = json.loads((directory / EXPORTED).read_text(encoding="utf-8"))["files"]
+        return found == {**files, EXPORTED: found[EXPORTED]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _exported(
@@ -114,6 +125,7 @@ def _exported(
             form.name: written,
         },
         "packages": {name: version(name) for name in form.packages},
+        "files": digests_of(directory),
         **provenance(),
     }
     if agreement.equal < 1 - form.tolerance:

@@ -16,7 +16,9 @@ from transformers import PreTrainedModel
 
 from nxmiformer.bench.clock import Bench
 from nxmiformer.export.format import Format
-from nxmiformer.export.packed import PackedSize, add_results, load_packed, save_packed
+from nxmiformer.export.manifest import replaceable
+from nxmiformer.export.packed import PackedSize, add_results, load_packed, packing
+from nxmiformer.files import replacing, set_aside, tidy, write_text
 from nxmiformer.jobs.provenance import device_name, provenance
 from nxmiformer.layers.convert import convert, distinct_layers, verify
 from nxmiformer.methods.base import Length
@@ -31,7 +33,7 @@ from nxmiformer.search.budget import Budget
 from nxmiformer.search.search import Search
 from nxmiformer.tasks.batches import encode
 from nxmiformer.tasks.task import Task
-from nxmiformer.train.checkpoint import Checkpoints, Position, write_text
+from nxmiformer.train.checkpoint import Checkpoints, Position
 from nxmiformer.train.evaluate import predict
 from nxmiformer.train.loop import Settings, Stage, train_phase
 from nxmiformer.train.recipe import Phase, Recipe
@@ -97,10 +99,7 @@ def run(job: Job) -> dict[str, Any]:
         plan.save(job.directory / "plan.json")
         train(job, stage, job.recipe.phases, position, resumed)
         verify(stage.model, plan)
-        size = save_packed(stage.model, plan, job.directory / "packed", stage.tokenizer)
-        stage.facts["scores"]["final"], stage.facts["scores"]["packed"] = _reload(job, stage)
-        content = _report(job, stage, plan, size)
-        add_results(job.directory / "packed", results(content))
+        content = _pack(job, stage, plan)
         write_text(job.directory / "report.json", json.dumps(content, indent=1) + "\n")
         write_report(job.directory)
         stage.tracker.report(job.directory)
@@ -132,6 +131,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     convert(model, plan, {key: value for key, value in example.items() if key != "labels"})
     accelerator = job.settings.accelerator()
     checkpoints = Checkpoints(job.directory, _identity(job, plan))
+    _tidy(job, checkpoints)
     position, resumed = checkpoints.load("latest", model) if job.resume else (Position(), None)
     (job.directory / "report.json").unlink(missing_ok=True)  # where there is one, the run beside it has ended
     write_text(job.directory / "run.json", json.dumps({**provenance(), "config": job.config}, indent=1) + "\n")
@@ -142,6 +142,13 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
             model, wrapped, tokenizer, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts
         )
         yield Opened(stage, plan, position, resumed)
+
+
+def _tidy(job: Job, checkpoints: Checkpoints) -> None:
+    """Clear away what a kill left in the job's directory."""
+    for directory in (job.directory, job.directory / "figures"):
+        tidy(directory)
+    checkpoints.tidy()
 
 
 def train(
@@ -162,13 +169,25 @@ def train(
         stage.save("latest", position, {})
 
 
+def _pack(job: Job, stage: Stage, plan: CompressionPlan) -> dict[str, Any]:
+    """Leave the packed model in `packed/`, once it is found to be the trained one; give the content of report.json."""
+    path = job.directory / "packed"
+    if path.exists() and not replaceable(path):  # damaged, or edited: then it is somebody's
+        set_aside(path)
+    with packing(stage.model, plan, path, stage.tokenizer) as (directory, size):
+        stage.facts["scores"]["final"], stage.facts["scores"]["packed"] = _reload(job, stage, directory)
+        content = _report(job, stage, plan, size)
+        add_results(directory, results(content))
+    return content
+
+
 def leave_dense(job: Job, stage: Stage) -> None:
     """Score the dense model, and keep it in `dense/`, as `transformers` does."""
     Dense().attach(stage.model, Length(0, 1))
     stage.facts["scores"]["dense"] = stage.score(job.report_on)
-    with quiet():
-        stage.model.save_pretrained(job.directory / "dense")
-    stage.tokenizer.save_pretrained(job.directory / "dense")
+    with quiet(), replacing(job.directory / "dense", lambda _: True, "a dense model") as directory:
+        stage.model.save_pretrained(directory)
+        stage.tokenizer.save_pretrained(directory)
 
 
 def _one_shot(job: Job, stage: Stage) -> None:
@@ -198,18 +217,18 @@ def _errors(job: Job, model: nn.Module) -> dict[str, float]:
     return errors
 
 
-def _reload(job: Job, stage: Stage) -> tuple[dict[str, float], dict[str, float]]:
+def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dict[str, float]]:
     """The scores of the model as trained, and as read back from its packed files; their logits must be the same."""
     examples, size = stage.data[job.report_on], job.settings.eval_batch_size
-    loaded = load_packed(job.directory / "packed").to(stage.accelerator.device)
+    loaded = load_packed(packed).to(stage.accelerator.device)
     logits = [predict(model, examples, size, stage.accelerator) for model in (stage.model, loaded)]
     if not np.array_equal(logits[0], logits[1]):
         raise RuntimeError(
             f"the packed model does not give the logits of the trained one: they differ by up to "
             f"{np.abs(logits[0] - logits[1]).max():g}; please report this"
         )
-    final, packed = (job.task.score(each, examples.labels.numpy()) for each in logits)
-    return final, packed
+    final, reloaded = (job.task.score(each, examples.labels.numpy()) for each in logits)
+    return final, reloaded
 
 
 def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> dict[str, Any]:

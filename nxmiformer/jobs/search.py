@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nxmiformer.files import write_text
 from nxmiformer.jobs.job import Job, leave_dense, opened, run, train
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.layers.moments import Batch
@@ -28,7 +29,7 @@ from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.search import Found
 from nxmiformer.search.whole import Sets
 from nxmiformer.sets import NM
-from nxmiformer.train.checkpoint import difference, write_text
+from nxmiformer.train.checkpoint import difference
 from nxmiformer.train.loop import Stage
 from nxmiformer.train.recipe import Phase, Recipe
 

@@ -1,9 +1,7 @@
 """The jobs of a sweep: what an earlier one has finished is not run again, and what fails does not stop the others."""
 
-import fcntl
 import json
 import os
-import platform
 import shlex
 import sys
 import traceback
@@ -16,11 +14,12 @@ from typing import Any
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from nxmiformer.files import write_text
 from nxmiformer.jobs.job import PASSING, Job
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_report
 from nxmiformer.runs.parse import parse
-from nxmiformer.train.checkpoint import Checkpoints, difference, write_text
+from nxmiformer.train.checkpoint import Checkpoints, difference
 
 FAILED = "failed.json"
 
@@ -35,25 +34,6 @@ def recorded(directory: Path) -> Iterator[None]:
         write_text(directory / FAILED, json.dumps(content, indent=1) + "\n")
         raise
     (directory / FAILED).unlink(missing_ok=True)
-
-
-@contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Keep other processes out of the directory while the block runs: a launcher's workers may outlive a killed sweep.
-
-    Raises:
-        ValueError: another is at work in it; the message says which.
-    """
-    with (directory / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # until the process ends, however it does
-        except BlockingIOError as error:
-            file.seek(0)
-            raise ValueError(f"{file.read()} is at work in {directory}: let it end, or end it") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {platform.node()}")
-        file.flush()
-        yield
 
 
 @contextmanager

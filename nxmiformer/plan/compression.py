@@ -10,6 +10,7 @@ from typing import Self
 from torch import nn
 
 from nxmiformer.errors import unknown
+from nxmiformer.files import write_text
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import Target, Targets, is_transposed
 from nxmiformer.sets import ConstraintSet, Storage, Transposed
@@ -217,7 +218,7 @@ class CompressionPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a JSON file."""
-        Path(path).write_text(self.to_json() + "\n", encoding="utf-8")
+        write_text(Path(path), self.to_json() + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:

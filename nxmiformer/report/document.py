@@ -1,9 +1,7 @@
 """The report of a run as files: Markdown with images, and one HTML page that needs no other file; a search's images."""
 
 import html
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +9,7 @@ from matplotlib.figure import Figure
 
 from nxmiformer.figures.speed import speed
 from nxmiformer.figures.style import png, svg
+from nxmiformer.files import telling, write_bytes, write_text
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report import content
 from nxmiformer.report.figures import figures_of, figures_of_search
@@ -45,7 +44,7 @@ def write_report(directory: str | Path) -> dict[str, Path]:
         ),
     }
     for path, text in texts.values():
-        _replace(path, text.encode("utf-8"))
+        write_text(path, text)
     return {**{name: path for name, (path, _) in texts.items()}, **written}
 
 
@@ -79,8 +78,10 @@ def write_bench(directory: str | Path) -> dict[str, Path]:
 def _images(directory: Path, figures: Mapping[str, Figure]) -> dict[str, Path]:
     """Write the figures below the directory; the paths by name."""
     written = {name: directory / "figures" / f"{name}.png" for name in figures}
+    with telling(directory / "figures"):
+        (directory / "figures").mkdir(exist_ok=True)
     for name, path in written.items():
-        _replace(path, png(figures[name]))
+        write_bytes(path, png(figures[name]))
     return written
 
 
@@ -121,14 +122,3 @@ def _fenced(text: str) -> str:
     """A block of code, with a fence longer than any in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}sh\n{text}\n{fence}"
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file beside `path`, then put it in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nxmiformer.files import append, write_text
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Choice, words_of
 from nxmiformer.search.evidence import Evidence
@@ -88,19 +89,18 @@ def measure(
                 found = sensitivity(evidence, layer.name, list(missing.values()))
                 new = dict(zip(missing, found, strict=True))
                 damages = {**damages, **new}
-                with file.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps({"layer": layer.name, "damage": new}) + "\n")
+                append(file, json.dumps({"layer": layer.name, "damage": new}))
             yield layer.name, {words: damages[words] for words in sets}
 
 
 def _read(file: Path) -> dict[str, dict[str, float]]:
-    """What an earlier measurement left; a line that a kill cut short is measured again."""
+    """What an earlier measurement left, and is there from now on; what a kill cut short is measured again."""
     known: dict[str, dict[str, float]] = {}
     text = file.read_text(encoding="utf-8") if file.exists() else ""
     whole = text[: text.rfind("\n") + 1]
     for line in whole.splitlines():
         row = json.loads(line)
         known[row["layer"]] = {**known.get(row["layer"], {}), **row["damage"]}
-    if whole != text:
-        file.write_text(whole, encoding="utf-8")
+    if whole != text or not file.exists():
+        write_text(file, whole)
     return known

@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-import os
 import random
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-IDENTITY = "identity.json"
+from nxmiformer.files import digests_of, replacing, telling, tidy, write_text
+
+NAMES = ("latest", "best")
+WEIGHTS, STATE, IDENTITY, DIGESTS = "model.safetensors", "state.pt", "identity.json", "digests.json"
+REMEDY = "It cannot be gone on from: start the run anew, with overwrite=true"
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,8 @@ class Checkpoints:
     """The checkpoints `latest` and `best` of a run, in `<run>/checkpoints`.
 
     Each is a directory of its own, written beside the old one under another name and then put in its place by
-    replacing a one-line file that names it: a kill at any moment leaves a whole checkpoint behind.
+    replacing a one-line file that names it: a kill at any moment leaves a whole checkpoint behind. `digests.json` has
+    the SHA-256 of its other files: one that has changed since is not gone on from.
 
     Args:
         directory: the run's.
@@ -59,46 +64,81 @@ class Checkpoints:
         self._mark = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:8]
 
     def path(self, name: str) -> Path | None:
-        """The directory of checkpoint `latest` or `best`, if there is one."""
+        """The directory of checkpoint `latest` or `best`, if there is one.
+
+        Raises:
+            ValueError: the file that names it is damaged.
+        """
         pointer = self.root / name
-        return self.root / pointer.read_text().strip() if pointer.exists() else None
+        if not pointer.exists():
+            return None
+        target = pointer.read_text(errors="replace").strip()
+        if not re.fullmatch(rf"{name}-\d+-\d+-[0-9a-f]{{8}}", target):
+            raise ValueError(f"{pointer} is damaged: it names no checkpoint. {REMEDY}")
+        return self.root / target
 
     def save(self, name: str, model: nn.Module, position: Position, state: Mapping[str, Any]) -> None:
-        """Write checkpoint `name`: the model's tensors, the position, and further state (tensors and plain values)."""
+        """Write checkpoint `name`: the model's tensors, the position, and further state (tensors and plain values).
+
+        Raises:
+            FileError: the disk is full, or the run's directory gone; the checkpoint before is as it was.
+        """
         old = self.path(name)
         target = self.root / f"{name}-{position.phase}-{position.step}-{self._mark}"
         if target == old:
             return
-        temporary = self.root / f".{target.name}"
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(_distinct(model), temporary / "model.safetensors")
-        torch.save({**state, "rng": _rng_state(), "position": vars(position)}, temporary / "state.pt")
-        (temporary / IDENTITY).write_text(json.dumps(self.identity, indent=1))
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+        with telling(self.root):
+            self.root.mkdir(exist_ok=True)
+        with replacing(target, lambda _: True, "a checkpoint") as directory:
+            save_file(_distinct(model), directory / WEIGHTS)
+            with (directory / STATE).open("wb") as file:
+                torch.save({**state, "rng": _rng_state(), "position": vars(position)}, file)
+            write_text(directory / IDENTITY, json.dumps(self.identity, indent=1))
+            write_text(directory / DIGESTS, json.dumps(digests_of(directory), indent=1))
         write_text(self.root / name, target.name)
         if old is not None:
             shutil.rmtree(old, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what a kill left behind: half a checkpoint, or one that another had replaced."""
+        tidy(self.root)
+        kept = {self.path(name) for name in NAMES}
+        for name in NAMES:
+            for left in {*self.root.glob(f"{name}-*"), *self.root.glob(f".{name}-*")} - kept:
+                shutil.rmtree(left, ignore_errors=True)
 
     def load(self, name: str, model: nn.Module) -> tuple[Position, dict[str, Any]]:
         """Put checkpoint `name` into the model; give its position and state. `restore_rng` is the caller's last act.
 
         Raises:
-            ValueError: there is no such checkpoint, or it is that of another run; the message shows the difference.
+            ValueError: there is no such checkpoint, it is damaged (the message names the file), or it is that of
+                another run (the message shows the difference).
         """
         directory = self.path(name)
         if directory is None:
             raise ValueError(f"there is no checkpoint {name!r} in {self.root} to resume from")
+        _check(directory)
         differences = difference(json.loads((directory / IDENTITY).read_text()), self.identity)
         if differences:
             raise ValueError(f"{directory} is a checkpoint of another run:\n  " + "\n  ".join(differences))
-        missing, unexpected = model.load_state_dict(load_file(directory / "model.safetensors"), strict=False)
+        missing, unexpected = model.load_state_dict(load_file(directory / WEIGHTS), strict=False)
         shared = {key for key in missing if key not in _distinct(model)}
         if unexpected or set(missing) - shared:
             raise ValueError(f"{directory} does not fit the model: it lacks {missing}, and has {unexpected} besides")
-        state = torch.load(directory / "state.pt", map_location="cpu", weights_only=True)
+        state = torch.load(directory / STATE, map_location="cpu", weights_only=True)
         return Position(**state.pop("position")), state
+
+
+def _check(directory: Path) -> None:
+    """Raise a ValueError that names a file of the checkpoint which is not what was saved."""
+    try:
+        expected = {**json.loads((directory / DIGESTS).read_text()), DIGESTS: None}
+        found = {**digests_of(directory), DIGESTS: None}
+    except (OSError, ValueError, TypeError):
+        expected, found = {DIGESTS: ""}, {}
+    for name in sorted({*expected, *found}):
+        if expected.get(name) != found.get(name):
+            raise ValueError(f"{directory / name} is missing or damaged: it is not what was saved. {REMEDY}")
 
 
 def difference(theirs: Any, ours: Any, where: str = "", whose: str = "the checkpoint") -> list[str]:
@@ -108,13 +148,6 @@ def difference(theirs: Any, ours: Any, where: str = "", whose: str = "the checkp
         pairs = [(theirs.get(k), ours.get(k), f"{where}.{k}".lstrip(".")) for k in keys]
         return [line for pair in pairs for line in difference(*pair, whose)]
     return [] if theirs == ours else [f"{where}: {theirs!r} in {whose}, {ours!r} now"]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _distinct(model: nn.Module) -> dict[str, torch.Tensor]:

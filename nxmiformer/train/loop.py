@@ -1,7 +1,6 @@
 """The training loop: one phase, from its first step to its last."""
 
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.tasks.batches import Examples, batches_per_epoch, shuffled
 from nxmiformer.tasks.task import Task
+from nxmiformer.train.astray import check_finite
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.evaluate import evaluate
 from nxmiformer.train.groups import groups, scaled, shares
@@ -153,7 +153,7 @@ def train_phase(
     The model that leaves the phase is the last, not the one that scored best on the holdout: a checkpoint keeps that.
 
     Raises:
-        ValueError: the loss is not finite; a weight is not; the data do not fill a batch.
+        ValueError: the loss, a weight or a state is not finite; the data do not fill a batch.
     """
     settings, accelerator = stage.settings, stage.accelerator
     length = phase.length(settings.steps_per_epoch(len(stage.data["train"]), accelerator.num_processes))
@@ -186,17 +186,17 @@ def train_phase(
                             accelerator.clip_grad_norm_(trained, settings.clip)
                     optimizer.step()
                     optimizer.zero_grad()
-            if not math.isfinite(loss):
-                raise ValueError(f"the loss of phase {name!r} is {loss} at step {step + 1}: lower its learning rate")
+            due, last = partial(_due, step + 1), step + 1 == length.steps
             row: dict[str, float] = {
                 "loss": loss,
                 "lr": float(max(training.scheduler.get_last_lr())),
                 **method.metrics(),
             }
+            looked_at = last or due(settings.evaluate_every, settings.checkpoint_every)
+            check_finite(name, step + 1, row, stage.model, training.state_dict, looked_at, stage.checkpoints)
             training.scheduler.step()
             took.append(time.perf_counter() - began)
             position = clock.tick(step + 1)
-            due, last = partial(_due, step + 1), step + 1 == length.steps
             if due(settings.evaluate_every) or last:
                 with method.as_finished():
                     scores = stage.score("holdout")
@@ -285,6 +285,6 @@ class _Clock:
         )
 
 
-def _due(step: int, every: int) -> bool:
+def _due(step: int, *every: int) -> bool:
     """Whether something that happens every so many steps (0: never) happens after this one."""
-    return every > 0 and step % every == 0
+    return any(each > 0 and step % each == 0 for each in every)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from nxmiformer.files import append, write_text
 from nxmiformer.plan.compression import CompressionPlan
 
 REPORT = "report.json"
@@ -49,16 +50,20 @@ class Jsonl(Tracker):
         self.path = directory / "metrics.jsonl"
         rows = []
         if resumed_at is not None and self.path.exists():
-            rows = [line for line in self.path.read_text().splitlines() if _step(line) <= resumed_at]
-        self.path.write_text("".join(f"{row}\n" for row in rows))
-        self.file = self.path.open("a", encoding="utf-8")
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            rows = [line for line in lines if _step(line) <= resumed_at]
+        write_text(self.path, "".join(f"{row}\n" for row in rows))
 
     def log(self, row: Mapping[str, Any]) -> None:
-        self.file.write(json.dumps(dict(row), allow_nan=False) + "\n")
-        self.file.flush()
+        """Add the row.
+
+        Raises:
+            FileError: the disk is full, or the run's directory is gone.
+        """
+        append(self.path, json.dumps(dict(row), allow_nan=False))
 
     def finish(self, failed: bool) -> None:
-        self.file.close()
+        """Nothing is left to be done: each row is in the file when it is logged."""
 
 
 def _step(line: str) -> float:
@@ -88,7 +93,7 @@ class Wandb(Tracker):
             raise ValueError("tracker=wandb needs the wandb package: pip install nxmiformer[wandb]") from error
         identity = directory / "wandb_id"
         if not identity.exists():
-            identity.write_text(secrets.token_hex(4))
+            write_text(identity, secrets.token_hex(4))
         self.run = wandb.init(
             dir=os.fspath(directory), config=dict(config), id=identity.read_text(), resume="allow", **options
         )

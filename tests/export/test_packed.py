@@ -286,8 +286,8 @@ def test_an_interrupted_save_leaves_what_was_there(step, there, tmp_path, monkey
 
 
 def test_a_save_that_was_killed_is_cleared_away_by_the_next(tmp_path):
-    (tmp_path / ".packed.tmp").mkdir()
-    (tmp_path / ".packed.tmp" / WEIGHTS).write_bytes(b"half")
+    (tmp_path / ".packed.nx-new").mkdir()
+    (tmp_path / ".packed.nx-new" / WEIGHTS).write_bytes(b"half")
     save_packed(*compressed(), tmp_path / "packed")
     assert [path.name for path in tmp_path.iterdir()] == ["packed"]
 

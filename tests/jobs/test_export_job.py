@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import hydra
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from nxmiformer import cli
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.export.format import Format
-from nxmiformer.jobs.export import NEAR, Agreement, DisagreementError, export
+from nxmiformer.files import BusyError
+from nxmiformer.jobs.export import NEAR, Agreement, DisagreementError, export, is_export
 from nxmiformer.layers.convert import convert, project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
@@ -75,12 +77,44 @@ def test_an_artefact_that_agrees_lies_beside_the_packed_model_with_tokenizer_con
     assert not [path for path in packed.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_an_export_replaces_an_export_and_nothing_else(packed):
-    export(job(packed, Copy()))
-    export(job(packed, Copy()))
-    (packed.parent / "mine").mkdir()
-    with pytest.raises(FileExistsError, match="mine exists and is not an export"):
-        export(job(packed, Copy(), f"out={packed.parent / 'mine'}"))
+SOMEBODYS = {
+    "sources": lambda out: (shutil.rmtree(out), out.mkdir(), (out / "main.py").write_text("mine")),
+    "sources beside an export.json of their own": lambda out: (
+        shutil.rmtree(out),
+        out.mkdir(),
+        (out / "main.py").write_text("mine"),
+        (out / "export.json").write_text("{}"),
+    ),
+    "a file more": lambda out: (out / "notes.txt").write_text("mine"),
+    "a file in a directory": lambda out: (out / "model" / "notes.txt").write_text("mine"),
+    "an edited file": lambda out: (out / "config.json").write_text("mine"),
+    "a file less": lambda out: (out / "config.json").unlink(),
+    "a link": lambda out: (out / "link").symlink_to("nowhere"),
+    "a record that is a list": lambda out: (out / "export.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("change", SOMEBODYS.values(), ids=SOMEBODYS)
+def test_an_export_replaces_an_export_as_it_was_written_and_nothing_else(packed, change):
+    for _ in range(2):
+        out = Path(export(job(packed, Copy()))["out"])
+    change(out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(FileExistsError, match="copy exists and is not an export and nothing else; it is left as it is"):
+        export(job(packed, Copy()))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_the_second_of_two_exports_to_one_place_is_refused_and_the_first_is_whole(packed):
+    class Meeting(Copy):
+        def write(self, model, plan, directory):
+            super().write(model, plan, directory)
+            with pytest.raises(BusyError, match=r"is at work in .*copy"):
+                export(job(packed, Copy()))
+
+    content = export(job(packed, Meeting()))
+    assert is_export(Path(content["out"]))
+    assert {path.name for path in packed.parent.iterdir()} == {"packed", "copy"}
 
 
 def test_an_artefact_that_does_not_agree_is_an_error_and_leaves_what_was_there(packed):

@@ -45,7 +45,7 @@ def test_every_file_that_a_run_promises_is_there(done):
     figures = [path for path in (directory / "figures").iterdir() if path.suffix == ".png"]
     assert len(figures) >= 2
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in figures)
-    assert not [name for name in files if ".tmp" in name or name.startswith("packed/.")]
+    assert not [name for name in files if ".nx-" in name or name.startswith("packed/.")]
 
 
 def test_the_report_is_the_result(done):

@@ -219,7 +219,7 @@ def test_a_single_run_tells_its_failure_as_before_and_leaves_it_until_it_succeed
 HOLDER = """
 import sys
 from pathlib import Path
-from nxmiformer.jobs.sweep import alone
+from nxmiformer.files import alone
 with alone(Path(sys.argv[1])):
     print("here", flush=True)
     sys.stdin.read()

@@ -1,26 +1,25 @@
 import random
-import shutil
-from pathlib import Path
+import resource
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import booleans, data, integers, sampled_from
+from kills import moments
 from torch import nn
 
+from nxmiformer.files import FileError, digests_of
 from nxmiformer.layers.convert import convert
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import Grid
-from nxmiformer.train import checkpoint
-from nxmiformer.train.checkpoint import Checkpoints, Position, difference, restore_rng, write_text
+from nxmiformer.train.checkpoint import Checkpoints, Position, difference, restore_rng
 
 IDENTITY = {"config": {"seed": 0, "recipe": {"lr": 0.1, "steps": [1, 2]}}, "plan": "abc"}
-
-
-class Killed(BaseException):
-    """What a kill looks like to the code that it stops."""
 
 
 class Model(nn.Module):
@@ -69,68 +68,91 @@ def test_each_name_keeps_one_checkpoint_the_last(tmp_path):
     assert checkpoints.path("latest").is_dir()
 
 
-def kill_at(monkeypatch, moment):
-    """Stop the next save at the moment, with half of its work done."""
+@pytest.mark.parametrize("before", [None, 1.0])
+def test_a_save_that_a_kill_meets_at_any_operation_leaves_the_old_checkpoint_or_the_new_one(before, tmp_path):
+    found = []
+    for moment in moments(tmp_path):
+        run = tmp_path / str(moment.number)
+        run.mkdir()
+        if before is not None:
+            Checkpoints(run, IDENTITY).save("latest", Model(before), Position(step=1), {"facts": before})
+        with moment:
+            Checkpoints(run, IDENTITY).save("latest", Model(2.0), Position(step=2), {"facts": 2.0})
+        again = Checkpoints(run, IDENTITY)
+        again.tidy()
+        path = again.path("latest")
+        assert len(list(again.root.glob("*"))) == (0 if path is None else 2)
+        found.append(None if path is None else load(again)[2]["facts"])
+        assert path is None or same(load(again)[0], found[-1])
+        again.save("latest", Model(2.0), Position(step=2), {"facts": 2.0})
+        assert same(load(again)[0], 2.0)
+        again.save("latest", Model(3.0), Position(step=3), {})
+        assert same(load(again)[0], 3.0)
+    assert found == sorted(found, key=[before, 2.0].index)  # once it is there, it stays
+    assert {*found} == {before, 2.0}
+    assert moment.number >= 15
 
-    def half_a_file(_, path, *__, **___):
-        Path(path).write_bytes(b"half")
-        raise Killed
 
-    def nothing(*_, **__):
-        raise Killed
-
-    target, attribute, stop = {
-        "model": (checkpoint, "save_file", half_a_file),
-        "state": (torch, "save", half_a_file),
-        "rename": (Path, "rename", nothing),
-        "pointer": (checkpoint.os, "replace", nothing),
-    }[moment]
-    monkeypatch.setattr(target, attribute, stop)
-
-
-@pytest.mark.parametrize("moment", ["model", "state", "rename", "pointer"])
-def test_a_save_that_is_killed_leaves_the_checkpoint_before_it_whole(moment, tmp_path, monkeypatch):
+@pytest.mark.parametrize("size", [0, 20, 300, 2000])
+def test_a_full_disk_leaves_the_checkpoint_before_it_whole_and_is_told(size, tmp_path):
     checkpoints = Checkpoints(tmp_path, IDENTITY)
-    checkpoints.save("latest", Model(1.0), Position(step=1), {"facts": "one"})
-    with monkeypatch.context() as patch:
-        kill_at(patch, moment)
-        with pytest.raises(Killed):
-            checkpoints.save("latest", Model(2.0), Position(step=2), {"facts": "two"})
-    model, position, state = load(Checkpoints(tmp_path, IDENTITY))
-    assert same(model, 1.0)
-    assert (position.step, state["facts"]) == (1, "one")
-    checkpoints.save("latest", Model(2.0), Position(step=2), {"facts": "two"})
-    model, position, state = load(checkpoints)
-    assert same(model, 2.0)
-    assert (position.step, state["facts"]) == (2, "two")
+    checkpoints.save("latest", Model(1.0), Position(step=1), {})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        with pytest.raises(FileError, match=r"latest-0-2-\w+ cannot be written: File too large; raise the limit"):
+            checkpoints.save("latest", Model(2.0), Position(step=2), {"z": torch.zeros(2000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert same(load(checkpoints)[0], 1.0)
 
 
-@pytest.mark.parametrize("moment", ["model", "state", "rename", "pointer"])
-def test_a_first_save_that_is_killed_leaves_no_checkpoint(moment, tmp_path, monkeypatch):
+def test_a_run_that_has_vanished_is_not_made_again(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "run", IDENTITY)
+    with pytest.raises(FileError, match=r"checkpoints cannot be written: .* has it been moved or removed"):
+        checkpoints.save("latest", Model(2.0), Position(step=2), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_checkpoint_with_a_bit_flipped_or_cut_short_anywhere_is_refused_by_the_name_of_its_file(tmp_path, data):
     checkpoints = Checkpoints(tmp_path, IDENTITY)
-    with monkeypatch.context() as patch:
-        kill_at(patch, moment)
-        with pytest.raises(Killed):
-            checkpoints.save("latest", Model(2.0), Position(step=2), {})
-    with pytest.raises(ValueError, match="there is no checkpoint 'latest'"):
+    checkpoints.save("latest", Model(1.0), Position(step=1), {"z": torch.zeros(3)})
+    path = checkpoints.path("latest")
+    file = data.draw(sampled_from(sorted(path.iterdir())))
+    whole = file.read_bytes()
+    place = data.draw(integers(0, len(whole) - 1))
+    if data.draw(booleans()):
+        file.write_bytes(whole[:place])
+    else:
+        file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << data.draw(integers(0, 7)))]) + whole[place + 1 :])
+    with pytest.raises(ValueError, match=r"is missing or damaged: .* start the run anew, with overwrite=true") as error:
+        load(checkpoints)
+    assert str(path if file.name == "digests.json" else file) in str(error.value)
+    file.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "identity.json", "digests.json"])
+def test_a_checkpoint_that_lacks_a_file_is_refused(name, tmp_path):
+    checkpoints = Checkpoints(tmp_path, IDENTITY)
+    checkpoints.save("latest", Model(1.0), Position(step=1), {})
+    (checkpoints.path("latest") / name).unlink()
+    with pytest.raises(ValueError, match=rf"{name} is missing or damaged"):
         load(checkpoints)
 
 
-def test_a_kill_while_the_old_checkpoint_is_removed_leaves_the_new_one_whole(tmp_path, monkeypatch):
+@pytest.mark.parametrize("text", ["", "..", "latest-0-1", "\x00", "../../latest-0-1-01234567", "best-0-1-01234567"])
+def test_a_pointer_that_is_damaged_is_refused_and_nothing_is_removed(text, tmp_path):
     checkpoints = Checkpoints(tmp_path, IDENTITY)
     checkpoints.save("latest", Model(1.0), Position(step=1), {})
-    old, remove = checkpoints.path("latest"), shutil.rmtree
-
-    def stop(path, **options):
-        if path == old:
-            (path / "state.pt").unlink()
-            raise Killed
-        remove(path, **options)
-
-    monkeypatch.setattr(checkpoint.shutil, "rmtree", stop)
-    with pytest.raises(Killed):
-        checkpoints.save("latest", Model(2.0), Position(step=2), {})
-    assert same(load(checkpoints)[0], 2.0)
+    (checkpoints.root / "latest").write_text(text)
+    before = digests_of(tmp_path)
+    again = partial(checkpoints.save, "latest", Model(2.0), Position(), {})
+    for work in (partial(load, checkpoints), checkpoints.tidy, again):
+        with pytest.raises(ValueError, match="latest is damaged: it names no checkpoint"):
+            work()
+    assert digests_of(tmp_path) == before
 
 
 def test_a_checkpoint_of_another_run_is_refused_and_the_difference_shown(tmp_path):
@@ -221,15 +243,3 @@ def test_learned_scales_are_the_methods_and_do_not_keep_a_checkpoint_from_its_mo
         position, state = checkpoints.load("latest", target)
         assert position.step == 3
         assert {"layers.0.scales", "layers.1.scales"} <= set(state["method"]["pieces"])
-
-
-def test_a_text_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "report.json"
-    write_text(path, "old")
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "replace", lambda *_: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            write_text(path, "new")
-    assert path.read_text() == "old"
-    write_text(path, "new")
-    assert path.read_text() == "new"

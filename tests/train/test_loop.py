@@ -17,6 +17,7 @@ from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.tasks.batches import Examples
 from nxmiformer.tasks.grammar import Grammar
+from nxmiformer.train.astray import not_finite
 from nxmiformer.train.checkpoint import Checkpoints, Position
 from nxmiformer.train.evaluate import evaluate, predict
 from nxmiformer.train.loop import Settings, Stage, train_phase
@@ -172,8 +173,57 @@ def test_weights_that_end_not_finite_are_not_finalized(tmp_path):
         def before_clip(self):
             self.layers[name].weight.grad.fill_(float("inf"))
 
-    with pytest.raises(ValueError, match=f"{name}: weight holds"):
+    with pytest.raises(ValueError, match=f"in phase 'one', {name}.weight is not finite at step 1"):
         train_phase(run, "one", phase(Breaking(), steps=1), None, Position())
+
+
+SPOILED = {
+    "a gradient": lambda run, parameter, optimizer: parameter.grad[0].fill_(float("nan")),
+    "an infinite gradient": lambda run, parameter, optimizer: parameter.grad[0].fill_(float("inf")),
+    "a weight": lambda run, parameter, optimizer: parameter.data[0].fill_(float("nan")),
+    "the optimizer's state": lambda run, parameter, optimizer: optimizer.state[parameter]["exp_avg"].fill_(
+        float("inf")
+    ),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILED.values(), ids=SPOILED)
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("at", [3, 4, 6])
+def test_training_that_goes_astray_does_not_overwrite_the_last_good_checkpoint(tmp_path, at, accumulation, spoil):
+    chosen = settings(checkpoint_every=2, evaluate_every=4, batch_size=4, accumulation=accumulation)
+    run, made = stage(tmp_path, chosen), []
+
+    class Spoiling(Dense):
+        def before_clip(self):
+            self.taken = getattr(self, "taken", 0) + 1
+            if self.taken == at:
+                spoil(run, run.model.classifier.weight, made[0])
+
+    def adam(groups):
+        made.append(AdamW(groups, lr=1e-3))
+        return made[0]
+
+    with pytest.raises(
+        ValueError, match=r"phase 'dense'.* (is nan|is not finite|are not finite) at step \d: lower its .*; or go on"
+    ) as error:
+        train_phase(run, "dense", Phase(Spoiling(), adam, steps=7, schedule="constant"), None, Position())
+    kept = run.checkpoints.path("latest")
+    assert str(kept) in str(error.value)
+    position, state = run.checkpoints.load("latest", run.model)
+    assert position.step == (at - 1) // 2 * 2
+    assert not_finite(run.model, state) == []
+    assert all(math.isfinite(value) for row in run.tracker.rows for key, value in row.items() if key != "phase")
+
+
+def test_what_is_not_finite_is_found_wherever_it_is():
+    good, bad = torch.ones(3), torch.tensor([1.0, float("nan")])
+    model = torch.nn.Linear(2, 2)
+    state = {"optimizer": {"state": {0: {"step": torch.tensor(1), "average": bad}}}, "method": [good, {"z": good / 0}]}
+    assert not_finite(model, {"best": float("-inf"), "x": [good]}) == []
+    with torch.no_grad():
+        model.bias[1] = float("inf")
+    assert not_finite(model, state) == ["bias", "optimizer.state.0.average", "method.1.z"]
 
 
 def test_predictions_are_in_the_order_of_the_examples_and_training_mode_stays(tmp_path):

@@ -122,8 +122,8 @@ def interrupted(job, at, written=True):
         if row["total_step"] < at or written:
             log(self, row)
         elif not written:
-            self.file.write(json.dumps(row)[:20])
-            self.file.flush()
+            with self.path.open("a") as file:
+                file.write(json.dumps(row)[:20])
         if row["total_step"] == at:
             raise Killed
 

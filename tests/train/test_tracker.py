@@ -2,8 +2,10 @@ import json
 
 import pytest
 import torch
+from kills import moments
 from matplotlib.figure import Figure
 
+from nxmiformer.files import FileError
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
@@ -23,7 +25,28 @@ def test_each_row_is_one_line_of_json_that_is_on_disk_at_once(tmp_path):
     with Jsonl(tmp_path) as tracker:
         tracker.log({"total_step": 1, "phase": "dense", "loss": 0.5})
         assert rows(tmp_path) == [{"total_step": 1, "phase": "dense", "loss": 0.5}]
-    assert tracker.file.closed
+
+
+def test_a_row_of_a_run_whose_directory_has_vanished_is_an_error_and_makes_no_new_one(tmp_path):
+    (tmp_path / "run").mkdir()
+    tracker = Jsonl(tmp_path / "run")
+    tracker.log({"total_step": 1})
+    (tmp_path / "run").rename(tmp_path / "moved")
+    with pytest.raises(FileError, match=r"metrics.jsonl cannot be written: .* has it been moved or removed"):
+        tracker.log({"total_step": 2})
+    assert [path.name for path in tmp_path.iterdir()] == ["moved"]
+
+
+@pytest.mark.parametrize("at", [None, 2, 3])
+def test_a_kill_while_the_rows_are_written_anew_leaves_all_of_them(tmp_path, at):
+    for moment in moments(tmp_path):
+        write(tmp_path, [1, 2, 3])
+        with moment:
+            Jsonl(tmp_path, at)
+        assert moment.reached == (len(rows(tmp_path)) == 3) or at == 3
+        write(tmp_path, [4], resumed_at=at)
+        assert [row["total_step"] for row in rows(tmp_path)] == [*range(1, (at or 0) + 1), 4]
+    assert moment.number > 2
 
 
 def test_a_new_run_starts_the_file_anew(tmp_path):
