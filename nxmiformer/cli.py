@@ -30,6 +30,7 @@ from nxmiformer.files import alone
 from nxmiformer.jobs.bench import bench
 from nxmiformer.jobs.export import export
 from nxmiformer.jobs.job import Job, run
+from nxmiformer.jobs.origin import as_trained
 from nxmiformer.jobs.search import found, planned, search
 from nxmiformer.jobs.sweep import finished, recorded, resumable, survived
 from nxmiformer.report.table import bench_summary, export_summary, search_summary, summary
@@ -140,6 +141,8 @@ def _try_optimizer(where: str, phase: Any) -> None:
 def _main(config: DictConfig) -> float:
     directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
     with survived() if sweeping else nullcontext(), recorded(directory), alone(directory):
+        if config.job in ("export", "bench"):
+            config = as_trained(config, HydraConfig.get().overrides.task)
         job = build(config, directory)
         return {"compress": _compress, "search": _search, "export": _export, "bench": _bench}[config.job](job, sweeping)
     return math.nan  # of a job that failed; sweepers take it for that

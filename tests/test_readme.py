@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from nxmiformer import CompressionPlan, load_packed, verify
+from nxmiformer.models import embedded
 
 README = Path(__file__).parents[1] / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
@@ -26,7 +27,8 @@ def test_the_python_lines_of_the_readme_run_and_leave_a_packed_model_in_its_sets
         {"input_ids": torch.randint(50, (4, 6), generator=generator), "labels": torch.tensor([0, 1, 0, 1])}
         for _ in range(8)
     ]
-    exec(compile(code, str(README), "exec"), {"model": model, "batches": batches})
+    given = {"model": model, "batches": batches, "tokenizer": embedded.tokenizer(["a"])}
+    exec(compile(code, str(README), "exec"), given)
     packed = next(tmp_path.glob("**/packed.json")).parent
     verify(load_packed(packed), CompressionPlan.load(packed / "plan.json"))
 

@@ -23,8 +23,8 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 
 from nxmiformer.bench.clock import Bench, interleaved
-from nxmiformer.bench.contenders import random_batch
 from nxmiformer.export import load_packed
+from nxmiformer.export.inputs import made_up
 from nxmiformer.export.onnx import FILE, Onnx
 from nxmiformer.layers.convert import strip
 from nxmiformer.models.source import quiet
@@ -55,7 +55,7 @@ def main() -> None:
         dense = AutoModelForSequenceClassification.from_pretrained(arguments.path.with_name("dense"))
     packed = load_packed(arguments.path)
     strip(packed)
-    inputs = {key: each.numpy() for key, each in random_batch(packed, arguments.batch, arguments.length).items()}
+    inputs = {key: each.numpy() for key, each in made_up(packed, arguments.batch, arguments.length).items()}
     with tempfile.TemporaryDirectory() as scratch:
         models = {"dense": dense.eval(), "2:4": packed}
         files = {name: _files(model, inputs, Path(scratch) / name) for name, model in models.items()}

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from nxmiformer.export.compressed_tensors import CompressedTensors
 from nxmiformer.export.format import Format, Run
 from nxmiformer.export.manifest import EXPORTED, PLAN, WEIGHTS
-from nxmiformer.export.onnx import Onnx, inputs_of
+from nxmiformer.export.onnx import Onnx
 from nxmiformer.export.packed import load_packed
 from nxmiformer.layers.convert import convert, project, strip
 from nxmiformer.layers.semi_structured import Kernel, make_semi_structured, refusals
@@ -147,6 +147,8 @@ def _artefact(directory: Path, plan: CompressionPlan, threads: int) -> tuple[Con
     form.check_packages()
     if record["plan"] != plan.fingerprint:
         raise ValueError(f"it is an export of plan {record['plan']}, and the packed model is of {plan.fingerprint}")
+    if (equal := record["agreement"]["equal"]) < 1 - record.get("tolerance", 1.0):
+        raise ValueError(f"it gives {equal:.2%} of the predictions of the packed model, less than its tolerance allows")
     how = f"{form.name}, weights as exported, on the CPU"
     return Contender(directory.name, how, record["bytes"][form.name], partial(form.read, directory, threads)), form
 
@@ -202,11 +204,3 @@ def _run(model: PreTrainedModel, device: torch.device) -> Run:
         return logits.cpu()
 
     return run
-
-
-def random_batch(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor]:
-    """Inputs (batch, length) by name: random tokens, the same in each call, none of them masked."""
-    shape = (batch, length)
-    ids = torch.randint(model.config.vocab_size, shape, generator=torch.Generator().manual_seed(0))
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return {name: given.get(name, torch.zeros_like(ids)) for name in inputs_of(model)}

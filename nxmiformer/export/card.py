@@ -20,6 +20,8 @@ tags:
 """
 USE = """## Use
 
+`transformers` reads this model with the package nxmiformer: `pip install nxmiformer`, and `import nxmiformer` first.
+
 ```python
 import nxmiformer
 import transformers

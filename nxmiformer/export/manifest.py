@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from nxmiformer.files import digest_of, files_in, settle
 
 FORMAT = "nxmiformer-packed-2"
+REQUIRES = "pip install nxmiformer, and import nxmiformer before transformers reads this"  # for who has it not
 METHOD = "nxmiformer"  # as `transformers` knows it, in a config's `quantization_config`
 WEIGHTS, PLAN, MANIFEST, CONFIG, CARD = "model.safetensors", "plan.json", "packed.json", "config.json", "README.md"
 EXPORTED = "export.json"  # what an export says of itself

@@ -5,7 +5,6 @@ as zero codes, which ONNX has no shorter form for. What the plan leaves alone st
 """
 
 import copy
-import inspect
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nxmiformer.export.format import Format, Run, no_tokens
+from nxmiformer.export.inputs import inputs_of, made_up
 from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear
 from nxmiformer.layers.convert import compressed_layers
 from nxmiformer.layers.linear import CompressedLinear
@@ -31,7 +31,6 @@ FILE = "model.onnx"
 DATA = "model.onnx.data"  # beside it, the weights of a model that is too large for one file
 LARGEST = 2**31 - 2**24  # bytes of weights in one file: protobuf ends at 2 GiB, and the graph needs some
 OPSET = 21  # the first with 4-bit integers
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 LEAST, MOST = -8, 7  # of a 4-bit integer
 
 
@@ -118,13 +117,12 @@ def traced(model: PreTrainedModel) -> "ir.Model":
     # Of the attentions of `transformers`, the one whose graph is the shortest: the other guards against rows of NaN.
     model.config._attn_implementation = "eager"
     names = inputs_of(model)
-    ids = torch.tensor([[1, 2, 3, 4], [4, 3, 2, 0]])
-    given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    given = made_up(model, 2, 4)
     dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
     with _quiet():
         program = torch.onnx.export(
             _Logits(model, names),
-            tuple(given.get(name, torch.zeros_like(ids)) for name in names),
+            tuple(given[name] for name in names),
             input_names=names,
             output_names=["logits"],
             opset_version=OPSET,
@@ -134,13 +132,6 @@ def traced(model: PreTrainedModel) -> "ir.Model":
         )
     assert program is not None
     return program.model
-
-
-def inputs_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The names of the graph's inputs; a model that tells no types of tokens apart is not asked for them."""
-    taken = inspect.signature(model.forward).parameters
-    one_type = getattr(model.config, "type_vocab_size", 0) < 2  # GPT-2, which has no such count, takes types for tokens
-    return tuple(name for name in INPUTS if name in taken and not (one_type and name == "token_type_ids"))
 
 
 def _narrow(model: "ir.Model") -> None:

@@ -8,7 +8,9 @@ laid out on the meta device, and memory is taken only once the header of the wei
 """
 
 import copy
+import inspect
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,7 @@ from nxmiformer.export.manifest import (
     MANIFEST,
     METHOD,
     PLAN,
+    REQUIRES,
     WEIGHTS,
     Digest,
     read_manifest,
@@ -70,6 +73,11 @@ def save_packed(
             could not build the model again: it is not one of `transformers`' own, or has weights of several dtypes.
         FileExistsError: `path` is there already and is not a packed model, which would be replaced.
     """
+    if tokenizer is None and "input_ids" in inspect.signature(model.forward).parameters:
+        warnings.warn(
+            f"save_packed writes no tokenizer to {path}: whoever reads the model needs it; give it as tokenizer=...",
+            stacklevel=2,
+        )
     with packing(model, plan, Path(path).resolve(), tokenizer, parents=True) as (_, size):
         return size
 
@@ -156,7 +164,7 @@ def _write_config(model: PreTrainedModel, attention: str | None, directory: Path
     """The config, from which `from_pretrained` takes that the model is packed, and the attention that it had."""
     config = copy.deepcopy(model.config)
     config.architectures, config.dtype = [type(model).__name__], model.dtype
-    config.quantization_config = {"quant_method": METHOD, "format": FORMAT}
+    config.quantization_config = {"quant_method": METHOD, "format": FORMAT, "requires": REQUIRES}
     config.save_pretrained(directory)
     if attention is not None:  # `transformers` reads it, but does not write it
         content = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
@@ -222,4 +230,5 @@ def _save_pretrained(
             f"model.push_to_hub(repo_id) puts it on the hub"
         )
     if is_main_process:
-        save_packed(model, plan, save_directory)
+        with packing(model, plan, Path(save_directory).resolve(), parents=True):
+            pass  # whoever saves with transformers saves the tokenizer beside the model

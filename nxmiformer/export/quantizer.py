@@ -6,10 +6,12 @@ checks of the files. So the layers are without a weight while it reads, and have
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import nn
@@ -21,7 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from nxmiformer.export.manifest import FORMAT, MANIFEST, METHOD, WEIGHTS, Digest, PackedError, read_manifest, reading
 from nxmiformer.export.packed import stay_packed
 from nxmiformer.export.skeleton import fit, header_of, join, read_plan
-from nxmiformer.export.weights import PARTS, fill_layers
+from nxmiformer.export.weights import PARTS, Below, fill_layers
 
 
 @register_quantization_config(METHOD)
@@ -53,15 +55,19 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         self.path = _whole(Path(kwargs["checkpoint_files"][0]), str(model.name_or_path))
         self.manifest, self.plan = read_manifest(self.path), read_plan(self.path)
+        header, self.part = header_of(self.path / WEIGHTS), ""
         if type(model).__name__ != self.manifest["architecture"]:
-            raise PackedError(
-                f"{self.path} is a packed {self.manifest['architecture']}, and was read as a {type(model).__name__}: "
-                f"read it as what it is"
-            )
+            self.part = _part(model, self.path, self.manifest)
+            self.plan = self.plan.within(self.part, model)
+            start = f"{self.part}."
+            header = {key.removeprefix(start): facts for key, facts in header.items() if key.startswith(start)}
+            pairs = self.manifest["shared"].items()
+            shared = {a.removeprefix(start): b.removeprefix(start) for a, b in pairs if a.startswith(start)}
+            self.manifest = {**self.manifest, "shared": shared}
         self.digest = Digest(self.path, self.manifest)
         try:
             join(model, self.path, self.manifest, self.plan)
-            fit(model, self.path, self.manifest, self.plan, header_of(self.path / WEIGHTS))
+            fit(model, self.path, self.manifest, self.plan, header)
         except PackedError:
             self.digest.settle()
             raise
@@ -71,12 +77,15 @@ class PackedQuantizer(HfQuantizer):
         for name in [*packed, *(name for name, key in shared.items() if key in packed)]:
             _hide(model, name)
         ours = {re.escape(name + end) for name in self.plan.layers for end in PARTS.values()}
+        if self.part:  # the head, and the layers under the names that they have in the whole model
+            ours |= {rf"(?!{re.escape(self.part)}\.).*", *(rf"{re.escape(self.part)}\.{each}" for each in ours)}
         model._keys_to_ignore_on_load_unexpected = {f"^({'|'.join(sorted(ours))})$"} if ours else None
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         dtype, file, lazy = getattr(torch, self.manifest["dtype"]), self.path / WEIGHTS, self.quantization_config.lazy
         with self.digest, reading(file), safe_open(file, framework="pt") as stored:
-            fill_layers(model, self.plan, self.manifest["shared"], stored, dtype, model.device, lazy)
+            tensors = Below(stored, self.part) if self.part else stored
+            fill_layers(model, self.plan, self.manifest["shared"], tensors, dtype, model.device, lazy)
         model.all_tied_weights_keys = self.tied
         del model._keys_to_ignore_on_load_unexpected, self.digest  # which cannot be copied, as a model may be
         stay_packed(model, self.plan)
@@ -89,6 +98,20 @@ class PackedQuantizer(HfQuantizer):
     def is_trainable(self) -> bool:
         """Whether adapters may be trained on the model."""
         return not self.quantization_config.lazy
+
+
+def _part(model: PreTrainedModel, path: Path, manifest: Mapping[str, Any]) -> str:
+    """The name that the model has in the packed one, whose backbone it is; a PackedError where it is another model."""
+    architecture: type[PreTrainedModel] = getattr(transformers, manifest["architecture"])
+    name = architecture.base_model_prefix
+    with torch.device("meta"):
+        backbone = getattr(architecture(model.config), name, None)
+    if type(backbone) is not type(model):
+        raise PackedError(
+            f"{path} is a packed {architecture.__name__}, and was read as a {type(model).__name__}: read it as what it "
+            f"is, or as its backbone, {type(backbone).__name__}"
+        )
+    return name
 
 
 def _hide(model: nn.Module, name: str) -> None:

@@ -97,6 +97,20 @@ def fill_layers(
         model.requires_grad_(False)
 
 
+class Below:
+    """Of an open file of weights those below a name, under what follows it."""
+
+    def __init__(self, stored: Any, name: str) -> None:
+        self._stored, self._start = stored, f"{name}."
+
+    def keys(self) -> list[str]:
+        return [key.removeprefix(self._start) for key in self._stored.keys() if key.startswith(self._start)]  # noqa: SIM118
+
+    def get_tensor(self, key: str) -> Tensor:
+        tensor: Tensor = self._stored.get_tensor(self._start + key)
+        return tensor
+
+
 def put(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Make `tensor` the parameter or the buffer that `model` has under this name."""
     module, _, attribute = name.rpartition(".")

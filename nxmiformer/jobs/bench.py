@@ -12,11 +12,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nxmiformer.bench.clock import interleaved, peak_memory, summarised
-from nxmiformer.bench.contenders import BASELINE, Contender, LineUp, line_up, random_batch
+from nxmiformer.bench.contenders import BASELINE, Contender, LineUp, line_up
+from nxmiformer.export.inputs import made_up
 from nxmiformer.export.manifest import PLAN
 from nxmiformer.export.packed import load_packed
 from nxmiformer.files import write_text
 from nxmiformer.jobs.job import Job
+from nxmiformer.jobs.origin import packed_of
 from nxmiformer.jobs.provenance import device_name, provenance
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_bench
@@ -39,8 +41,8 @@ def bench(job: Job) -> dict[str, Any]:
         FileExistsError: `out` is there already and is not a bench.
     """
     if job.path is None:
-        raise ValueError("a bench needs the directory of a packed model: path=RUN/packed")
-    path = Path(job.path).resolve()
+        raise ValueError("a bench needs a packed model: path=RUN, or path=RUN/packed")
+    path = packed_of(job.path)
     out = Path(job.out).resolve() if job.out is not None else path.with_name("bench")
     if out.exists() and not (out / BENCH).is_file():
         raise FileExistsError(f"{out} exists and is not a bench; it is left as it is: give another, out=...")
@@ -114,7 +116,7 @@ def _time(
     left = [shape for shape in shapes if shape not in done]
     runs = {each.name: each.load() for each in lined.contenders} if left else {}
     for batch, length in left:
-        inputs = random_batch(model, batch, length)
+        inputs = made_up(model, batch, length)
         taken = interleaved({name: partial(run, inputs) for name, run in runs.items()}, job.bench)
         timings = summarised(taken, batch, BASELINE)
         content["cells"].append({"batch": batch, "length": length, "timings": timings})
@@ -125,7 +127,7 @@ def _weigh(model: PreTrainedModel, shape: tuple[int, int], lined: LineUp, conten
     """Measure what memory each contender takes that is not in `content` yet, and write it after each."""
     imports = ["nxmiformer.bench.contenders", type(model).__module__]
     imports += ["onnxruntime"] if any("onnx" in each.how for each in lined.contenders) else []
-    inputs = random_batch(model, *shape)
+    inputs = made_up(model, *shape)
     if content["memory_shape"] != list(shape):
         content["memory"], content["memory_shape"] = {}, list(shape)
     for each in lined.contenders:

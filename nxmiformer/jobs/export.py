@@ -1,6 +1,8 @@
 """A packed model in; a file in out that somebody else's software runs, once that agrees with the packed model."""
 
 import json
+import math
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -17,6 +19,7 @@ from nxmiformer.export.manifest import CONFIG, EXPORTED, PLAN, WEIGHTS
 from nxmiformer.export.packed import load_packed
 from nxmiformer.files import digests_of, replacing, write_text
 from nxmiformer.jobs.job import Job
+from nxmiformer.jobs.origin import packed_of
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.tasks.batches import Examples, encode, sorted_batches
@@ -37,7 +40,8 @@ class Agreement:
         difference: the largest, absolute.
         range: of the packed model's logits, the largest less the smallest.
         equal: the share of examples with the same prediction: the same class, or of a model with one output, a value
-            that is nearer than NEAR of the range.
+            that is nearer than NEAR of the range, or of that of the labels: a model that says nearly the same always is
+            judged by what it should say.
     """
 
     examples: int
@@ -46,12 +50,15 @@ class Agreement:
     equal: float
 
     @classmethod
-    def of(cls, ours: np.ndarray, theirs: np.ndarray) -> "Agreement":
-        """Of the packed model's logits and the artefact's."""
+    def of(cls, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> "Agreement":
+        """Of the packed model's logits and the artefact's, and the labels (examples,)."""
         if theirs.shape != ours.shape:
             raise DisagreementError(f"the artefact gives logits {theirs.shape}, and the packed model {ours.shape}")
         apart, extent = np.abs(ours - theirs), float(np.ptp(ours))
-        same = apart[:, 0] <= NEAR * extent if ours.shape[1] == 1 else ours.argmax(1) == theirs.argmax(1)
+        if ours.shape[1] == 1:
+            same = apart[:, 0] <= NEAR * max(extent, float(np.ptp(labels)))
+        else:
+            same = ours.argmax(1) == theirs.argmax(1)
         return cls(len(ours), float(apart.max()), extent, float(same.mean()))
 
 
@@ -66,12 +73,12 @@ def export(job: Job) -> dict[str, Any]:
             or the directory is no packed model.
         FileExistsError: `out` is there already and is not an export and nothing else, which would be replaced.
         BusyError: another export to `out` is at work.
-        DisagreementError: the artefact does not agree with the packed model.
+        DisagreementError: the artefact does not agree with the packed model; it is kept as `out` with `-differs`.
     """
     if job.path is None or job.format is None:
-        raise ValueError("an export needs the directory of a packed model, path=RUN/packed, and a format, format=onnx")
+        raise ValueError("an export needs a packed model, path=RUN or path=RUN/packed, and a format, format=onnx")
     job.format.check_packages()
-    path = Path(job.path).resolve()
+    path = packed_of(job.path)
     out = Path(job.out).resolve() if job.out is not None else path.with_name(job.format.name)
     model, plan = load_packed(path), CompressionPlan.load(path / PLAN)
     refused = list(job.format.refusals(model, plan))
@@ -80,6 +87,17 @@ def export(job: Job) -> dict[str, Any]:
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out, is_export, "an export") as directory:
         content = _exported(job, job.format, model, plan, path, directory)
+        agreement, tolerance = content["agreement"], job.format.tolerance
+        if agreement["equal"] < 1 - tolerance:
+            aside = out.with_name(f"{out.name}-differs")
+            with replacing(aside, is_export, "an export") as kept:
+                shutil.copytree(directory, kept, dirs_exist_ok=True)
+            raise DisagreementError(
+                f"{job.format.name} does not agree with {path}: {agreement['equal']:.2%} of {agreement['examples']} "
+                f"predictions are the same, less than format.tolerance={tolerance} allows; logits differ by up to "
+                f"{agreement['difference']:g} in a range of {agreement['range']:g}. It is kept as {aside}; "
+                f"format.tolerance={math.ceil(100 * (1 - agreement['equal'])) / 100:g} would take it"
+            )
     return {**content, "out": str(out)}
 
 
@@ -110,11 +128,12 @@ def _exported(
     examples = encode(job.task.splits()["validation"], job.task, tokenizer, job.settings.max_length)
     packed = _logits(lambda batch: _forward(model, batch), examples, size)
     artefact = _logits(form.read(directory, threads), examples, size)
-    agreement = Agreement.of(packed, artefact)
+    agreement = Agreement.of(packed, artefact, examples.labels.numpy())
     storage = plan.storage()
     content = {
         "format": 1,
         "form": form.name,
+        "tolerance": form.tolerance,
         "plan": plan.fingerprint,
         "task": {"name": job.task.name, "metric": job.task.metric, "validation": agreement.examples},
         "agreement": vars(agreement),
@@ -128,12 +147,6 @@ def _exported(
         "files": digests_of(directory),
         **provenance(),
     }
-    if agreement.equal < 1 - form.tolerance:
-        raise DisagreementError(
-            f"{form.name} does not agree with {path}: {agreement.equal:.2%} of {agreement.examples} predictions are "
-            f"the same, less than format.tolerance={form.tolerance} allows; logits differ by up to "
-            f"{agreement.difference:g} in a range of {agreement.range:g}. Nothing was left"
-        )
     write_text(directory / EXPORTED, json.dumps(content, indent=1) + "\n")
     return content
 

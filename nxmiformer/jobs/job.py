@@ -134,7 +134,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     _tidy(job, checkpoints)
     position, resumed = checkpoints.load("latest", model) if job.resume else (Position(), None)
     (job.directory / "report.json").unlink(missing_ok=True)  # where there is one, the run beside it has ended
-    write_text(job.directory / "run.json", json.dumps({**provenance(), "config": job.config}, indent=1) + "\n")
+    write_text(job.directory / "run.json", json.dumps(_started(job), indent=1) + "\n")
     facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
     wrapped = accelerator.prepare_model(model)
     with _tracker(job, position if job.resume else None) as tracker:
@@ -274,6 +274,11 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
         "device": device_name(stage.accelerator.device),
         "seconds": sum(phase["seconds"] for phase in phases.values()),
     }
+
+
+def _started(job: Job) -> dict[str, Any]:
+    """The content of run.json."""
+    return {**provenance(), "directory": str(Path.cwd()), "config": job.config}
 
 
 def _identity(job: Job, plan: CompressionPlan) -> dict[str, Any]:

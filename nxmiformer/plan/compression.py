@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -178,6 +178,20 @@ class CompressionPlan:
                     problems.append(f"{module}: its weight is not that of {name}, which the plan has it share")
         if problems:
             raise ValueError("the plan does not fit the model:\n  " + "\n  ".join(problems))
+
+    def within(self, name: str, module: nn.Module) -> Self:
+        """The plan of the part of the model that has this name, such as the backbone of a classifier."""
+        start = f"{name}."
+        layers = {
+            layer.removeprefix(start): replace(
+                spec, aliases=tuple(each.removeprefix(start) for each in spec.aliases if each.startswith(start))
+            )
+            for layer, spec in self.layers.items()
+            if layer.startswith(start)
+        }
+        skipped = {each.removeprefix(start): why for each, why in self.skipped.items() if each.startswith(start)}
+        compressed = sum(spec.shape[0] * spec.shape[1] for spec in layers.values())
+        return type(self)(layers, skipped, sum(p.numel() for p in module.parameters()) - compressed)
 
     def sets(self) -> dict[str, ConstraintSet]:
         """The set of each compressed parameter by its name, as `nxmiformer.optim.ADMM` takes them."""

@@ -30,7 +30,13 @@ from tiny import (
     seeded,
     tied,
 )
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSequenceClassification,
+)
 
 from nxmiformer.export import PackedConfig, PackedError, load_packed, save_packed
 from nxmiformer.layers.convert import compressed_layers, convert, project
@@ -126,8 +132,28 @@ def test_the_auto_class_of_the_model_reads_it(make, auto, tmp_path):
 
 
 def test_an_auto_class_of_another_model_is_refused_and_the_right_one_named(saved):
-    with pytest.raises(PackedError, match="is a packed BertForSequenceClassification, and was read as a BertModel"):
-        AutoModel.from_pretrained(saved)
+    told = "is a packed BertForSequenceClassification, and was read as a BertForMaskedLM: .* as its backbone, BertModel"
+    with pytest.raises(PackedError, match=told):
+        AutoModelForMaskedLM.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("make", [bert, gpt2])
+def test_a_packed_classifier_is_read_as_its_backbone(make, lazy, tmp_path):
+    model, plan = whole(make)
+    save_packed(model, plan, tmp_path / "packed")
+    config = AutoConfig.from_pretrained(tmp_path / "packed")
+    config.quantization_config["lazy"] = lazy
+    backbone = AutoModel.from_pretrained(tmp_path / "packed", config=config)
+    expected = model.base_model
+    ids = torch.arange(3, 9)[None]
+    assert type(backbone) is type(expected)
+    with torch.no_grad():
+        states = [each.eval()(input_ids=ids).last_hidden_state for each in (backbone, expected)]
+    assert same_bits(*states)
+    backbone.save_pretrained(tmp_path / "again")
+    with torch.no_grad():
+        assert same_bits(load_packed(tmp_path / "again")(input_ids=ids).last_hidden_state, states[1])
 
 
 @pytest.mark.parametrize("asked", [torch.float32, "float32", "auto", None])

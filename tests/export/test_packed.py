@@ -664,3 +664,14 @@ def test_files_that_are_links_are_read(saved, tmp_path):
         (saved / name).rename(tmp_path / name)
         (saved / name).symlink_to(tmp_path / name)
     assert load_packed(saved).config.num_labels == 3
+
+
+def test_a_model_of_words_that_is_saved_without_its_tokenizer_warns(tmp_path):
+    with pytest.warns(UserWarning, match=r"no tokenizer .*tokenizer=\.\.\."):
+        save_packed(*compressed(), tmp_path / "packed")
+
+
+def test_whoever_reads_the_config_or_the_card_is_told_what_to_install(tmp_path):
+    save_packed(*compressed(), tmp_path / "packed")
+    assert "pip install nxmiformer" in (tmp_path / "packed" / "config.json").read_text()
+    assert "pip install nxmiformer" in (tmp_path / "packed" / "README.md").read_text()

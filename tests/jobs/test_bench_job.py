@@ -9,9 +9,10 @@ from rich.console import Console
 
 from nxmiformer import cli
 from nxmiformer.bench import contenders
-from nxmiformer.bench.contenders import BASELINE, line_up, random_batch
+from nxmiformer.bench.contenders import BASELINE, line_up
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.export.format import Format
+from nxmiformer.export.inputs import made_up
 from nxmiformer.export.manifest import PackedError
 from nxmiformer.jobs import bench as benching
 from nxmiformer.jobs.bench import bench
@@ -83,7 +84,7 @@ def test_all_there_is_takes_part_dense_first_and_computes_what_it_should(packed,
     assert names[0] == BASELINE
     assert names[1:] == ["dense bf16", "packed", "packed lazy", "dense onnx", "copy", "copy unpruned"]
     assert lined.left_out == {}
-    inputs = random_batch(load_packed(packed), 3, 8)
+    inputs = made_up(load_packed(packed), 3, 8)
     logits = {each.name: each.load()(inputs).float() for each in lined.contenders}
     assert {tuple(each.shape) for each in logits.values()} == {(3, 2)}
     for same in ("packed lazy", "copy"):
@@ -115,7 +116,7 @@ def test_without_a_dense_model_the_packed_weights_are_the_dense_ones_and_there_i
     for layer in model.modules():
         if isinstance(layer, torch.nn.Linear) and getattr(layer, "inputs", None) is not None:
             layer.inputs.active = False
-    inputs = random_batch(model, 2, 8)
+    inputs = made_up(model, 2, 8)
     torch.testing.assert_close(first.load()(inputs), model(**inputs).logits)
 
 

@@ -117,16 +117,21 @@ def test_the_second_of_two_exports_to_one_place_is_refused_and_the_first_is_whol
     assert {path.name for path in packed.parent.iterdir()} == {"packed", "copy"}
 
 
-def test_an_artefact_that_does_not_agree_is_an_error_and_leaves_what_was_there(packed):
+def test_an_artefact_that_does_not_agree_is_kept_aside_and_leaves_what_was_there(packed):
     export(job(packed, Copy()))
     before = (packed.parent / "copy" / "export.json").read_bytes()
     with pytest.raises(DisagreementError, match=r"copy does not agree with .*: 0.00% of 24 predictions"):
         export(job(packed, Copy(sign=-1)))
     assert (packed.parent / "copy" / "export.json").read_bytes() == before
-    shutil.rmtree(packed.parent / "copy")
-    with pytest.raises(DisagreementError):
+    kept = json.loads((packed.parent / "copy-differs" / "export.json").read_text())
+    assert (kept["agreement"]["equal"], kept["tolerance"]) == (0.0, 0.0)
+
+
+def test_an_artefact_that_does_not_agree_takes_no_place_and_the_message_says_what_would_take_it(packed):
+    told = r"logits differ by up to .* in a range of .* It is kept as .*copy-differs; format.tolerance=1 would take it"
+    with pytest.raises(DisagreementError, match=told):
         export(job(packed, Copy(sign=-1)))
-    assert [path.name for path in packed.parent.iterdir()] == ["packed"]
+    assert sorted(path.name for path in packed.parent.iterdir()) == ["copy-differs", "packed"]
 
 
 def test_what_a_format_cannot_carry_is_told_before_anything_is_written(packed):
@@ -145,12 +150,16 @@ def test_an_export_without_a_path_says_so():
 def test_predictions_are_equal_by_their_class_or_by_their_distance():
     ours = np.array([[0.0, 1.0], [2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
     off, far = np.array([0, 0.5]), np.array([1.5, 0])
-    assert Agreement.of(ours, ours + off) == Agreement(4, 0.5, 3.0, 1.0)
-    assert Agreement.of(ours, ours + far).equal == 0.75
+    labels = np.array([0, 1, 0, 1])
+    assert Agreement.of(ours, ours + off, labels) == Agreement(4, 0.5, 3.0, 1.0)
+    assert Agreement.of(ours, ours + far, labels).equal == 0.75
     values, moved = np.array([[0.0], [10.0]]), np.array([[0.9 * NEAR * 10], [10 + 1.1 * NEAR * 10]])
-    assert Agreement.of(values, moved).equal == 0.5
+    assert Agreement.of(values, moved, np.array([1.0, 2.0])).equal == 0.5
+    flat = np.array([[2.5], [2.5 + 1e-6]])
+    assert Agreement.of(flat, flat + 1e-5, np.array([0.0, 5.0])).equal == 1.0
+    assert Agreement.of(flat, flat + 0.1, np.array([0.0, 5.0])).equal == 0.0
     with pytest.raises(DisagreementError, match="logits"):
-        Agreement.of(ours, ours[:3])
+        Agreement.of(ours, ours[:3], labels)
 
 
 def test_the_console_runs_an_export_to_onnx_and_shows_it(packed, monkeypatch, capsys):
