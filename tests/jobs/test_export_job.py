@@ -22,7 +22,15 @@ from nxmiformer.report.table import export_summary
 from nxmiformer.sets import Grid
 from nxmiformer.tasks.grammar import Grammar
 
-TASK = ["name=export", "job=export", "task.train=48", "task.holdout=24", "task.validation=24", "train.threads=1"]
+TASK = [
+    "name=export",
+    "job=export",
+    "task=grammar",
+    "task.train=48",
+    "task.holdout=24",
+    "task.validation=24",
+    "train.threads=1",
+]
 
 
 class Copy(Format):
