@@ -1,7 +1,7 @@
 """Files and directories that are there whole or not at all, and one process at a time in a directory.
 
-What is written lies under a hidden name beside its place until it is whole and on the disk. A kill leaves at most such
-names behind, which `tidy` removes, and a directory that was about to be replaced, which `settle` puts back.
+What is written lies under a hidden name beside its place until it is whole and on the disk. A kill leaves such names,
+which `tidy` removes, or a directory on its way to be replaced, which `settle` puts back.
 """
 
 import errno
@@ -64,12 +64,12 @@ def whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, whole or not at all; a FileError says why not."""
+    """Write a text file in UTF-8, as `whole` does."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all; a FileError says why not."""
+    """Write a file, as `whole` does."""
     with whole(path) as new:
         new.write_bytes(content)
 
@@ -79,8 +79,8 @@ def append(path: Path, line: str) -> None:
 
     A kill in it leaves a part of a line, at the end.
     """
+    rest = f"{line}\n".encode()
     with telling(path), open(os.open(path, os.O_WRONLY | os.O_APPEND), "wb", buffering=0) as file:  # and makes no file
-        rest = f"{line}\n".encode()
         while rest:
             rest = rest[file.write(rest) :]
 
@@ -159,7 +159,7 @@ def alone(directory: Path) -> Iterator[None]:
     """Keep other processes out of the directory while the block runs; where it was not there, it is made.
 
     What is made of it and stays empty is removed again. The lock is the system's: it ends with the process, however
-    that ends. It is a file, for Slurm's nodes share no more than files.
+    that ends.
 
     Raises:
         BusyError: another is at work in it; the message says which, and nothing has been written.
@@ -204,8 +204,10 @@ def telling(path: Path, new: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
+    except FileError as error:
+        raise FileError(str(error).replace(str(new), str(path))) from error  # as it will be called
     except Exception as error:
-        number = None if isinstance(error, FileError) else _refused(error, new)
+        number = _refused(error, new)
         if number is None:
             raise
         remedy = REMEDIES.get(number, "see whether the disk is well")

@@ -16,14 +16,14 @@ from nxmiformer.bench.contenders import BASELINE, Contender, LineUp, line_up
 from nxmiformer.export.inputs import made_up
 from nxmiformer.export.manifest import PLAN
 from nxmiformer.export.packed import load_packed
-from nxmiformer.files import write_text
+from nxmiformer.files import alone, set_aside, write_text
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.origin import packed_of
 from nxmiformer.jobs.provenance import device_name, provenance
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_bench
 from nxmiformer.runs.parse import parse
-from nxmiformer.runs.speeds import BENCH, FORMAT
+from nxmiformer.runs.speeds import BENCH, FORMAT, read_bench
 from nxmiformer.train.checkpoint import difference
 
 IDENTITY = ("plan", "device", "threads", "repeats", "seconds", "warmup", "contenders", "left_out")
@@ -39,13 +39,28 @@ def bench(job: Job) -> dict[str, Any]:
         ValueError: there is no path, the directory is no packed model, all lengths are too long for it, or what is to
             be resumed is another bench (the message shows the difference).
         FileExistsError: `out` is there already and is not a bench.
+        BusyError: another bench is at work in it.
     """
     if job.path is None:
         raise ValueError("a bench needs a packed model: path=RUN, or path=RUN/packed")
     path = packed_of(job.path)
     out = Path(job.out).resolve() if job.out is not None else path.with_name("bench")
-    if out.exists() and not (out / BENCH).is_file():
-        raise FileExistsError(f"{out} exists and is not a bench; it is left as it is: give another, out=...")
+    _refuse_foreign(out)
+    with alone(out):
+        return {**_bench(job, path, out), "out": str(out)}
+
+
+def _refuse_foreign(out: Path) -> None:
+    if out.exists():
+        try:
+            read_bench(out)["cells"]
+        except (OSError, ValueError, KeyError) as error:
+            kept = "it is left as it is: give another, out=..., or move it away"
+            raise FileExistsError(f"{out} exists and is not a bench; {kept} ({error})") from error
+
+
+def _bench(job: Job, path: Path, out: Path) -> dict[str, Any]:
+    """Time the packed model at `path`, and write to `out`; give the content of `bench.json`."""
     if job.settings.threads is not None:
         torch.set_num_threads(job.settings.threads)
     model = load_packed(path)
@@ -58,7 +73,7 @@ def bench(job: Job) -> dict[str, Any]:
         if job.bench.memory:
             _weigh(model, max(shapes, key=lambda shape: shape[0] * shape[1]), lined, content, out)
     write_bench(out)
-    return {**content, "out": str(out)}
+    return content
 
 
 def _shapes(job: Job, model: PreTrainedModel) -> tuple[list[tuple[int, int]], list[int]]:
@@ -98,7 +113,9 @@ def _facts(job: Job, path: Path, lined: LineUp, device: torch.device) -> dict[st
 
 def _opened(job: Job, out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     """What was measured already of this very bench, where the job resumes; else nothing yet."""
-    if not (job.resume and (out / BENCH).is_file()):
+    if not job.resume and (out / BENCH).is_file():
+        set_aside(out / BENCH)
+    if not (out / BENCH).is_file():
         return fresh
     content = parse((out / BENCH).read_bytes(), str(out / BENCH))
     theirs, ours = ({key: each.get(key) for key in IDENTITY} for each in (content, fresh))
@@ -143,5 +160,4 @@ def _load_and_run(contender: Contender, inputs: Mapping[str, Tensor], threads: i
 
 
 def _write(content: dict[str, Any], out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
     write_text(out / BENCH, json.dumps(content, indent=1) + "\n")

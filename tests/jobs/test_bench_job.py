@@ -14,6 +14,7 @@ from nxmiformer.export import load_packed, save_packed
 from nxmiformer.export.format import Format
 from nxmiformer.export.inputs import made_up
 from nxmiformer.export.manifest import PackedError
+from nxmiformer.files import BusyError, alone
 from nxmiformer.jobs import bench as benching
 from nxmiformer.jobs.bench import bench
 from nxmiformer.layers.convert import convert, project
@@ -22,6 +23,7 @@ from nxmiformer.layers.targets import find_targets
 from nxmiformer.models import embedded
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.table import bench_summary
+from nxmiformer.runs.speeds import FORMAT
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.tasks.grammar import Grammar
 
@@ -220,6 +222,30 @@ def test_another_bench_is_not_resumed_and_the_difference_is_shown(packed):
     bench(job(packed))
     with pytest.raises(ValueError, match=r"bench is another bench:\n  repeats: 3 in the bench there, 4 now"):
         bench(job(packed, "resume=true", "bench.repeats=4"))
+
+
+def test_a_bench_that_is_begun_anew_keeps_what_was_measured_before(packed, tmp_path):
+    out = tmp_path / "bench"
+    first = bench(job(packed, "bench.batches=[1]", "bench.lengths=[4]"))["cells"]
+    bench(job(packed, "bench.batches=[2]", "bench.lengths=[4]"))
+    assert json.loads((out / "bench.json.1").read_text())["cells"] == first
+    assert sorted(path.name for path in out.iterdir()) == ["bench.json", "bench.json.1", "figures"]
+
+
+@pytest.mark.parametrize("theirs", ["{}", "[]", "mine", '{"format": 1}'])
+def test_a_file_of_somebody_elses_that_is_called_as_a_bench_is_left_as_it_is(packed, tmp_path, theirs):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "bench.json").write_text(theirs)
+    with pytest.raises(FileExistsError, match="bench exists and is not a bench; it is left as it is"):
+        bench(job(packed))
+    assert (tmp_path / "bench" / "bench.json").read_text() == theirs
+
+
+def test_two_benches_are_not_at_work_in_one_place(packed, tmp_path):
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "bench.json").write_text(json.dumps({"format": FORMAT, "cells": []}))
+    with alone(tmp_path / "bench"), pytest.raises(BusyError, match=r"is at work in .*bench"):
+        bench(job(packed))
 
 
 def test_what_cannot_be_timed_is_told_before_anything_is_written(packed, tmp_path):

@@ -1,0 +1,173 @@
+"""Kill a run and an export before every file operation, and runs at random moments: each goes on, and ends in the same
+bits.
+
+    python tests/campaign.py run export random --points 100
+
+Each is a process of its own, which `os._exit` or a signal ends; the next one goes on from what is there. It takes some
+minutes, and keeps the directories of those that went wrong.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from kills import Moment, die
+
+from nxmiformer import cli
+from nxmiformer.export.packed import load_packed
+from nxmiformer.files import digests_of
+from nxmiformer.jobs.export import export, is_export
+from nxmiformer.jobs.job import Job, run
+from nxmiformer.train.checkpoint import Checkpoints
+
+FEW = [
+    "name=campaign",
+    *("model.hidden=16", "model.heads=2", "model.intermediate=32", "model.layers=1"),
+    *("task.train=48", "task.holdout=12", "task.validation=12"),
+    *("train.batch_size=12", "train.evaluate_every=2", "train.checkpoint_every=1", "train.cpu=true", "train.threads=1"),
+    *("recipe.phases.dense.steps=3", "recipe.phases.admm.steps=3", "recipe.phases.finish.steps=2"),
+]
+EXPORT = ["job=export", "format=compressed_tensors", "format.tolerance=0.99"]
+Work, Outcome = Callable[[Path], Any], Callable[[Path], dict[str, Any]]
+
+
+def job(directory: Path, *overrides: str) -> Job:
+    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
+        return cli.build(hydra.compose("config", [*FEW, *overrides]), directory)
+
+
+def running(directory: Path) -> None:
+    """Run, or go on, as a job of a sweep does with `resume=true`."""
+    begun = Checkpoints(directory, {}).path("latest") is not None
+    run(job(directory, f"resume={str(begun).lower()}"))
+
+
+def exporting(directory: Path) -> None:
+    export(job(directory, *EXPORT, f"path={directory / 'packed'}"))
+
+
+def ran(directory: Path) -> dict[str, Any]:
+    """What a run leaves that must not depend on how often it was killed; its packed model can be read."""
+    load_packed(directory / "packed")
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    timed = ("packed/packed.json", "packed/README.md", "metrics.jsonl", "run.json", "report.")
+    files = {name: digest for name, digest in digests_of(directory).items() if not name.startswith(timed)}
+    return {
+        "files": {name: digest for name, digest in files.items() if not name.startswith(("checkpoints", "figures"))},
+        "names": sorted(digests_of(directory)),
+        "rows": [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
+        "scores": json.loads((directory / "report.json").read_text())["scores"],
+    }
+
+
+def exported(directory: Path) -> dict[str, Any]:
+    """What an export leaves that must not depend on how often it was killed."""
+    out = directory / "compressed_tensors"
+    files = {name: digest for name, digest in digests_of(out).items() if name != "export.json"}
+    return {"whole": is_export(out), "files": files, "beside": sorted(path.name for path in directory.iterdir())}
+
+
+def process(work: Work, directory: Path, number: int = 0, seconds: float | None = None) -> int:
+    """Do the work in a process, which dies before its file operation `number`, or after so many seconds, and give its
+    status. One that is not to die leaves a list of its operations beside the directory."""
+    child = os.fork()
+    if not child:
+        os._exit(_child(work, directory, number))
+    if seconds is not None:
+        time.sleep(seconds)
+        os.kill(child, signal.SIGKILL)  # which does nothing to one that has ended
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def _child(work: Work, directory: Path, number: int) -> int:
+    with (directory.parent / "log").open("a") as log:
+        os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
+    try:
+        with Moment(directory, number, die) as moment:
+            work(directory)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+    (directory.parent / "seen.json").write_text(json.dumps(moment.seen))
+    return 0
+
+
+def at_every_operation(place: Path, work: Work, outcome: Outcome, before: Path | None = None) -> None:
+    """Kill the work before each of its operations, and go on."""
+    whole = fresh(place / "whole", before)
+    if process(work, whole):
+        sys.exit((whole.parent / "log").read_text())
+    expected, points = outcome(whole), len(json.loads((whole.parent / "seen.json").read_text()))
+    wrong = 0
+    for number in range(1, points + 1):
+        directory = fresh(place / str(number), before)
+        statuses = process(work, directory, number), process(work, directory)
+        wrong += not right(statuses == (9, 0) and outcome(directory) == expected, directory)
+    print(f"{work.__name__}: {points} file operations, each with a kill before it: {wrong} went wrong", flush=True)
+
+
+def at_random(place: Path, work: Work, outcome: Outcome, points: int) -> None:
+    """Kill the work at random moments, and whatever goes on too, until it ends; anew until there were so many kills."""
+    whole, began = fresh(place / "whole", None), time.perf_counter()
+    process(work, whole)
+    lasts, expected = time.perf_counter() - began, outcome(whole)
+    draw, killed, runs, wrong = random.Random(0), 0, 0, 0
+    while killed < points:
+        directory, runs = fresh(place / str(runs), None), runs + 1
+        while (status := process(work, directory, seconds=draw.uniform(0.1, 1.3) * lasts)) == -signal.SIGKILL:
+            killed += 1
+        wrong += not right(status == 0 and outcome(directory) == expected, directory)
+    print(f"{work.__name__}: {killed} kills at random moments in {runs} runs: {wrong} went wrong", flush=True)
+
+
+def fresh(place: Path, before: Path | None) -> Path:
+    """A directory to work in, below `place`, as `before` is, or empty."""
+    place.mkdir(parents=True)
+    if before is None:
+        (place / "run").mkdir()
+    else:
+        shutil.copytree(before, place / "run")
+    return place / "run"
+
+
+def right(it_is: bool, directory: Path) -> bool:
+    """Tell what went wrong, and keep it; remove what did not."""
+    if it_is:
+        shutil.rmtree(directory.parent)
+    else:
+        print(f"wrong: {directory.parent}", flush=True)
+    return it_is
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="+", choices=("run", "export", "random"))
+    parser.add_argument("--points", type=int, default=100, help="kills at random moments")
+    chosen = parser.parse_args()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are forked
+    place = Path(tempfile.mkdtemp(prefix="campaign-"))
+    if "run" in chosen.what:
+        at_every_operation(place / "run", running, ran)
+    if "export" in chosen.what:
+        before = fresh(place / "before", None)
+        process(running, before)
+        at_every_operation(place / "export", exporting, exported, before)
+    if "random" in chosen.what:
+        at_random(place / "random", running, ran, chosen.points)
+
+
+if __name__ == "__main__":
+    main()
