@@ -142,7 +142,7 @@ def _paired(results: pd.DataFrame) -> str:
 
 def _headline(results: pd.DataFrame) -> str:
     """% of the dense score that the main methods keep."""
-    lines = ["| | size | " + " | ".join(NAMES[m] if m != "admm" else "**ours**" for m in HEADLINE) + " |"]
+    lines = ["| | of the layers | " + " | ".join(NAMES[m] if m != "admm" else "**ours**" for m in HEADLINE) + " |"]
     lines.append("|---" * (2 + len(HEADLINE)) + "|")
     for (task, plan), rows in results.groupby(["task", "plan"], sort=False):
         cells = [_kept(rows[rows.method == method]) for method in HEADLINE]

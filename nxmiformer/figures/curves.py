@@ -17,6 +17,7 @@ from nxmiformer.figures.style import (
     axes,
     bands,
     canvas,
+    fitting,
     label,
     percentages,
     score_axis,
@@ -24,48 +25,86 @@ from nxmiformer.figures.style import (
     title,
 )
 from nxmiformer.runs import words
-from nxmiformer.runs.numbers import Run, Series
+from nxmiformer.runs.numbers import Run, Series, Span
 
 MANY = 1200  # points that a curve is thinned to
+NARROWEST = 0.15  # of all steps: the width that the panel of a short phase has
+STILL = 0.1  # of the gap: what changes more over a tenth of the steps is still moving
 
 
 def training(run: Run) -> Figure:
-    """The training loss and the holdout score over the steps of all phases."""
+    """The training loss above, the holdout score below, of every step: a column a phase.
+
+    A phase has a loss of its own (labels, or the dense model's outputs), and so a scale of its own; the scores of all
+    phases share theirs, and every one in the panel is of the holdout.
+    """
     metric = run.report.task.metric
     loss, holdout = run.series("loss"), run.series(f"holdout/{metric}")
+    spans = [span for span in run.spans if _inside(loss, span).steps or _inside(holdout, span).steps]
     figure = canvas(4.8 if holdout.steps else 3.2)
-    panels = list(figure.subplots(2 if holdout.steps else 1, 1, sharex=True, squeeze=False)[:, 0])
-    final, dense = run.score("final"), run.report.scores["dense"][metric]
-    if final is None:
-        title(figure, f"The training loss goes from {loss.values[0]:.3g} to {_smooth(loss.values)[-1]:.3g}")
-    else:
-        way = "level with" if abs(final - dense) < 5e-4 else "below" if final < dense else "above"
-        apart = "" if way == "level with" else f"{words.points(final - dense)} "
-        text = f"{metric} ends at {words.percent(final)}, {apart}{way} the dense model"
-        title(figure, text[0].upper() + text[1:])
-
-    axes(panels[0], "training loss: each step, and its running mean\n")
-    for steps, values in _by_phase(run, loss):
-        panels[0].plot(*_thin(steps, values), color=BLUE, linewidth=0.6, alpha=0.25)
-        panels[0].plot(*_thin(steps, _smooth(values)), color=BLUE, linewidth=1.6)
-    peak = float(np.quantile(loss.values, 0.999))
-    panels[0].set_ylim(min(0.0, min(loss.values)), 1.08 * peak if peak > 0 else None)
-    panels[0].yaxis.set_major_locator(MaxNLocator(5))
+    down = 2 if holdout.steps else 1
+    widths = [max(span.stop - span.start, NARROWEST * (spans[-1].stop - spans[0].start)) for span in spans]
+    grid = figure.subplots(down, len(spans), sharex="col", squeeze=False, width_ratios=widths)
+    for ax, span, width in zip(grid[0], spans, widths, strict=True):
+        axes(ax, fitting(span.phase, width / sum(widths)))
+        _loss(ax, _inside(loss, span))
+        _step_axis(grid[-1][spans.index(span)], span, width / sum(widths))
+    grid[0][0].set_ylabel("training loss", fontsize=SMALL, color=MUTED)
+    title(figure, f"The training loss of {spans[-1].phase} {_course(_smooth(_inside(loss, spans[-1]).values))}")
     if holdout.steps:
-        axes(panels[1], f"holdout {metric}")
-        panels[1].axhline(dense, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-        for steps, values in _by_phase(run, holdout):
-            panels[1].plot(steps, values, color=BLUE, linewidth=1.4, marker="o", markersize=3)
-        score_axis(panels[1].yaxis, metric)
-        low, high = panels[1].get_ylim()
-        last = holdout.values[-1]
-        ends = spread([dense, last], [(high - low) * 0.1] * 2)
-        for name, value, place, colour in (("dense", dense, ends[0], MUTED), ("last", last, ends[1], BLUE)):
-            text = f"{name} {words.score(metric, value)}"
-            label(panels[1], text, (1.01, place), colour, xycoords=("axes fraction", "data"), va="center")
-    bands(run, panels, 0, max(span.stop for span in run.spans))
-    _step_axis(panels[-1])
+        _scores(run, grid[1], spans, holdout)
+        title(figure, _ending(run, holdout))
+    note = "optimizer steps over the run;  loss: each step, and its running mean, each phase on a scale of its own"
+    figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL, color=MUTED)
     return figure
+
+
+def _loss(ax: Axes, loss: Series) -> None:
+    """The loss of one phase."""
+    if not loss.steps:
+        return
+    ax.plot(*_thin(*loss), color=BLUE, linewidth=0.6, alpha=0.25)
+    ax.plot(*_thin(loss.steps, _smooth(loss.values)), color=BLUE, linewidth=1.6)
+    peak = float(np.quantile(loss.values, 0.999))
+    ax.set_ylim(min(0.0, min(loss.values)), 1.08 * peak if peak > 0 else None)
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+
+
+def _scores(run: Run, panels: Sequence[Axes], spans: Sequence[Span], holdout: Series) -> None:
+    """The holdout scores of every phase on one scale, and that of the dense model."""
+    metric, dense = run.report.task.metric, run.dense_on_holdout
+    for ax, span in zip(panels, spans, strict=True):
+        axes(ax, "")
+        ax.plot(*_inside(holdout, span), color=BLUE, linewidth=1.4, marker="o", markersize=3)
+    marks = [("last", holdout.values[-1], BLUE)] + ([("dense", dense, MUTED)] if dense is not None else [])
+    values = [*holdout.values, *(value for _, value, _ in marks)]
+    pad = 0.06 * (max(values) - min(values)) or 0.01
+    for ax in panels:
+        ax.set_ylim(min(values) - pad, max(values) + pad)
+        score_axis(ax.yaxis, metric)
+        ax.tick_params(labelleft=ax is panels[0])
+        if dense is not None:
+            ax.axhline(dense, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    panels[0].set_ylabel(f"holdout {metric}", fontsize=SMALL, color=MUTED)
+    low, high = panels[-1].get_ylim()
+    places = spread([value for _, value, _ in marks], [(high - low) * 0.1] * len(marks))
+    for (name, value, colour), place in zip(marks, places, strict=True):
+        text = f"{name} {words.score(metric, value)}"
+        label(panels[-1], text, (1.02, place), colour, xycoords=("axes fraction", "data"), va="center")
+
+
+def _ending(run: Run, holdout: Series) -> str:
+    """Where the dots end, beside the dense model on the same split."""
+    metric, dense, last = run.report.task.metric, run.dense_on_holdout, holdout.values[-1]
+    text = f"On the holdout, {metric} ends at {words.score(metric, last)}"
+    if dense is None or words.is_loss(metric):
+        return text
+    way = "level with" if abs(last - dense) < 5e-4 else "below" if last < dense else "above"
+    return f"{text}, {'' if way == 'level with' else words.points(last - dense) + ' '}{way} the dense model"
+
+
+def _course(values: Sequence[float]) -> str:
+    return f"goes from {values[0]:.3g} to {values[-1]:.3g}" if values else "was not logged"
 
 
 def convergence(run: Run) -> Figure:
@@ -73,9 +112,7 @@ def convergence(run: Run) -> Figure:
     gap, flips = run.series("gap"), run.series("flips")
     figure = canvas(4.8 if flips.steps else 3.2)
     panels = list(figure.subplots(2 if flips.steps else 1, 1, sharex=True, squeeze=False)[:, 0])
-    text = f"The gap between the weights and their sets goes from {gap.values[0]:.2g} to {gap.values[-1]:.2g}"
-    moved = [step for step, value in zip(*flips, strict=True) if value > 0]
-    title(figure, f"{text}; the last mask entry flips at step {moved[-1]:,}" if moved else text)
+    title(figure, _closing(run, gap, flips))
 
     axes(panels[0], "gap ‖W − Z‖ / ‖W‖, log scale: all weights, and single layers in grey\n")
     panels[0].set_yscale("log")
@@ -95,8 +132,22 @@ def convergence(run: Run) -> Figure:
     first, last = spans[0].start, spans[-1].stop
     slack = 0.15 * (last - first)  # of the neighbouring phases, no more: they show no gap
     bands(run, panels, max(0, first - slack), min(max(span.stop for span in run.spans), last + slack))
-    _step_axis(panels[-1])
+    panels[-1].set_xlabel("optimizer step over the run", fontsize=SMALL, color=MUTED)
+    _steps(panels[-1], 8)
     return figure
+
+
+def _closing(run: Run, gap: Series, flips: Series) -> str:
+    """From where to where the gap goes, whether it is still moving there, and when the last mask entry flips."""
+    text = f"The gap between the weights and their sets goes from {gap.values[0]:.2g} to {gap.values[-1]:.2g}"
+    final = _by_phase(run, gap)[-1]
+    tenth = max(1, len(final.values) // 10)
+    before, after = (float(np.mean(part)) for part in (final.values[-2 * tenth : -tenth] or [0], final.values[-tenth:]))
+    if before > 0 and abs(after / before - 1) > STILL:
+        way = "falls" if after < before else "rises"
+        text += f", and still {way}: by {words.percent(abs(after / before - 1), 0)} over the last tenth of the steps"
+    moved = [step for step, value in zip(*flips, strict=True) if value > 0]
+    return f"{text}; the last mask entry flips at step {moved[-1]:,} of {flips.steps[-1]:,}" if moved else text
 
 
 def _decades(ax: Axes) -> None:
@@ -108,20 +159,26 @@ def _decades(ax: Axes) -> None:
         ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
-def _step_axis(ax: Axes) -> None:
-    ax.set_xlabel("optimizer step over the run", fontsize=SMALL, color=MUTED)
-    ax.xaxis.set_major_locator(MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]))
+def _step_axis(ax: Axes, span: Span, share: float) -> None:
+    """The steps of one phase, on an axis of this share of the figure's width."""
+    ax.set_xlim(span.start, span.stop)
+    _steps(ax, max(1, round(8 * share)))
+
+
+def _steps(ax: Axes, most: int) -> None:
+    ax.xaxis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 5, 10]))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def _by_phase(run: Run, series: Series) -> list[Series]:
     """The series cut at the phases: a line across two of them would show a change that no step made."""
-    cut = []
-    for span in run.spans:
-        inside = [(step, value) for step, value in zip(*series, strict=True) if span.start < step <= span.stop]
-        if inside:
-            cut.append(Series([step for step, _ in inside], [value for _, value in inside]))
-    return cut
+    return [cut for span in run.spans if (cut := _inside(series, span)).steps]
+
+
+def _inside(series: Series, span: Span) -> Series:
+    """What the series has in a phase."""
+    found = [(step, value) for step, value in zip(*series, strict=True) if span.start < step <= span.stop]
+    return Series([step for step, _ in found], [value for _, value in found])
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -70,7 +70,7 @@ def non_dominated(costs: Sequence[float], worths: Sequence[float]) -> list[int]:
 
 
 def _draw(ax: Axes, panel: Panel, score: str, size: str) -> None:
-    axes(ax, f"{panel.name}: {panel.called(score)} against bytes, log scale")
+    axes(ax, f"{panel.name}: {panel.called(score)} against bytes{_of(size)}, log scale")
     _limit(ax, panel, score, size)
     best, plane = _best(panel, score, size), Plane(ax)
     reference(ax, panel.dense, f"dense\n{words.score(panel.metric, panel.dense)}")
@@ -142,4 +142,9 @@ def _finding(drawn: list[Panel], score: str, size: str) -> str:
         group = _best(panel, score, size)[-1]
         text = f"scores best, and nothing keeps {enough} of the dense {panel.metric}"
     value = words.score(panel.metric, group.mean(score))
-    return f"{group.name} {text}: {value} in {words.size(group.mean(size))}"
+    return f"{group.name} {text}: {value} in {words.size(group.mean(size))}{_of(size)}"
+
+
+def _of(size: str) -> str:
+    """What the sizes of a column of `load_runs` are the sizes of."""
+    return {"packed_model_bytes": " of the file", "packed_bytes": " of the layers"}.get(size, "")

@@ -57,7 +57,7 @@ def search_frontier(found: Mapping[str, Any]) -> Figure:
     for ax, key in ((upper, "score"), (lower, "divergence")):
         _draw(ax, found, key)
     reference(upper, found["dense"], f"dense\n{words.score(metric, found['dense'])}")
-    text = f"budget {words.size(found['budget'] / 8)}"
+    text = f"budget {words.sized(found['budget'] / 8, 'layers')}"
     label(upper, text, (found["budget"] / 8, 1.0), ORANGE, xycoords=("data", "axes fraction"), ha="center", va="bottom")
     score_axis(upper.yaxis, metric)
     log_axis(lower.yaxis)
@@ -184,7 +184,7 @@ def _note(found: Mapping[str, Any]) -> str:
 
 
 def _finding(found: Mapping[str, Any]) -> str:
-    best, metric, budget = found["best"], found["task"]["metric"], words.size(found["budget"] / 8)
+    best, metric, budget = found["best"], found["task"]["metric"], words.sized(found["budget"] / 8, "layers")
     value = words.score(metric, best["score"])
     if _is_uniform(best):
         return f"No plan for {budget} is better than a uniform one: {value} {metric} without training"

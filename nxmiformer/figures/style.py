@@ -130,10 +130,14 @@ def bands(run: Run, panels: Sequence[Axes], first: float, last: float) -> None:
 
 
 def _name(ax: Axes, span: Span, start: float, stop: float, share: float) -> None:
-    characters = int(share * (WIDTH - 1) * 72 / (SMALL * 0.62))
-    if characters >= 3:
-        name = span.phase if len(span.phase) <= characters else span.phase[: characters - 1] + "…"
+    if name := fitting(span.phase, share):
         label(ax, name, ((start + stop) / 2, 1.015), xycoords=("data", "axes fraction"), ha="center", va="bottom")
+
+
+def fitting(name: str, share: float) -> str:
+    """A name cut to this share of the figure's width; nothing where that is less than three characters."""
+    characters = int(share * (WIDTH - 1) * 72 / (SMALL * 0.62))
+    return "" if characters < 3 else name if len(name) <= characters else name[: characters - 1] + "…"
 
 
 def spread(

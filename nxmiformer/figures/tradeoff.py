@@ -36,11 +36,11 @@ BACKED = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}  # text that a line
 
 
 def size(run: Run) -> Figure:
-    """Score against bytes on disk: the dense model, the one-shot projection of it, and the final model."""
+    """Score against bytes of the file: the dense model, the one-shot projection of it, and the final model."""
     metric, measured = run.report.task.metric, run.report.storage.bytes
     figure = canvas(3.6)
     ax = figure.subplots()
-    axes(ax, f"{run.report.report_on} {metric} against the bytes of the model on disk, log scale")
+    axes(ax, f"{run.report.report_on} {metric} against the bytes of the file, log scale")
     title(figure, words.headline(run))
 
     outside = 1 if measured.dense_model >= measured.packed_model else -1  # where the dense model's label goes
@@ -61,7 +61,7 @@ def size(run: Run) -> Figure:
     ax.axhline(scores["dense"], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
     for stage, value in scores.items():
         ax.plot(nbytes[stage], value, "o", color=named[stage], markersize=9, markeredgecolor=PAPER, zorder=3)
-        text = f"{STAGES[stage]}\n{words.score(metric, value)}, {words.size(nbytes[stage])}"
+        text = f"{STAGES[stage]}\n{words.score(metric, value)}, {words.sized(nbytes[stage], 'file')}"
         side, place = (outside if stage == "dense" else -outside), (nbytes[stage], places[stage])
         label(ax, text, place, named[stage], fontsize=TEXT, bbox=BACKED, **_beside(side))
     if "one_shot" in scores and "final" in scores:
@@ -93,7 +93,7 @@ def _beside(side: int) -> dict[str, Any]:
 
 
 def storage(run: Run) -> Figure:
-    """The bytes of the dense and of the packed model, by what they store."""
+    """The bytes of the weights in the dense and in the packed file, by what they store."""
     s = run.report.storage
     figure = canvas(4.1)
     upper, lower = figure.subplots(2, 1, height_ratios=(2, 1.05))
@@ -106,20 +106,20 @@ def storage(run: Run) -> Figure:
     rest_rules = s.rest_bits > parts[largest][0]
     most, bits = (f"the {rest}, left dense", s.rest_bits) if rest_rules else (largest, parts[largest][0])
     verb = "are" if most.endswith("s") else "is"
-    shrinks = f"{words.size(before / BYTE)} become {words.size(after / BYTE)}"
+    shrinks = f"The file's {words.size(before / BYTE)} become {words.size(after / BYTE)}"
     title(figure, f"{shrinks}: {words.percent(bits / max(1, after), 0)} of what is left {verb} {most}")
 
-    axes(upper, "bytes stored, both models at the same scale")
+    axes(upper, "bytes of the weights in the file, both at the same scale")
     _stack(upper, dense, 1, before, names=1)
     _stack(upper, packed, 0, before, names=0)
     if after < 0.7 * before:
-        text, place = f"{words.percent(after / before)} of the dense bytes", (after / before, 0)
+        text, place = f"{words.percent(after / before)} of the dense file", (after / before, 0)
         label(upper, text, place, textcoords="offset points", xytext=(6, 0), va="center")
-    upper.set_yticks([1, 0], [f"dense\n{words.size(before / BYTE)}", f"packed\n{words.size(after / BYTE)}"])
+    upper.set_yticks([1, 0], [f"dense file\n{words.size(before / BYTE)}", f"packed file\n{words.size(after / BYTE)}"])
     upper.set_ylim(-0.45, 1.85)
     axes(lower, "")
     _stack(lower, packed, 0, after, names=-1)
-    lower.set_yticks([0], ["packed,\nenlarged"])
+    lower.set_yticks([0], ["packed file,\nenlarged"])
     lower.set_ylim(-1.05, 0.4)
     for ax in (upper, lower):
         ax.grid(False)

@@ -1,6 +1,7 @@
 """One run: a dense model in; a verified, packed, sparse and low-bit one out, and a report."""
 
 import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,11 +22,12 @@ from nxmiformer.export.packed import PackedSize, add_results, load_packed, packi
 from nxmiformer.files import replacing, set_aside, tidy, write_text
 from nxmiformer.jobs.provenance import device_name, provenance
 from nxmiformer.layers.convert import convert, distinct_layers, verify
+from nxmiformer.layers.targets import find_embeddings, find_head
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.models.source import Source, quiet
-from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.plan.compression import FLOAT, CompressionPlan
 from nxmiformer.plan.origin import Planning
 from nxmiformer.report.document import write_report
 from nxmiformer.runs.words import results
@@ -95,11 +97,12 @@ def run(job: Job) -> dict[str, Any]:
     Raises:
         ValueError: the plan does not fit the model, the checkpoint is of another run, or training went astray.
     """
+    began = time.perf_counter()
     with opened(job, job.planning) as (stage, plan, position, resumed):
         plan.save(job.directory / "plan.json")
         train(job, stage, job.recipe.phases, position, resumed)
         verify(stage.model, plan)
-        content = _pack(job, stage, plan)
+        content = _pack(job, stage, plan, began - position.seconds)
         write_text(job.directory / "report.json", json.dumps(content, indent=1) + "\n")
         write_report(job.directory)
         stage.tracker.report(job.directory)
@@ -169,14 +172,14 @@ def train(
         stage.save("latest", position, {})
 
 
-def _pack(job: Job, stage: Stage, plan: CompressionPlan) -> dict[str, Any]:
+def _pack(job: Job, stage: Stage, plan: CompressionPlan, began: float) -> dict[str, Any]:
     """Leave the packed model in `packed/`, once it is found to be the trained one; give the content of report.json."""
     path = job.directory / "packed"
     if path.exists() and not replaceable(path):  # damaged, or edited: then it is somebody's
         set_aside(path)
     with packing(stage.model, plan, path, stage.tokenizer) as (directory, size):
         stage.facts["scores"]["final"], stage.facts["scores"]["packed"] = _reload(job, stage, directory)
-        content = _report(job, stage, plan, size)
+        content = _report(job, stage, plan, size, time.perf_counter() - began)
         add_results(directory, results(content))
     return content
 
@@ -231,8 +234,8 @@ def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dic
     return final, reloaded
 
 
-def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> dict[str, Any]:
-    """The content of report.json."""
+def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize, seconds: float) -> dict[str, Any]:
+    """The content of report.json of a run that took so many `seconds` by the clock."""
     storage, facts, metric = plan.storage(), stage.facts, job.task.metric
     errors, layers = _errors(job, stage.model), distinct_layers(stage.model)
     scores, phases = facts["scores"], facts["phases"]
@@ -258,6 +261,7 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
             "rest_bits": storage.rest,
             "compression": storage.compression,
             "bytes": {"dense_model": dense_bytes, "packed_model": size.total, "packed_weights": size.weights},
+            "left": _left(stage.model, plan),
         },
         "layers": {
             name: {
@@ -272,7 +276,16 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize) -> 
         "phases": {name: {k: v for k, v in phase.items() if k != "gaps"} for name, phase in phases.items()},
         **provenance(),
         "device": device_name(stage.accelerator.device),
-        "seconds": sum(phase["seconds"] for phase in phases.values()),
+        "seconds": seconds,
+    }
+
+
+def _left(model: nn.Module, plan: CompressionPlan) -> dict[str, int]:
+    """Bits of the embeddings and of the head that the plan leaves dense, by the plan's key that has a set for them."""
+    around = {"embeddings": find_embeddings(model), "head": find_head(model)}
+    return {
+        part: FLOAT * sum(t.shape[0] * t.shape[1] for t in targets if t.name not in plan.layers)
+        for part, targets in around.items()
     }
 
 

@@ -7,13 +7,16 @@ from typing import Any
 from nxmiformer.runs import speeds, words
 from nxmiformer.runs.numbers import STAGES, Run
 
+LAYERS, FILE = "the layers", "the file"  # what a size is the size of
 NOTES = {
     "Scores": "Kept: final / dense. One-shot: the dense model projected onto the same sets, without training. "
     "Packed, reloaded: read back from the packed file.",
-    "Storage": "Compression: 1 − stored / float32 bits. The first rows count the compressed layers only, each "
-    "with what is above it; the last two count the whole model. On disk: measured, headers and all.",
+    "Storage": "Compression: 1 − stored / float32 bits. Of the layers: the compressed ones only, each row with what is "
+    "above it. Of the file: the whole model. On disk: measured, with headers, configuration and tokenizer.",
     "Layers": "Error: ‖W_dense − W_final‖² / ‖W_dense‖². Gap: ‖W − Z‖ / ‖W‖ when ADMM ended. Kept: the share of the "
     "weights that may be non-zero.",
+    "Training": "Time: on the clock, of a phase with calibration and evaluations; of the whole run also with reading, "
+    "scoring and packing. Per step: forward, backward and update alone.",
 }
 
 
@@ -44,22 +47,29 @@ def storage(run: Run) -> Table:
     ratios, measured = s.compression, s.bytes
     whole = s.packed_bits + s.rest_bits
     return Table(
-        ("stored", "bits", "compression", "on disk"),
+        ("stored", "of", "bits", "compression", "on disk"),
         (
-            ("dense layers", _count(s.dense_bits), words.NONE, words.NONE),
-            ("values", _count(s.value_bits), words.percent(ratios.values, 2), words.NONE),
-            ("+ indices", _count(s.value_bits + s.index_bits), words.percent(ratios.indices, 2), words.NONE),
-            ("+ scales", _count(s.packed_bits), words.percent(ratios.all, 2), words.size(measured.packed_weights)),
-            ("dense model", _count(s.dense_bits + s.rest_bits), words.NONE, words.size(measured.dense_model)),
-            ("packed model", _count(whole), words.percent(ratios.model, 2), words.size(measured.packed_model)),
+            ("dense", LAYERS, _count(s.dense_bits), words.NONE, words.NONE),
+            ("values", LAYERS, _count(s.value_bits), words.percent(ratios.values, 2), words.NONE),
+            ("+ indices", LAYERS, _count(s.value_bits + s.index_bits), words.percent(ratios.indices, 2), words.NONE),
+            (
+                "+ scales",
+                LAYERS,
+                _count(s.packed_bits),
+                words.percent(ratios.all, 2),
+                words.size(measured.packed_weights),
+            ),
+            ("dense", FILE, _count(s.dense_bits + s.rest_bits), words.NONE, words.size(measured.dense_model)),
+            ("packed", FILE, _count(whole), words.percent(ratios.model, 2), words.size(measured.packed_model)),
         ),
+        named=2,
     )
 
 
 def phases(run: Run) -> Table:
-    """The time of each phase, and of the whole run."""
+    """The wall time of each phase and of the whole run, and the time of a step alone."""
     rows = [
-        (name, phase.method, str(phase.steps), words.duration(phase.seconds), _pace(phase.seconds, phase.steps))
+        (name, phase.method, str(phase.steps), words.duration(phase.seconds), _pace(phase.step_seconds))
         for name, phase in run.report.phases.items()
     ]
     steps = sum(phase.steps for phase in run.report.phases.values())
@@ -114,7 +124,7 @@ def plans(found: Mapping[str, Any]) -> Table:
         )
         for plan in found["plans"]
     ]
-    header = ("plan", "size", "predicted", "divergence", "one-shot", *(("trained",) if tried else ()))
+    header = ("plan", "of the layers", "predicted", "divergence", "one-shot", *(("trained",) if tried else ()))
     return Table(header, tuple(rows))
 
 
@@ -134,8 +144,8 @@ def _count(bits: int) -> str:
     return f"{bits:,}"
 
 
-def _pace(seconds: float, steps: int) -> str:
-    return f"{1000 * seconds / steps:.0f} ms" if steps else words.NONE
+def _pace(seconds: float | None) -> str:
+    return f"{1000 * seconds:.0f} ms" if seconds else words.NONE
 
 
 def export(content: Mapping[str, Any]) -> Table:
@@ -168,7 +178,7 @@ def contenders(found: Mapping[str, Any]) -> Table:
                 words.NONE if facts["bytes"] is None else words.size(facts["bytes"]),
             )
         )
-    return Table(("", "latency", "spread", "per s", "times", "memory", "on disk"), tuple(rows))
+    return Table(("", "latency", "spread", "per s", "times", "memory", "file"), tuple(rows))
 
 
 def throughputs(found: Mapping[str, Any]) -> Table:

@@ -98,6 +98,7 @@ def markdown(run: Run, titles: dict[str, str]) -> str:
         if table.rows:
             pictures = [_image(name, titles) for name in figures]
             parts += [f"## {heading}", *pictures, _table(table), content.NOTES.get(heading, "")]
+            parts += [f"{_text(advice)}."] if heading == "Storage" and (advice := words.advice(run)) else []
     parts += ["## How to reproduce", _fenced(run.report.command), _table(content.facts(run))]
     return "\n\n".join(part for part in parts if part) + "\n"
 

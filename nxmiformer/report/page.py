@@ -45,14 +45,14 @@ def page(run: Run, figures: Mapping[str, tuple[str, str]]) -> str:
     measured = run.report.storage.bytes
     shares = [
         ("score kept", words.percent(run.report.retention)),
-        (f"on disk, {words.size(measured.dense_model)} dense", words.size(measured.packed_model)),
-        ("compressed layers", words.percent(run.report.storage.compression.all) + " smaller"),
-        ("time", words.duration(run.report.seconds)),
+        (f"of the file, {words.size(measured.dense_model)} when dense", words.size(measured.packed_model)),
+        ("of the layers", words.percent(run.report.storage.compression.all) + " smaller"),
+        ("on the clock", words.duration(run.report.seconds)),
     ]
     sections = [
         _figure("size", figures),
         _section("Scores", _table(content.scores(run))),
-        _section("Storage", _table(content.storage(run)), _figure("storage", figures)),
+        _section("Storage", _table(content.storage(run)), _figure("storage", figures), _advice(run)),
         _section("Layers", _figure("heatmap", figures), _folded("Every layer", content.layers(run))),
         _section(
             "Training", _table(content.phases(run)), _figure("training", figures), _figure("convergence", figures)
@@ -88,6 +88,11 @@ def _section(heading: str, *parts: str) -> str:
         return ""
     note = f'<p class="note">{_text(content.NOTES[heading])}</p>' if heading in content.NOTES else ""
     return f"<section>\n<h2>{_text(heading)}</h2>\n{''.join(parts)}{note}</section>\n"
+
+
+def _advice(run: Run) -> str:
+    advice = words.advice(run)
+    return f"<p>{_text(advice)}.</p>\n" if advice else ""
 
 
 def _table(table: content.Table) -> str:

@@ -15,13 +15,14 @@ from nxmiformer.runs.numbers import Run
 
 def summary(run: Run) -> Group:
     """The scores, the storage and the time of a run, 80 columns wide or less where names are of ordinary length."""
-    phases = content.phases(run)
+    advice = words.advice(run)
     return Group(
         Text(words.headline(run), style="bold"),
         Text(""),
         _table(content.scores(run)),
         _table(content.storage(run)),
-        _table(phases),
+        *([Text(f"{advice}.")] if advice else []),
+        _table(content.phases(run)),
     )
 
 

@@ -4,7 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -65,7 +65,8 @@ class DiskBytes:
 
 @dataclass(frozen=True)
 class StorageReport:
-    """Bits of the compressed layers, dense and packed, and of the rest of the model; bytes measured on disk."""
+    """Bits of the compressed layers, dense and packed, and of the rest of the model; bytes measured on disk; and of the
+    rest the bits of embeddings and head, by the key of the plan that packs them too."""
 
     dense_bits: int
     value_bits: int
@@ -74,6 +75,7 @@ class StorageReport:
     rest_bits: int
     compression: Compression
     bytes: DiskBytes
+    left: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def packed_bits(self) -> int:
@@ -102,12 +104,21 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class PhaseReport:
-    """A phase: its method, its optimizer steps, its wall time in seconds, and its `gap`: ||W - Z|| / ||W|| of all
-    compressed weights when it ended; 0 where its method has no sets, None where it was not taken."""
+    """A phase.
+
+    Attributes:
+        method: its class.
+        steps: of the optimizer.
+        seconds: wall time, with calibration and evaluations.
+        step_seconds: the mean time of a step alone; None where it was not taken.
+        gap: ||W - Z|| / ||W|| of all compressed weights when it ended; 0 where its method has no sets, None where it
+            was not taken.
+    """
 
     method: str
     steps: int
     seconds: float
+    step_seconds: float | None = None
     gap: float | None = None
 
 
@@ -116,7 +127,8 @@ class Report:
     """The content of `report.json`.
 
     `scores` has the metrics (fractions) of "dense", and of "one_shot", "final" and "packed" where they were taken;
-    `report_on` is the split that they were taken on. `retention` is final / dense; `seconds` the wall time of the run.
+    `report_on` is the split that they were taken on. `retention` is final / dense; `seconds` the wall time of the run
+    from its start to its report; of the starts before it was resumed, that of their phases.
     """
 
     name: str
@@ -195,6 +207,17 @@ class Run:
     def score(self, stage: str) -> float | None:
         """The task's metric of a stage (a key of `STAGES`), a fraction; None where it was not taken."""
         return self.report.scores.get(stage, {}).get(self.report.task.metric)
+
+    @property
+    def dense_on_holdout(self) -> float | None:
+        """The task's metric of the dense model on the holdout: the last one of its own phases, or the report's, where
+        that is of the holdout; None where neither is there."""
+        metric, phases = self.report.task.metric, self.report.phases
+        if self.report.report_on == "holdout":
+            return self.score("dense")
+        dense = [name for name, phase in phases.items() if phase.method.lower() == "dense"]
+        taken = [row[f"holdout/{metric}"] for row in self.rows if row["phase"] in dense and f"holdout/{metric}" in row]
+        return float(taken[-1]) if taken else None
 
     @property
     def shrinkage(self) -> float:

@@ -31,9 +31,8 @@ def typed(value: Any, hint: Any, key: str, where: object) -> Any:
     inside = f"{key}." if key else ""
     if is_dataclass(hint):
         wanted, hints = _mapping(value, key, where), get_type_hints(hint)
-        read = {
-            f.name: typed(wanted.get(f.name, f.default), hints[f.name], inside + f.name, where) for f in fields(hint)
-        }
+        given = [f for f in fields(hint) if f.name in wanted or (f.default is MISSING and f.default_factory is MISSING)]
+        read = {f.name: typed(wanted.get(f.name, MISSING), hints[f.name], inside + f.name, where) for f in given}
         return hint(**read)  # type: ignore[operator]
     if get_origin(hint) is Mapping:
         return {

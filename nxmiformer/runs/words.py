@@ -72,15 +72,16 @@ def small(value: float | None) -> str:
     return NONE if value is None or not math.isfinite(value) else f"{value:.2g}"
 
 
-def bytes_share(shrinkage: float) -> str:
-    """What the packed model takes of the dense one's bytes: "1/7.1 of the bytes"."""
+def file_share(shrinkage: float) -> str:
+    """What the packed model takes of the dense one's file: "1/7.1 of the file"."""
     if shrinkage < 1.05:
-        return f"{1 / shrinkage:.2f}× the bytes"
-    return (
-        f"1/{shrinkage:.0f} of the bytes"
-        if shrinkage >= 9.95
-        else f"1/{shrinkage:.1f} of the bytes".replace(".0 ", " ")
-    )
+        return f"{1 / shrinkage:.2f}× the file"
+    return f"1/{shrinkage:.{0 if shrinkage >= 9.95 else 1}f} of the file".replace(".0 ", " ")
+
+
+def sized(nbytes: float, of: str) -> str:
+    """Bytes, and what they are bytes of: "37.4 MB of the file"."""
+    return f"{size(nbytes)} of the {of}"
 
 
 def points(difference: float) -> str:
@@ -96,13 +97,25 @@ def subject(run: Run) -> str:
 
 
 def headline(run: Run) -> str:
-    """The finding: how much of the score is kept, in which share of the bytes (both as measured)."""
-    metric, space = run.report.task.metric, bytes_share(run.shrinkage)
+    """The finding: how much of the score is kept, in which share of the file (both as measured)."""
+    metric, space = run.report.task.metric, file_share(run.shrinkage)
     if run.score("final") is not None and run.report.retention is not None:
         return f"{subject(run)} keeps {percent(run.report.retention)} of {metric} in {space}"
     if (one_shot := run.score("one_shot")) is not None:
         return f"{subject(run)} in one shot leaves {score(metric, one_shot)} {metric} in {space}"
     return f"{subject(run)} stores the model in {space}"
+
+
+def advice(run: Run) -> str:
+    """Where most of the packed file is what the plan leaves dense: the override that packs embeddings and head too."""
+    s = run.report.storage
+    left = {part: bits for part, bits in s.left.items() if bits}
+    if s.rest_bits <= s.packed_bits or not left:
+        return ""
+    share, whole = percent(s.rest_bits / (s.rest_bits + s.packed_bits), 0), s.rest_bits + s.packed_bits
+    parts = " and ".join(f"{part} ({percent(bits / whole, 0)} of the file)" for part, bits in left.items())
+    overrides = " ".join(f"plan.{part}=int4" for part in left)
+    return f"{share} of the packed file is what the plan leaves dense; {overrides} packs {parts} too"
 
 
 def search_headline(found: Mapping[str, Any]) -> str:
@@ -112,7 +125,8 @@ def search_headline(found: Mapping[str, Any]) -> str:
     against = ""
     if others and min(others) > best["divergence"] > 0:
         against = f", {min(others) / best['divergence']:.1f} times closer to the dense one than any uniform plan"
-    return f"{size(best['bits'] / 8)} of {size(found['budget'] / 8)}: {score(metric, best['score'])} {metric}{against}"
+    of = f"{size(best['bits'] / 8)} of the {size(found['budget'] / 8)} that the layers may take"
+    return f"{of}: {score(metric, best['score'])} {metric}{against}"
 
 
 def export_headline(content: Mapping[str, Any]) -> str:
@@ -120,5 +134,5 @@ def export_headline(content: Mapping[str, Any]) -> str:
     form, agreement, nbytes = content["form"], content["agreement"], content["bytes"]
     return (
         f"{form} gives {percent(agreement['equal'], 2)} of {agreement['examples']} predictions as the packed model "
-        f"does, in {size(nbytes[form])}"
+        f"does, in a file of {size(nbytes[form])}"
     )

@@ -3,6 +3,7 @@ import json
 import hydra
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from nxmiformer import cli
 from nxmiformer.export.packed import load_packed
@@ -69,6 +70,24 @@ def test_the_reported_storage_is_the_plans_and_that_of_the_files(done):
         size = sum(path.stat().st_size for path in files)
         assert told["bytes"][f"{part}_model"] == size
     assert content["plan"] == {"name": "2of4_int4", "fingerprint": plan.fingerprint}
+
+
+def test_what_the_plan_leaves_dense_is_told_by_the_key_that_packs_it(done):
+    content, directory = done
+    weights = load_file(directory / "dense" / "model.safetensors")
+    head = ("pooler.dense.weight", "classifier.weight")
+    bits = {
+        "embeddings": sum(32 * w.numel() for name, w in weights.items() if name.endswith("embeddings.weight")),
+        "head": sum(32 * w.numel() for name, w in weights.items() if name.endswith(head)),
+    }
+    assert content["storage"]["left"] == bits
+    assert sum(bits.values()) < content["storage"]["rest_bits"]
+
+
+def test_the_seconds_of_a_run_are_by_the_clock_and_a_step_is_timed_without_what_is_around_it(done):
+    content, phases = done[0], done[0]["phases"].values()
+    assert content["seconds"] > sum(phase["seconds"] for phase in phases)
+    assert all(phase["steps"] * phase["step_seconds"] < phase["seconds"] for phase in phases)
 
 
 def test_dense_one_shot_final_and_packed_are_scored_and_packed_is_final(done):

@@ -4,11 +4,15 @@ import json
 import re
 from html.parser import HTMLParser
 
+import hydra
 import pytest
 from fabricated import mixed, write_run
 from rich.console import Console
 
-from nxmiformer.report.document import write_report
+from nxmiformer.figures.tradeoff import size
+from nxmiformer.report import content
+from nxmiformer.report.document import markdown, write_report
+from nxmiformer.report.page import page
 from nxmiformer.report.table import summary
 from nxmiformer.runs import words
 from nxmiformer.runs.numbers import read_run
@@ -75,7 +79,8 @@ def expected(report: dict) -> list[str]:
     packed = storage["value_bits"] + storage["index_bits"] + storage["scale_bits"]
     found += [f"{bits:,}" for bits in (storage["value_bits"], packed, packed + storage["rest_bits"])]
     found += [words.size(nbytes) for nbytes in storage["bytes"].values()]
-    found += [words.duration(phase["seconds"]) for phase in report["phases"].values()]
+    found += [words.duration(phase["seconds"]) for phase in (*report["phases"].values(), report)]
+    found += [f"{1000 * phase['step_seconds']:.0f} ms" for phase in report["phases"].values()]
     return [number for number in found if number != words.NONE]
 
 
@@ -95,6 +100,44 @@ def test_documents_show_the_numbers_of_the_report(tmp_path, options):
     for reason in read_run(tmp_path).plan.skipped.values():
         assert reason in markdown
         assert reason in page.text
+
+
+@pytest.mark.parametrize(
+    ("rest", "left", "overrides"),
+    [
+        (4_000_000, {"embeddings": 96_000_000, "head": 640_000}, "plan.embeddings=int4 plan.head=int4 packs"),
+        (4_000_000, {"embeddings": 0, "head": 640_000}, "; plan.head=int4 packs"),
+        (4_000_000, {"embeddings": 0, "head": 0}, None),
+        (1_000, {"embeddings": 24_000, "head": 640}, None),
+    ],
+)
+def test_where_most_of_the_file_is_left_dense_every_report_prints_the_override_that_packs_it(
+    tmp_path, rest, left, overrides
+):
+    report = json.loads((write_run(tmp_path, rest=rest) / "report.json").read_text())
+    report["storage"]["left"] = left
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    run, console = read_run(tmp_path), Console(width=200, color_system=None)
+    with console.capture() as capture:
+        console.print(summary(run))
+    for text in (capture.get(), markdown(run, {}), Page(page(run, {})).text):
+        assert overrides in text if overrides else "=int4 packs" not in text
+    words_of = [word for word in words.advice(run).split() if word.startswith("plan.")]
+    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
+        plan = hydra.compose("config", words_of).plan
+    assert {part for part in left if plan[part] == "int4"} == {word[5:-5] for word in words_of}
+
+
+def test_every_size_of_a_report_says_whether_it_is_of_the_layers_or_of_the_file(tmp_path):
+    run = read_run(write_run(tmp_path))
+    table = content.storage(run)
+    assert {row[table.header.index("of")] for row in table.rows} == {"the layers", "the file"}
+    assert words.headline(run).endswith(" of the file")
+    measured = run.report.storage.bytes
+    for nbytes in (measured.packed_model, measured.dense_model):
+        assert f"{words.size(nbytes)} of the file" in {
+            text.get_text().rpartition(", ")[2] for text in size(run).axes[0].texts
+        }
 
 
 def test_page_needs_no_other_file(tmp_path):

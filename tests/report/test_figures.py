@@ -2,6 +2,7 @@
 
 import io
 import sys
+from dataclasses import replace
 from itertools import combinations
 
 import matplotlib as mpl
@@ -10,6 +11,7 @@ import pytest
 import torch
 from fabricated import BERT, alike, mixed
 
+from nxmiformer.figures.curves import convergence, training
 from nxmiformer.figures.style import png, spread, svg
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.figures import figures_of, heatmap, plan_heatmap
@@ -48,6 +50,44 @@ def test_a_run_of_one_step_draws(make):
 
 def test_a_run_without_metrics_draws_what_it_has(make):
     assert set(figures_of(make(phases={}))) == {"size", "storage", "heatmap"}
+
+
+def told(figure):
+    return " ".join(figure.get_suptitle().replace("\xa0", " ").split())
+
+
+def test_every_score_of_the_training_figure_is_of_the_holdout_and_its_title_is_of_its_dots(make):
+    run = make()
+    figure = training(run)
+    panels = [ax for ax in figure.axes if ax.lines and ax.get_ylim()[0] > 0.5]
+    dots = [y for ax in panels for line in ax.lines if line.get_marker() == "o" for y in line.get_ydata()]
+    assert dots == run.series("holdout/accuracy").values
+    dense = [row["holdout/accuracy"] for row in run.rows if row["phase"] == "dense" and "holdout/accuracy" in row][-1]
+    levels = {y for ax in panels for line in ax.lines if line.get_marker() != "o" for y in line.get_ydata()}
+    assert levels == {dense} != {run.score("dense")}
+    below = f"{100 * (dense - dots[-1]):.1f} points below the dense model"
+    assert told(figure) == f"On the holdout, accuracy ends at {100 * dots[-1]:.2f} %, {below}"
+
+
+def test_without_a_dense_phase_the_training_figure_has_no_dense_line(make):
+    run = make(phases={"admm": ("admm", 100)})
+    assert run.dense_on_holdout is None
+    assert "dense" not in told(training(run))
+
+
+def test_every_phase_has_a_scale_of_its_own_loss(make):
+    phases = {"dense": ("dense", 100), "admm": ("admm", 100)}
+    run = make(phases=phases)
+    tops = [ax.get_ylim()[1] for ax in training(run).axes[: len(phases)]]
+    losses = {name: [row["loss"] for row in run.rows if row["phase"] == name and "loss" in row] for name in phases}
+    assert tops == pytest.approx([1.08 * max(values) for values in losses.values()], rel=0.1)
+
+
+@pytest.mark.parametrize(("last", "moves"), [(0.1, False), (0.104, False), (0.05, True), (0.2, True)])
+def test_a_gap_that_is_still_moving_when_admm_ends_is_said_to_be(make, last, moves):
+    run = make(phases={"admm": ("admm", 100)})
+    rows = [{**row, "gap": 0.1 if row["step"] <= 90 else last} for row in run.rows]
+    assert ("still" in told(convergence(replace(run, rows=tuple(rows))))) == moves
 
 
 @pytest.mark.parametrize("layers", [2, 48])

@@ -115,16 +115,16 @@ def test_words():
     assert [words.duration(s) for s in (0.84, 41.2, 59.7, 192, 3720)] == [
         "0.8 s", "41 s", "1 min 00 s", "3 min 12 s", "1 h 02 min",
     ]  # fmt: skip
-    assert [words.bytes_share(r) for r in (7.04, 7.1, 13.4, 1.0, 0.5, 120)] == [
-        "1/7 of the bytes",
-        "1/7.1 of the bytes",
-        "1/13 of the bytes",
-        "1.00× the bytes",
-        "2.00× the bytes",
-        "1/120 of the bytes",
+    assert [words.file_share(r) for r in (7.04, 7.1, 13.4, 1.0, 0.5, 120)] == [
+        "1/7 of the file",
+        "1/7.1 of the file",
+        "1/13 of the file",
+        "1.00× the file",
+        "2.00× the file",
+        "1/120 of the file",
     ]
 
 
 def test_headline_states_the_finding(make):
     run = make()
-    assert words.headline(run) == f"2:4+int4 keeps 98.9 % of accuracy in {words.bytes_share(run.shrinkage)}"
+    assert words.headline(run) == f"2:4+int4 keeps 98.9 % of accuracy in {words.file_share(run.shrinkage)}"
