@@ -87,7 +87,8 @@ def test_every_recipe_with_every_plan_builds_a_job(recipe, plan):
     assert job.recipe.phases[compressing].relative == recipe.endswith("_relative")
     assert isinstance(job.planning, Planning)
     assert job.planning.name == plan
-    assert str(job.planning.weight).replace(":", "of").replace("+", "_") == plan
+    layers = str(job.planning.weight).replace(":", "of").replace("c+", "+").replace("+", "_")  # c: another coding
+    assert f"{layers}{'_whole' if job.planning.embeddings and job.planning.head else ''}" == plan
     assert (job.planning.activations is None) == ("int" not in plan)
 
 

@@ -29,7 +29,7 @@ from nxmiformer.runs.numbers import Run, Series, Span
 
 MANY = 1200  # points that a curve is thinned to
 NARROWEST = 0.15  # of all steps: the width that the panel of a short phase has
-STILL = 0.1  # of the gap: what changes more over a tenth of the steps is still moving
+STILL = 0.1  # of the gap: what changes more over a quarter of the steps is still moving
 
 
 def training(run: Run) -> Figure:
@@ -140,14 +140,20 @@ def convergence(run: Run) -> Figure:
 def _closing(run: Run, gap: Series, flips: Series) -> str:
     """From where to where the gap goes, whether it is still moving there, and when the last mask entry flips."""
     text = f"The gap between the weights and their sets goes from {gap.values[0]:.2g} to {gap.values[-1]:.2g}"
-    final = _by_phase(run, gap)[-1]
-    tenth = max(1, len(final.values) // 10)
-    before, after = (float(np.mean(part)) for part in (final.values[-2 * tenth : -tenth] or [0], final.values[-tenth:]))
+    span = next(span for span in reversed(run.spans) if _inside(gap, span).steps)
+    final, tenth = _inside(gap, span), (span.stop - span.start) / 10  # a gap changes at updates alone
+    before, after = (_mean(final, end - tenth, end) for end in (span.stop - 2.5 * tenth, span.stop))
     if before > 0 and abs(after / before - 1) > STILL:
         way = "falls" if after < before else "rises"
-        text += f", and still {way}: by {words.percent(abs(after / before - 1), 0)} over the last tenth of the steps"
+        text += f", and still {way}: by {words.percent(abs(after / before - 1), 0)} over the last quarter of the steps"
     moved = [step for step, value in zip(*flips, strict=True) if value > 0]
     return f"{text}; the last mask entry flips at step {moved[-1]:,} of {flips.steps[-1]:,}" if moved else text
+
+
+def _mean(series: Series, start: float, stop: float) -> float:
+    """The mean of the values after the step `start`, up to `stop`; 0 where there is none."""
+    found = [value for step, value in zip(*series, strict=True) if start < step <= stop]
+    return float(np.mean(found)) if found else 0.0
 
 
 def _decades(ax: Axes) -> None:

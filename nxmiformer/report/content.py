@@ -124,7 +124,7 @@ def plans(found: Mapping[str, Any]) -> Table:
         )
         for plan in found["plans"]
     ]
-    header = ("plan", "of the layers", "predicted", "divergence", "one-shot", *(("trained",) if tried else ()))
+    header = ("plan", "of the\nlayers", "predicted", "divergence", "one-shot", *(("trained",) if tried else ()))
     return Table(header, tuple(rows))
 
 

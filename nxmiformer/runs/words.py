@@ -125,7 +125,7 @@ def search_headline(found: Mapping[str, Any]) -> str:
     against = ""
     if others and min(others) > best["divergence"] > 0:
         against = f", {min(others) / best['divergence']:.1f} times closer to the dense one than any uniform plan"
-    of = f"{size(best['bits'] / 8)} of the {size(found['budget'] / 8)} that the layers may take"
+    of = f"{size(best['bits'] / 8)} of the layers' {size(found['budget'] / 8)}"
     return f"{of}: {score(metric, best['score'])} {metric}{against}"
 
 
