@@ -132,7 +132,9 @@ def _instantiate(key: str, node: DictConfig) -> Any:
 def _try_optimizer(where: str, phase: Any) -> None:
     """Build the phase's optimizer on nothing much: what it refuses is better known now than after hours of training."""
     try:
-        phase.optimizer([{"params": [torch.nn.Parameter(torch.zeros(1, 1))], "weight_decay": phase.weight_decay}])
+        phase.optimizer(
+            [{"params": [torch.nn.Parameter(torch.zeros(1, 1, device="cpu"))], "weight_decay": phase.weight_decay}]
+        )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}.optimizer: {error}") from error
 

@@ -109,8 +109,8 @@ class _Logits(nn.Module):
 
 
 def traced(model: PreTrainedModel) -> "ir.Model":
-    """The graph of the model, compressed layers as `symbolic` has them; the model stays as it is."""
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    """The graph of the model, compressed layers as `symbolic` has them; the model stays as it is, and where it is."""
+    model = copy.deepcopy(model).to("cpu").eval().requires_grad_(False)  # type: ignore[arg-type]
     for name, layer in compressed_layers(model).items():
         stand_in = SymbolicLinear(layer) if isinstance(layer, CompressedLinear) else SymbolicEmbedding(layer)
         model.set_submodule(name, stand_in)

@@ -38,14 +38,14 @@ class SymbolicQuantizer(nn.Module):
         super().__init__()
         self.top, self.ranges = quantizer.top, quantizer.spec.ranges
         seen = float(quantizer.peak) if self.ranges == "ema" else 0.0
-        self.register_buffer("peak", torch.tensor(seen) if seen > 0 else None)
+        self.register_buffer("peak", torch.tensor(seen, device="cpu") if seen > 0 else None)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The uint8 codes of x (tokens, features) around the middle, the scale of each token or of all, the middle."""
         scale = (self._range(x) / self.top).clamp(min=torch.finfo(torch.float32).tiny)
         if self.ranges == "ema":  # the others leave no values outside
             x = torch.minimum(torch.maximum(x, -self.top * scale), self.top * scale)
-        zero = torch.tensor(MIDDLE, dtype=torch.uint8)
+        zero = torch.tensor(MIDDLE, dtype=torch.uint8, device="cpu")
         inputs = (x, scale, zero.expand(scale.shape))
         return symbolic("QuantizeLinear", inputs, {"axis": 0}, dtype=torch.uint8, shape=x.shape), scale, zero
 

@@ -49,6 +49,7 @@ def response(w: Tensor, sets: Sequence[ConstraintSet]) -> Figure:
     One row is best: every row of a grid has a scale of its own.
     """
     figure = canvas(2.9)
+    w = w.cpu()
     before = w.flatten().double().numpy()
     for ax, each in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
         after = each.project(w).flatten().double().numpy()
@@ -67,7 +68,7 @@ def response(w: Tensor, sets: Sequence[ConstraintSet]) -> Figure:
 
 def _matrix(ax: Axes, matrix: Tensor, most: float, note: str) -> None:
     """The numbers of a matrix on their colours; `most` is the magnitude of the deepest."""
-    values = matrix.double().numpy()
+    values = matrix.cpu().double().numpy()
     ax.pcolormesh(values, cmap=COLOURS, vmin=-most, vmax=most, edgecolors=PAPER, linewidth=1.2)
     axes(ax, note)
     ax.grid(False)

@@ -139,7 +139,8 @@ def _going_on(job: Job, directory: Path, planning: Planning) -> Job:
 def evidence_of(stage: Stage, examples: int) -> Evidence:
     """The dense model, and so many examples of the holdout, drawn by the run's seed and batched by their length."""
     holdout, settings, accelerator = stage.data["holdout"], stage.settings, stage.accelerator
-    drawn = torch.randperm(len(holdout), generator=torch.Generator().manual_seed(stage.seed))[:examples].tolist()
+    generator = torch.Generator().manual_seed(stage.seed)
+    drawn = torch.randperm(len(holdout), generator=generator, device="cpu")[:examples].tolist()
     lengths = holdout.lengths()
     drawn.sort(key=lambda index: (lengths[index], index))
     size = settings.batch_size

@@ -164,10 +164,11 @@ def project(model: nn.Module, nearest: Callable[[WeightQuantizer, Tensor], Tenso
             point = nearest(layer.quantizer, weight)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        squares[name] = torch.stack([(weight - point).float().square().sum(), weight.float().square().sum()]).double()
+        pair = torch.stack([(weight - point).float().square().sum(), weight.float().square().sum()])
+        squares[name] = pair.double().cpu()  # where those of other layers are, which may be on other devices
         weight.copy_(point)
         layer.quantizer.seen = None
-    total = sum(squares.values(), torch.zeros(2, dtype=torch.float64))
+    total = sum(squares.values(), torch.zeros(2, dtype=torch.float64, device="cpu"))
     return Moved({name: _ratio(pair) for name, pair in squares.items()}, _ratio(total))
 
 

@@ -2,6 +2,7 @@
 
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
@@ -34,7 +35,7 @@ class CompressedLinear(nn.Linear):
         self.in_features, self.out_features = (rows, columns) if self.transposed else (columns, rows)
         self.weight, self.bias = layer.weight, layer.bias
         self.quantizer = quantizer
-        self.inputs = None if activations is None else ActivationQuantizer(activations)
+        self.inputs = None if activations is None else ActivationQuantizer(activations, layer.weight.device)
         return self.train(layer.training)
 
     @property
@@ -50,7 +51,8 @@ class CompressedLinear(nn.Linear):
     def release(self) -> nn.Linear | Conv1D:
         """A plain layer with the same parameters; what `adopt` was given, in effect."""
         if self.transposed:
-            plain: nn.Linear | Conv1D = Conv1D(self.out_features, self.in_features)
+            with torch.device("meta"):  # Conv1D takes no device
+                plain: nn.Linear | Conv1D = Conv1D(self.out_features, self.in_features)
         else:
             plain = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         plain.weight, plain.bias = self.weight, self.bias

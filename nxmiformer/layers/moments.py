@@ -29,20 +29,21 @@ def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[
     """
     distinct = linear_layers(model)
     names = {id(layer.weight): name for name, layer in distinct.items()}
-    sums, counts = dict.fromkeys(distinct, torch.zeros(())), dict.fromkeys(distinct, 0)
+    sums: dict[str, Tensor] = {}
+    counts = dict.fromkeys(distinct, 0)
     real: Tensor | None = None
-    latest = (torch.empty(0), torch.empty(0), 0)  # query, key and value see one and the same input
+    latest: tuple[Tensor, Tensor, int] | None = None  # query, key and value see one and the same input
 
     def look(layer: CompressedLinear, inputs: tuple[Tensor, ...]) -> None:
         nonlocal latest
         x = inputs[0]
-        if x is not latest[0]:
+        if latest is None or x is not latest[0]:
             rows = x[real] if real is not None and x.shape[:-1] == real.shape else x.flatten(0, -2)
             rows = rows.float()
             with torch.autocast(x.device.type, enabled=False):  # a product in bfloat16 is not positive semidefinite
                 latest = (x, rows.t() @ rows, len(rows))
         name = names[id(layer.weight)]
-        sums[name] = sums[name] + latest[1]
+        sums[name] = sums[name] + latest[1] if name in sums else latest[1]
         counts[name] += latest[2]
 
     watched = [layer for layer in compressed_layers(model).values() if isinstance(layer, CompressedLinear)]
@@ -58,4 +59,4 @@ def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[
     unseen = [name for name, count in counts.items() if not count]
     if unseen:
         raise ValueError("no calibration input reached these layers: " + ", ".join(unseen))
-    return {name: total / counts[name] for name, total in sums.items()}
+    return {name: sums[name] / count for name, count in counts.items()}

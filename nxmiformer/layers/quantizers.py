@@ -64,14 +64,14 @@ class ActivationQuantizer(nn.Module):
 
     peak: Tensor
 
-    def __init__(self, spec: Activations) -> None:
+    def __init__(self, spec: Activations, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.spec = spec
         self.active = True
         self.top = 2 ** (spec.bits - 1) - 1
         if spec.ranges == "ema":
             # Persistent: static quantization needs it after a reload.
-            self.register_buffer("peak", torch.zeros((), dtype=torch.float32))
+            self.register_buffer("peak", torch.zeros((), dtype=torch.float32, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:

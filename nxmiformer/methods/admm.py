@@ -66,7 +66,9 @@ class Admm(Method):
         ):
             if value not in valid:
                 raise unknown(what, value, valid)
-        self._around(torch.optim.SGD([torch.zeros(1)]), (), {}, Constant(self.rho))  # checks the other options
+        self._around(
+            torch.optim.SGD([torch.zeros(1, device="cpu")]), (), {}, Constant(self.rho)
+        )  # checks the other options
 
     def prepare(self, layer: Compressed) -> None:
         layer.quantizer.frozen = False

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nxmiformer.layers.convert import Compressed, Moved, distinct_layers, project, projected
 from nxmiformer.layers.moments import Batch
+from nxmiformer.sets import Piece
 
 
 class Length(NamedTuple):
@@ -121,9 +122,9 @@ class Method(abc.ABC):
         return {"pieces": pieces}
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Go on from `state`, at optimizer step `step`."""
+        """Go on from `state`, whichever device it is on, at optimizer step `step`."""
         for name, layer in self.layers.items():
             quantizer = layer.quantizer
-            parts = (state["pieces"].get(f"{name}.{part}") for part in quantizer.piece._fields)
-            quantizer.hold(type(quantizer.piece)(*parts))
+            found = (state["pieces"].get(f"{name}.{part}") for part in Piece._fields)
+            quantizer.hold(Piece(*(part if part is None else part.to(layer.weight.device) for part in found)))
         self._activate(step > self.delay or self.delay == 0)

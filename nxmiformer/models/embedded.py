@@ -78,8 +78,8 @@ def model(
         pad_token_id=tokenizer.pad_token_id,
     )
     config.num_labels = outputs
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would set those of other devices too
         bert: transformers.BertForSequenceClassification = transformers.BertForSequenceClassification(config)
     weights = dict(bert.named_parameters())
     with torch.no_grad():

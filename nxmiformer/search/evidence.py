@@ -140,14 +140,14 @@ class Evidence:
         random direction of unit mean square, summed over an example's tokens, mean over the examples. It estimates the
         diagonal of the output factor of K-FAC (Martens and Grosse 2015, arXiv 1503.05671, eq. 1, section 3), with the
         `distance` of the logits in the place of their divergence."""
-        totals = {name: torch.zeros(layer.out_features) for name, layer in self.layers.items()}
+        totals = {name: torch.zeros(each.out_features, device=each.weight.device) for name, each in self.layers.items()}
         names = {id(layer.weight): name for name, layer in self.layers.items()}
 
         def look(layer: CompressedLinear, _: object, output: Tensor) -> None:
             name = names[id(layer.weight)]
 
             def add(grad: Tensor) -> None:
-                totals[name] = totals[name].to(grad.device) + grad.float().flatten(0, -2).square().sum(0)
+                totals[name] += grad.float().flatten(0, -2).square().sum(0)
 
             if output.requires_grad:
                 output.register_hook(add)
@@ -157,8 +157,9 @@ class Evidence:
         hooks = [module.register_forward_hook(look) for module in modules]
         try:
             for _, logits in self._with_gradients():
-                direction = _zero_meaned(torch.randn(logits.shape, generator=generator)) / math.sqrt(logits.shape[-1])
-                (logits * direction.to(logits.device)).sum().backward()
+                drawn = torch.randn(logits.shape, generator=generator, device="cpu")  # the same wherever the model is
+                direction = _zero_meaned(drawn).to(logits.device) / math.sqrt(logits.shape[-1])
+                (logits * direction).sum().backward()
         finally:
             for hook in hooks:
                 hook.remove()

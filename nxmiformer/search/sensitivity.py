@@ -58,7 +58,7 @@ class OutputError(Sensitivity):
 
     def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
         weight = evidence.layers[layer].matrix.detach()
-        order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0))
+        order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0), device="cpu")
         rows = order[: self.rows].sort().values.to(weight.device)
         problem = evidence.problem(layer).of(rows)
         if not self.weighted:

@@ -36,7 +36,7 @@ def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
     if bits == 8:
         return packed
     if bits in WORDS:
-        table = _bytes(bits).to(packed.device)
+        table = _bytes(bits, packed.device)
         words = torch.empty(packed.shape, dtype=table.dtype, device=packed.device)
         for part in parts(packed[:, None]):
             torch.index_select(table, 0, packed[part].int(), out=words[part])
@@ -49,10 +49,15 @@ def unpack_bits(packed: Tensor, bits: int, n: int) -> Tensor:
 
 
 @cache
-def _bytes(bits: int) -> Tensor:
+def _bytes(bits: int, device: torch.device) -> Tensor:
     """The codes in each of the 256 bytes, (256,) words of 8 / bits bytes: looking up is the fastest way to unpack."""
-    shifts = torch.arange(0, 8, bits)
-    return (torch.arange(256)[:, None] >> shifts & (2**bits - 1)).to(torch.uint8).view(WORDS[bits]).flatten()
+    shifts = torch.arange(0, 8, bits, device=device)
+    return (
+        (torch.arange(256, device=device)[:, None] >> shifts & (2**bits - 1))
+        .to(torch.uint8)
+        .view(WORDS[bits])
+        .flatten()
+    )
 
 
 def _cut(packed: Tensor, bits: int, words: int) -> Tensor:

@@ -136,7 +136,7 @@ class Grid(ValueSet):
         best = refined = torch.ones_like(peak)
         # A sum of n squares is wrong by a few units in the last place; only a real gain moves the scale off absmax.
         least = mean((u - self.codes(u, best)).square_()) * (1 - 1e-5)
-        sweep = torch.logspace(0, 1, CANDIDATES + 1, base=LEAST_RATIO[self.bits])[1:].tolist()
+        sweep = torch.logspace(0, 1, CANDIDATES + 1, base=LEAST_RATIO[self.bits], device="cpu")[1:].tolist()
         for step in range(CANDIDATES + REFINEMENTS):
             ratio = torch.full_like(best, sweep[step]) if step < CANDIDATES else refined
             codes = self.codes(u, ratio)
@@ -259,7 +259,7 @@ class Grid(ValueSet):
     def pack_codes(self, w: Tensor, support: Tensor | None) -> dict[str, Tensor]:
         """`values` (codes of the elements in `support`, all where None, shifted to be >= 0) and `scales`."""
         found = [self._recover(x, None if f is None else f > 0)[0] for x, f in self._supported(w, support)]
-        scales = torch.cat(found) if found else torch.zeros(0)
+        scales = torch.cat(found) if found else torch.zeros(0, device=w.device)
         codes = self.codes(self.rows(w), scales).view(w.shape)
         codes = codes.flatten() if support is None else codes[support]
         shifted = codes > 0 if self.bits == 1 else codes + self.top

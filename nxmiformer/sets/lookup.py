@@ -30,22 +30,23 @@ def look_up(first: SparsitySet, second: Grid, tensors: dict[str, Tensor], shape:
     groups = shape[0] * shape[1] // first.group
     values, supports = unpack_bits(tensors["values"], bits, groups), unpack_bits(tensors["indices"], support, groups)
     places = supports.int().bitwise_left_shift_(bits).bitwise_or_(values)
-    codes = _table(first, second).to(places.device).index_select(0, places).view(torch.int8)
+    codes = _table(first, second, places.device).index_select(0, places).view(torch.int8)
     return None if codes.numel() and int(codes.amin()) == NONE else codes.view(shape)
 
 
 @cache
-def _table(first: NM, second: Grid) -> Tensor:
+def _table(first: NM, second: Grid, device: torch.device) -> Tensor:
     """The codes of each case of a group, as a word of bytes: (2 ** (bits of the codes + bits of the support),)."""
     bits, support = first.keep * second.bits, first.index_bits((1, first.group))
-    values = torch.arange(2**bits)
-    shifted = values[:, None] >> torch.arange(first.keep) * second.bits & 2**second.bits - 1
+    values, places = torch.arange(2**bits, device="cpu"), torch.arange(first.keep, device="cpu")
+    shifted = values[:, None] >> places * second.bits & 2**second.bits - 1
     codes = shifted * 2 - 1 if second.bits == 1 else shifted - second.top
     valid = (codes <= second.top).all(1)
-    table = torch.full((2**support, 2**bits, first.group), NONE, dtype=torch.int8)
+    table = torch.full((2**support, 2**bits, first.group), NONE, dtype=torch.int8, device="cpu")
     for positions in combinations(range(first.group), first.keep):
-        mask = torch.zeros(1, first.group, dtype=torch.bool).index_fill_(1, torch.tensor(positions), True)
-        case = torch.zeros(len(values), first.group, dtype=torch.int8)
+        mask = torch.zeros(1, first.group, dtype=torch.bool, device="cpu")
+        mask[0, list(positions)] = True
+        case = torch.zeros(len(values), first.group, dtype=torch.int8, device="cpu")
         case[:, positions] = codes.to(torch.int8)
         table[int(first.pack_mask(mask)["indices"])][valid] = case[valid]
-    return table.view(WORDS[first.group]).flatten()
+    return table.view(WORDS[first.group]).flatten().to(device)

@@ -85,7 +85,8 @@ class NM(SparsitySet):
         return {"indices": pack_wide(_rank(positions.view(-1, self.keep)), self._group_bits)}
 
     def unpack_mask(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
-        return self.place(torch.ones(self.kept(shape), dtype=torch.bool), tensors, shape)
+        device = next((part.device for part in tensors.values()), torch.device("cpu"))
+        return self.place(torch.ones(self.kept(shape), dtype=torch.bool, device=device), tensors, shape)
 
     def place(self, values: Tensor, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
         if not self._group_bits:
@@ -135,21 +136,21 @@ def _columns(rows: Tensor, word: torch.dtype) -> Iterator[Tensor]:
 
 
 @cache
-def _binomials() -> Tensor:
+def _binomials(device: torch.device) -> Tensor:
     """C(n, k) for 0 <= n < 64 and 0 <= k <= 64, int64: (64, 65). Those that a rank needs are below 2^63."""
-    return torch.tensor([[min(comb(n, k), 2**63 - 1) for k in range(65)] for n in range(64)])
+    return torch.tensor([[min(comb(n, k), 2**63 - 1) for k in range(65)] for n in range(64)], device=device)
 
 
 def _rank(positions: Tensor) -> Tensor:
     """The number (groups,) of each ascending combination (groups, keep) in the combinatorial number system: the sum of
     C(p_i, i) over its positions p_1 < ... < p_keep (Knuth, The Art of Computer Programming 4A, 7.2.1.3, eq. 20)."""
-    table = _binomials().to(positions.device)
+    table = _binomials(positions.device)
     return table[positions, torch.arange(1, positions.shape[1] + 1, device=positions.device)].sum(1)
 
 
 def _unrank(ranks: Tensor, keep: int) -> Tensor:
     """The combinations (groups, keep) of these numbers: from the last position down, the largest that fits."""
-    table = _binomials().to(ranks.device)
+    table = _binomials(ranks.device)
     positions = torch.empty(len(ranks), keep, dtype=torch.int64, device=ranks.device)
     for i in range(keep, 0, -1):
         column = table[:, i].contiguous()

@@ -52,7 +52,7 @@ def encode(split: datasets.Dataset, task: Task, tokenizer: PreTrainedTokenizerBa
     columns = [list(split[column]) for column in task.columns]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length)
     features = [dict(zip(encoded.keys(), row, strict=True)) for row in zip(*encoded.values(), strict=True)]
-    labels = torch.tensor(split["label"], dtype=torch.int64 if task.labels else torch.float32)
+    labels = torch.tensor(split["label"], dtype=torch.int64 if task.labels else torch.float32, device="cpu")
     fills: dict[str, Any] = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
     return Examples(features, labels, {key: fills.get(key, 0) for key in encoded})
 
@@ -76,7 +76,7 @@ def shuffled(
     """
     whole = size * world
     per_epoch = batches_per_epoch(len(examples), whole)
-    lengths = torch.tensor(examples.lengths() if grouped else [0] * len(examples))
+    lengths = torch.tensor(examples.lengths() if grouped else [0] * len(examples), device="cpu")
     while True:
         order = _epoch(lengths, whole, torch.Generator().manual_seed(seed * 1_000_003 + start // per_epoch))
         for position in range(start % per_epoch, per_epoch):
@@ -93,14 +93,14 @@ def batches_per_epoch(examples: int, size: int) -> int:
 
 def _epoch(lengths: Tensor, size: int, generator: torch.Generator) -> list[list[int]]:
     """The batches of one epoch, as lists of example numbers."""
-    order = torch.randperm(len(lengths), generator=generator)[: len(lengths) // size * size]
+    order = torch.randperm(len(lengths), generator=generator, device="cpu")[: len(lengths) // size * size]
     windows = [window[lengths[window].argsort(stable=True)] for window in order.split(WINDOW * size)]
     batches = [batch for window in windows for batch in window.split(size)]
-    shuffle = torch.randperm(len(batches), generator=generator).tolist()
+    shuffle = torch.randperm(len(batches), generator=generator, device="cpu").tolist()
     return [batches[i].tolist() for i in shuffle]
 
 
 def sorted_batches(examples: Examples, size: int) -> list[list[int]]:
     """Every example once, in batches of like length."""
-    order = torch.tensor(examples.lengths()).argsort(stable=True)
+    order = torch.tensor(examples.lengths(), device="cpu").argsort(stable=True)
     return [batch.tolist() for batch in order.split(size)]

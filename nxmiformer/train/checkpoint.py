@@ -176,8 +176,8 @@ def _rng_state() -> dict[str, Any]:
 def restore_rng(state: Mapping[str, Any]) -> None:
     """Set the global generators to what `Checkpoints.save` found."""
     torch.set_rng_state(state["torch"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for index, each in enumerate(state["cuda"][: torch.cuda.device_count()]):  # of the devices that are here too
+        torch.cuda.set_rng_state(each, index)
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     version, internal, gauss = state["python"]

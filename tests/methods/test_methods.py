@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+from every import METHODS
 from torch.optim import AdamW
 
 from nxmiformer.layers.convert import compressed_layers, convert, verify
@@ -24,14 +25,6 @@ from nxmiformer.sets import NM, Block, Grid, Then, Transposed
 
 JOINT = Then(NM(2, 4), Grid(4))
 SETS = {"2of4": NM(2, 4), "int4": Grid(4), "2of4_int4": JOINT, "1of4_int8": Then(NM(1, 4), Grid(8))}
-METHODS = {
-    "admm": Admm,
-    "admm_paper": AdmmPaper,
-    "ste_qat": SteQat,
-    "fixed_mask": FixedMask,
-    "sr_ste": SrSte,
-    "one_shot": OneShot,
-}
 STEPS, EPOCH = 20, 5
 COARSE = Then(Block(1, 2, 0.9), Grid(2))  # many a block that is kept rounds to zero
 

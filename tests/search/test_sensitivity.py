@@ -3,26 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from every import SENSITIVITIES
 from small import evidence
 
 from nxmiformer.search.anchored import Anchored
-from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity, WeightError
+from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity
 from nxmiformer.sets import NM, Grid, Then
 
-SENSITIVITIES = [
-    WeightError(),
-    OutputError(),
-    OutputError(weighted=False),
-    OutputError(rows=5, iterations=0),
-    LossChange(order=1),
-    LossChange(order=2),
-    Measured(),
-    Measured(what="divergence"),
-    Measured(what="loss"),
-    Measured(iterations=3),
-    Measured(examples=5),
-    Anchored(OutputError(), Measured(iterations=2, examples=8), ("2:4+int4", "1:8+int4")),
-]
 SETS = [Grid(8), Grid(3), NM(2, 4), Then(NM(2, 4), Grid(4)), Then(NM(1, 4), Grid(2))]
 BY_ITSELF = pytest.mark.parametrize("sensitivity", SENSITIVITIES, ids=repr)
 

@@ -6,43 +6,13 @@ import pickle
 import naive
 import pytest
 import torch
+from every import GRIDS, JOINT, SETS, SPARSE
 from torch import Tensor
 
 from nxmiformer.sets import NM, Block, ConstraintSet, Grid, SparsitySet, Then, Transposed, Unstructured
 from nxmiformer.sets.base import DTYPES
 
 SHAPE = (8, 128)
-
-SPARSE: list[SparsitySet] = [
-    *(NM(*pair) for pair in [(1, 4), (2, 4), (3, 4), (4, 4), (1, 1), (8, 16), (5, 64), (64, 64)]),
-    *(NM(*pair, "dense") for pair in [(2, 4), (1, 1), (8, 16), (32, 64)]),
-    *(Unstructured(density) for density in (0.1, 0.5, 1.0)),
-    *(Block(*shape) for shape in [(4, 4, 0.5), (1, 8, 0.25), (8, 32, 0.3), (2, 2, 1.0)]),
-]
-GRIDS = [
-    *(Grid(bits) for bits in range(1, 9)),
-    *(Grid(bits, scale="absmax") for bits in range(1, 9)),
-    *(Grid(bits, group=16) for bits in (1, 2, 4, 8)),
-    *(Grid(bits, group=32, scale="absmax") for bits in (1, 3, 8)),
-    Grid(3, group=1),
-]
-JOINT = [
-    *(Then(NM(2, 4), Grid(bits)) for bits in range(1, 9)),
-    Then(NM(2, 4), Grid(8, scale="absmax")),
-    Then(NM(4, 4), Grid(4)),
-    Then(NM(1, 1), Grid(1)),
-    Then(NM(8, 16), Grid(4, group=16)),
-    Then(NM(5, 64), Grid(6, group=64)),
-    Then(NM(1, 4), Grid(1, group=32)),
-    Then(NM(8, 16, "dense"), Grid(4)),
-    Then(Unstructured(0.5), Grid(8)),
-    Then(Unstructured(0.1), Grid(1)),
-    Then(Unstructured(0.1), Grid(3, group=32)),
-    Then(Block(4, 4, 0.5), Grid(4, group=32, scale="absmax")),
-    Then(Block(1, 8, 0.25), Grid(1, scale="absmax")),
-    Then(Block(8, 32, 0.3), Grid(2)),
-]
-SETS: list[ConstraintSet] = [*SPARSE, *GRIDS, *JOINT]
 
 
 def name(value: object) -> str:
