@@ -11,11 +11,11 @@ from devices.foreign import here, there
 from export.tiny import bert, compressed, contents, gpt2
 
 from nxmiformer import load_packed, save_packed
-from nxmiformer.data.batches import Examples
 from nxmiformer.layers.convert import strip, verify
 from nxmiformer.layers.lazy import make_eager
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.sets import NM, Grid, Then
+from nxmiformer.tasks.batches import Examples
 from nxmiformer.train.checkpoint import Checkpoints, Position
 from nxmiformer.train.evaluate import predict
 

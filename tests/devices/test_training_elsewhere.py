@@ -22,7 +22,7 @@ from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, SupportChange, Warmup
-from nxmiformer.plan import CompressionPlan
+from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.train.objective import Objective
 
