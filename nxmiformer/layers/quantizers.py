@@ -55,8 +55,8 @@ class _Round(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        return grad * ctx.saved_tensors[0] if ctx.saved_tensors else grad, None, None, None
+        (grad,), saved = grads, ctx.saved_tensors  # read once: under gradient checkpointing each reading computes anew
+        return grad * saved[0] if saved else grad, None, None, None
 
 
 class ActivationQuantizer(nn.Module):
@@ -94,13 +94,19 @@ class ActivationQuantizer(nn.Module):
         now = x.abs().amax().float()
         if self.spec.ranges == "tensor":
             return now
-        if self.training:
+        if self.training and not _recomputing():
             old = torch.where(self.peak > 0, self.peak, now)
             self.peak.copy_(old + (1 - self.spec.momentum) * (now - old))
         return torch.where(self.peak > 0, self.peak, now)  # a range that was never seen would round all to zero
 
     def extra_repr(self) -> str:
         return str(self.spec)
+
+
+def _recomputing() -> bool:
+    """Whether a backward pass is under way: what is computed in one was computed in the forward pass, and not kept, to
+    save memory (gradient checkpointing, in both of torch's variants). It is to see what it saw then."""
+    return bool(torch._C._current_graph_task_id() != -1)
 
 
 class _OnPiece(torch.autograd.Function):
