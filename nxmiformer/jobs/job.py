@@ -38,7 +38,7 @@ from nxmiformer.tasks.task import Task
 from nxmiformer.train.checkpoint import Checkpoints, Position
 from nxmiformer.train.evaluate import predict
 from nxmiformer.train.loop import Settings, Stage, train_phase
-from nxmiformer.train.recipe import Phase, Recipe
+from nxmiformer.train.recipe import Phase, Recipe, check_distillation
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
 
 PASSING = frozenset(
@@ -132,6 +132,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     data = {name: encode(splits[name], job.task, tokenizer, job.settings.max_length) for name in splits}
     example = data["holdout"].batch([0], "cpu")
     convert(model, plan, {key: value for key, value in example.items() if key != "labels"})
+    check_distillation(job.recipe.phases, model, example)
     accelerator = job.settings.accelerator()
     checkpoints = Checkpoints(job.directory, _identity(job, plan))
     _tidy(job, checkpoints)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nxmiformer.train.hidden import hidden_error
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -18,8 +20,9 @@ class Objective:
         logits: weight of the distillation of logits: T^2 KL(teacher || student) at temperature T, mean over the batch
             (Hinton et al. 2015, arXiv 1503.02531, section 2); the squared error for a regression.
         temperature: T.
-        hidden: weight of the mean squared error between the hidden states of all layers, padding left out (as TinyBERT,
-            Jiao et al. 2020, arXiv 1909.10351, eq. 8, without the projection: the widths are equal here).
+        hidden: weight of the mean squared error between the hidden states of all layers, of an encoder and a decoder
+            alike, padding left out (as TinyBERT, Jiao et al. 2020, arXiv 1909.10351, eq. 8, without the projection: the
+            widths are equal here).
     """
 
     task: float = 1.0
@@ -52,7 +55,7 @@ class Objective:
         if self.logits:
             loss = loss + self.logits * self._logits(outputs.logits, target.logits)
         if self.hidden:
-            loss = loss + self.hidden * _hidden(outputs.hidden_states, target.hidden_states, batch["attention_mask"])
+            loss = loss + self.hidden * hidden_error(outputs, target, batch.get("attention_mask"))
         return loss
 
     def _logits(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -60,10 +63,3 @@ class Objective:
             return F.mse_loss(student.float(), teacher.float())
         soft = [F.log_softmax(logits.float() / self.temperature, dim=-1) for logits in (student, teacher)]
         return self.temperature**2 * F.kl_div(soft[0], soft[1], reduction="batchmean", log_target=True)
-
-
-def _hidden(student: tuple[Tensor, ...], teacher: tuple[Tensor, ...], attention: Tensor) -> Tensor:
-    """Mean squared error over layers and the tokens that are attended to; each state is (batch, tokens, width)."""
-    real = attention.bool()
-    errors = [F.mse_loss(s[real].float(), t[real].float()) for s, t in zip(student, teacher, strict=True)]
-    return torch.stack(errors).mean()

@@ -5,11 +5,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import SchedulerType
+from torch import Tensor
+from transformers import PreTrainedModel, SchedulerType
 
 from nxmiformer.errors import unknown
+from nxmiformer.layers.mode import evaluating
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.methods.dense import Dense
+from nxmiformer.train.hidden import HiddenStatesError, check_every_layer_runs
 from nxmiformer.train.objective import Objective
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -74,3 +77,24 @@ class Recipe:
             raise ValueError(
                 f"a recipe needs a phase that compresses; this one has {list(self.phases) or 'none at all'}"
             )
+
+
+@torch.no_grad()
+def check_distillation(phases: Mapping[str, Phase], model: PreTrainedModel, batch: Mapping[str, Tensor]) -> None:
+    """Compare the model with itself, on a batch, as each phase's objective will compare it with its teacher. It is in
+    evaluation mode meanwhile, so that chance has no say in what is refused.
+
+    Raises:
+        ValueError: a phase is to distil hidden states which the model does not have, or not always.
+    """
+    for name, phase in phases.items():
+        if not phase.objective.hidden:
+            continue
+        try:
+            if phase.dropout:
+                check_every_layer_runs(model.config, f"recipe.phases.{name}.dropout=false")
+            with evaluating(model):
+                phase.objective(model, model, batch)
+        except HiddenStatesError as error:
+            without = f"recipe.phases.{name}.objective.hidden=0 leaves hidden states out"
+            raise ValueError(f"phase {name} is to distil hidden states, but {error}; {without}") from error

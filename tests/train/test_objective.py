@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from torch.optim import AdamW
 
+from nxmiformer.methods.dense import Dense
 from nxmiformer.train.objective import Objective
+from nxmiformer.train.recipe import Phase, check_distillation
 
 
 class Fixed(torch.nn.Module):
@@ -87,6 +90,77 @@ def test_the_teacher_sees_no_labels_and_keeps_no_graph():
     assert not teacher.gradients
 
 
+SMALL = {"vocab_size": 20, "num_labels": 3, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+DEEP = {"d_model": 8, "encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+HEADS = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "decoder_start_token_id": 2}
+
+
+def bart(**options):
+    config = transformers.BartConfig(**SMALL, **DEEP, **HEADS, max_position_embeddings=20, dropout=0.0, **options)
+    return transformers.BartForSequenceClassification(config)
+
+
+def t5():
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 16, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+    return transformers.T5ForSequenceClassification(transformers.T5Config(**SMALL, **sizes, dropout_rate=0.0))
+
+
+def funnel():
+    sizes = {"block_sizes": [1, 1], "d_model": 8, "n_head": 2, "d_head": 4, "d_inner": 16, "hidden_dropout": 0.0}
+    return transformers.FunnelForSequenceClassification(transformers.FunnelConfig(**SMALL, **sizes))
+
+
+def swin():
+    sizes = {"image_size": 16, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 2}
+    return transformers.SwinForImageClassification(transformers.SwinConfig(**sizes, num_labels=3))
+
+
+def words():
+    ids = torch.tensor([[5, 6, 7, 8, 9, 2, 0, 0], [9, 8, 7, 6, 5, 4, 3, 2]])
+    return {"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": torch.tensor([0, 1])}
+
+
+def pictures():
+    return {"pixel_values": draw(2, 3, 16, 16), "labels": torch.tensor([0, 1])}
+
+
+def seeded(make, seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make().eval()
+
+
+def states(model, batch):
+    outputs = model(**batch, output_hidden_states=True)
+    names = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+    return [state.detach() for name in names for state in getattr(outputs, name, None) or ()]
+
+
+@pytest.mark.parametrize(
+    ("make", "batch", "count"),
+    [(bart, words, 6), (t5, words, 6), (funnel, words, 3), (swin, pictures, 3)],
+)
+def test_states_of_encoders_decoders_and_poolers_are_compared_one_by_one(make, batch, count):
+    student, teacher, given = seeded(make, 0), seeded(make, 1), batch()
+    errors = []
+    for s, t in zip(states(student, given), states(teacher, given), strict=True):
+        square = (s - t).square()
+        tokens = given.get("attention_mask")
+        of_tokens = tokens is not None and tokens.shape == s.shape[:2]
+        errors.append((square[tokens.bool()] if of_tokens else square).mean())
+    assert len(errors) == count
+    found = Objective(task=0.0, hidden=1.0)(student, teacher, given)
+    torch.testing.assert_close(found, torch.stack(errors).mean())
+    found.backward()
+
+
+def test_states_that_differ_in_number_or_shape_are_told_not_paired():
+    with pytest.raises(ValueError, match=r"hidden states are \[\(3, 4, 5\)\], and the teacher's \[\(3, 4, 6\)\]"):
+        Objective(hidden=1.0)(Fixed(draw(3, 2), (draw(3, 4, 5),)), Fixed(draw(3, 2), (draw(3, 4, 6),)), batch())
+    with pytest.raises(ValueError, match="the model gives no hidden states"):
+        Objective(hidden=1.0)(Fixed(draw(3, 2), None), Fixed(draw(3, 2), None), batch())
+
+
 def test_a_student_that_is_its_teacher_has_nothing_to_learn_from_it():
     config = transformers.BertConfig(
         vocab_size=20,
@@ -116,3 +190,25 @@ def test_weights_that_minimise_nothing_are_refused(weights):
 def test_a_temperature_that_is_not_positive_is_refused(temperature):
     with pytest.raises(ValueError, match="temperature must be positive"):
         Objective(logits=1.0, temperature=temperature)
+
+
+def phase(dropout=False, **objective):
+    return Phase(Dense(), AdamW, Objective(**objective), dropout=dropout)
+
+
+@pytest.mark.parametrize("chance", range(3))
+def test_a_model_that_skips_layers_at_random_is_refused_with_the_remedy_whatever_chance_says(chance):
+    model, given = seeded(lambda: bart(encoder_layerdrop=0.5), 0).train(), words()
+    torch.manual_seed(chance)
+    with pytest.raises(ValueError, match=r"encoder_layerdrop=0\.5\) unless recipe\.phases\.finish\.dropout=false"):
+        check_distillation({"dense": phase(True), "finish": phase(True, hidden=1.0)}, model, given)
+    check_distillation({"finish": phase(False, hidden=1.0)}, model, given)
+    check_distillation({"finish": phase(True, logits=1.0)}, model, given)
+    assert model.training
+
+
+def test_a_model_without_hidden_states_is_refused_with_the_override():
+    model = seeded(bart, 0)
+    model.forward = lambda **batch: SimpleNamespace(logits=draw(2, 3), loss=torch.tensor(0.0))
+    with pytest.raises(ValueError, match=r"no hidden states .* recipe\.phases\.admm\.objective\.hidden=0"):
+        check_distillation({"admm": phase(hidden=1.0)}, model, words())

@@ -1,0 +1,66 @@
+"""Distillation of hidden states: which a model has, and how far they are from a teacher's."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PretrainedConfig
+
+STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")  # as outputs call those of all layers
+
+
+class HiddenStatesError(ValueError):
+    """Hidden states that cannot be compared with a teacher's."""
+
+
+def hidden_error(student: Any, teacher: Any, attention: Tensor | None) -> Tensor:
+    """The mean over two models' hidden states, of encoders and of decoders, of their mean squared errors.
+
+    Args:
+        student: the outputs of a model that was asked for its hidden states.
+        teacher: those of the other.
+        attention: (batch, tokens); what it leaves out does not count. A state of another number of tokens, as models
+            have that pool, counts whole; so do all where None is given.
+
+    Raises:
+        HiddenStatesError: the student has no hidden states, or not those that the teacher has.
+    """
+    ours, theirs = list(_states(student)), list(_states(teacher))
+    if not ours:
+        raise HiddenStatesError("the model gives no hidden states that could be distilled")
+    shapes = [[tuple(state.shape) for state in states] for states in (ours, theirs)]
+    if shapes[0] != shapes[1]:
+        raise HiddenStatesError(f"the student's hidden states are {shapes[0]}, and the teacher's {shapes[1]}")
+    return torch.stack([_error(s, t, attention) for s, t in zip(ours, theirs, strict=True)]).mean()
+
+
+def _states(outputs: Any) -> Iterator[Tensor]:
+    for name in STATES:
+        yield from getattr(outputs, name, None) or ()
+
+
+def _error(student: Tensor, teacher: Tensor, attention: Tensor | None) -> Tensor:
+    if attention is not None and student.ndim == 3 and student.shape[:2] == attention.shape:
+        real = attention.bool()
+        student, teacher = student[real], teacher[real]
+    return F.mse_loss(student.float(), teacher.float())
+
+
+def check_every_layer_runs(config: PretrainedConfig, remedy: str) -> None:
+    """Raise a HiddenStatesError for a model that skips layers at random while it trains (LayerDrop, Fan et al. 2020,
+    arXiv 1909.11556): how many hidden states it has is then a matter of chance."""
+    skipping = {name: share for name, share in _values(config.to_dict()) if "layerdrop" in name and share}
+    if skipping:
+        told = ", ".join(f"{name}={share}" for name, share in skipping.items())
+        raise HiddenStatesError(f"the model skips layers at random ({told}) unless {remedy}")
+
+
+def _values(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The keys and values of a configuration, and of those in it."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _values(value)
+        else:
+            yield str(name), value
