@@ -18,19 +18,22 @@ from fabricated import write_sweep  # noqa: E402 (the fabricated runs belong to 
 
 def test_the_python_lines_of_the_readme_run_and_leave_a_packed_model_in_its_sets(tmp_path, monkeypatch):
     code, _ = BLOCKS
-    assert 8 <= len([line for line in code.splitlines() if line.strip()]) <= 16
+    assert 8 <= len([line for line in code.splitlines() if line.strip()]) <= 18
     monkeypatch.chdir(tmp_path)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     model = transformers.BertForSequenceClassification(transformers.BertConfig(vocab_size=50, **sizes))
+    model.half().save_pretrained(tmp_path / "checkpoint")
     generator = torch.Generator().manual_seed(0)
     batches = [
         {"input_ids": torch.randint(50, (4, 6), generator=generator), "labels": torch.tensor([0, 1, 0, 1])}
         for _ in range(8)
     ]
-    given = {"model": model, "batches": batches, "tokenizer": embedded.tokenizer(["a"])}
+    given = {"path": tmp_path / "checkpoint", "batches": batches, "tokenizer": embedded.tokenizer(["a"])}
     exec(compile(code, str(README), "exec"), given)
     packed = next(tmp_path.glob("**/packed.json")).parent
-    verify(load_packed(packed), CompressionPlan.load(packed / "plan.json"))
+    loaded = load_packed(packed)
+    assert loaded.dtype == torch.float32
+    verify(loaded, CompressionPlan.load(packed / "plan.json"))
 
 
 def test_the_python_lines_about_many_runs_read_them_and_draw_them(tmp_path, monkeypatch):

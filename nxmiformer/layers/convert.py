@@ -1,5 +1,6 @@
 """Put compressed layers into a model, and take them out again."""
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
+from nxmiformer.layers.precision import too_narrow
 from nxmiformer.layers.quantizers import WeightQuantizer
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 
@@ -29,6 +31,9 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
     Raises:
         ValueError: the plan does not fit, or names a layer that is no plain linear one or embedding, or, with
             `example`, a forward pass does not call layers (each is named); the model is as it was then.
+
+    Warns:
+        UserWarning: weights of 16 bits want gradients.
     """
     plan.check(model)
     specs = {module: spec for name, spec in plan.layers.items() for module in (name, *spec.aliases)}
@@ -36,6 +41,9 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
     odd = [f"{name}: {reason}" for name, module in modules.items() if (reason := _obstacle(module, specs[name]))]
     if odd:
         raise ValueError("only plain linear layers and embeddings can be converted:\n  " + "\n  ".join(odd))
+    narrow = too_narrow({name: model.get_parameter(f"{name}.weight") for name in plan.layers})
+    if narrow is not None:
+        warnings.warn(narrow, stacklevel=2)
     for name, spec in plan.layers.items():
         quantizer = WeightQuantizer(spec.weight)  # one for all modules that share the weight
         for module in (name, *spec.aliases):

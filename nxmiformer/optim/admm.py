@@ -1,5 +1,6 @@
 """ADMM around any torch optimizer."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from nxmiformer.errors import unknown
+from nxmiformer.layers.precision import too_narrow
 from nxmiformer.optim.schedule import Constant, Residuals, Schedule
 from nxmiformer.sets import ConstraintSet
 
@@ -51,7 +53,10 @@ class ADMM(torch.optim.Optimizer):
 
     Raises:
         ValueError: a name that is not there or that `base` does not train, a set that rejects the shape, a weight
-            with a value that is not finite, or an option out of range.
+            with a value that is not finite or of float16, or an option out of range.
+
+    Warns:
+        UserWarning: weights of bfloat16 want gradients.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class ADMM(torch.optim.Optimizer):
         self.interval, self.pull, self.dual, self.importance = interval, pull, dual, importance
         self.sets = dict(sets)
         self.weights = self._find(dict(named_parameters))
+        self._check_precision()
         self.steps = 0
         self.rho = dict.fromkeys(self.sets, self.schedule.first())
         self.residuals: dict[str, Residuals] = {}
@@ -107,6 +113,13 @@ class ADMM(torch.optim.Optimizer):
         if problems:
             raise ValueError("these parameters cannot be constrained:\n  " + "\n  ".join(problems))
         return {name: parameters[name] for name in self.sets}
+
+    def _check_precision(self) -> None:
+        narrow = too_narrow(self.weights)
+        if narrow is not None and any(w.dtype == torch.float16 for w in self.weights.values()):
+            raise ValueError(narrow)
+        if narrow is not None:
+            warnings.warn(narrow, stacklevel=3)
 
     def _share(self) -> None:
         """Be one with the base: learning-rate schedules write to these groups, and the base reads them."""

@@ -58,7 +58,7 @@ def seeded(make, seed=0, **options):
 
 def compressed(make=bert, weight=JOINT, activations=None, dtype=torch.float32, include=None):
     """A model whose compressed weights are points of their sets, and its plan."""
-    model = seeded(make).to(dtype)
+    model = seeded(make).to(dtype).requires_grad_(dtype.itemsize > 2)  # who trains in 16 bits is warned
     targets = find_targets(model, include)
     sets = weight(targets.layers) if callable(weight) else {target.name: weight for target in targets.layers}
     plan = CompressionPlan.assigned(model, targets, sets, activations)

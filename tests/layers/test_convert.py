@@ -310,3 +310,13 @@ def test_verify_names_every_offender_and_its_set_converted_or_not():
     with pytest.raises(ValueError, match="not points of their sets") as error:
         verify(model, plan)
     assert str(error.value).splitlines()[1:] == [f"  {name}: not in 2:4+int4" for name in offenders]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_weights_of_16_bits_that_would_be_trained_are_warned_of_with_the_remedy(dtype):
+    model = seeded(bert).to(dtype)
+    with pytest.warns(UserWarning, match=rf"12 weights .* is {dtype}.* dtype=torch\.float32"):
+        convert(model, plan_for(model))
+    trained = convert(seeded(bert), plan_for(seeded(bert)))
+    frozen = seeded(bert).to(dtype).requires_grad_(False)
+    assert len(compressed_layers(convert(frozen, plan_for(frozen)))) == len(compressed_layers(trained)) == 12

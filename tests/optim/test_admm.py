@@ -285,6 +285,7 @@ def test_a_state_without_a_dual_is_refused_by_an_optimizer_with_one():
         optimizer.load_state_dict(wrap(model, AdamW(model.parameters()), dual=0).state_dict())
 
 
+@pytest.mark.filterwarnings("ignore:.* weights that want gradients are of 16 bits")
 @pytest.mark.parametrize(
     ("own", "of_weights"), [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (None, torch.bfloat16)]
 )
@@ -316,12 +317,22 @@ def test_z_and_u_keep_their_own_dtype(own, of_weights):
         assert again.u["2.weight"].abs().max() > 0
 
 
+@pytest.mark.filterwarnings("ignore:.* weights that want gradients are of 16 bits")
 def test_a_float32_dual_adds_up_what_a_bfloat16_weight_would_round_away():
     w = nn.Parameter(torch.tensor([[256.0, 1.0, 0.0, 0.0]], dtype=torch.bfloat16))
     optimizer = ADMM(SGD([w], lr=0.0), [("w", w)], {"w": NM(1, 4)}, rho=1e-6, dtype=torch.float32)
     optimizer.u["w"][0, 0] = 0.25  # an eighth of the unit in the last place of 256
     optimizer.update()
     assert optimizer.z["w"][0, 0] == 256.25
+
+
+def test_weights_of_16_bits_are_refused_or_warned_of_with_the_remedy():
+    model = network().half()
+    with pytest.raises(ValueError, match=r"2 weights .*0\.weight is torch\.float16.* model\.float\(\) first"):
+        wrap(model, AdamW(model.parameters()))
+    model.bfloat16()
+    with pytest.warns(UserWarning, match=r"0\.weight is torch\.bfloat16.* dtype=torch\.float32"):
+        wrap(model, AdamW(model.parameters()))
 
 
 def test_finalize_makes_every_weight_a_member():
