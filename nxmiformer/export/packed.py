@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import torch
@@ -202,7 +201,8 @@ def stay_packed(model: PreTrainedModel, plan: CompressionPlan) -> None:
 
     `transformers` has no other place for it: a quantizer may change the tensors that it writes, but not which files.
     """
-    model.save_pretrained = MethodType(partial(_save_pretrained, plan=plan), model)  # type: ignore[method-assign]
+    # No bound method: what is bound to an object is pickled by its name, and this has none.
+    model.save_pretrained = partial(_save_pretrained, model, plan=plan)  # type: ignore[method-assign]
 
 
 def _save_pretrained(
