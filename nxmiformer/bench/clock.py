@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from nxmiformer.console.display import SILENT, Display
+
 LEAST = 3  # rounds: a median of fewer is none
 UNIT = 1 if sys.platform == "darwin" else 1024  # bytes, of what getrusage gives
 
@@ -65,24 +67,32 @@ class Bench:
             raise ValueError(f"bench.{name}={getattr(self, name)}: it must not be negative")
 
 
-def interleaved(runs: Mapping[str, Callable[[], object]], bench: Bench, clock: Clock = now) -> dict[str, list[Time]]:
+def interleaved(
+    runs: Mapping[str, Callable[[], object]],
+    bench: Bench,
+    clock: Clock = now,
+    display: Display = SILENT,
+    name: str = "rounds",
+) -> dict[str, list[Time]]:
     """The time that each run took in each round, by name.
 
     In a round each runs once, in an order that is drawn anew: what else the machine does then hits all alike, and none
-    always finds the caches as the same other left them.
+    always finds the caches as the same other left them. Nothing is shown but between two rounds.
     """
     for run in [run for _ in range(bench.warmup) for run in runs.values()]:
         run()
     taken: dict[str, list[Time]] = {name: [] for name in runs}
     began = clock().wall
-    for number in range(bench.repeats):
-        if number >= LEAST and clock().wall - began >= bench.seconds:
-            break
-        for name in random.Random(number).sample(list(runs), len(runs)):
-            start = clock()
-            runs[name]()
-            end = clock()
-            taken[name].append(Time(end.wall - start.wall, end.processor - start.processor))
+    with display.work(name, bench.repeats) as rounds:
+        for number in range(bench.repeats):
+            if number >= LEAST and clock().wall - began >= bench.seconds:
+                break
+            for each in random.Random(number).sample(list(runs), len(runs)):
+                start = clock()
+                runs[each]()
+                end = clock()
+                taken[each].append(Time(end.wall - start.wall, end.processor - start.processor))
+            display.step(rounds)
     return taken
 
 

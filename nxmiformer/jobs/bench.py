@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from nxmiformer.bench.clock import interleaved, peak_memory, summarised
 from nxmiformer.bench.contenders import BASELINE, Contender, LineUp, line_up
+from nxmiformer.console.display import Display
 from nxmiformer.export.inputs import made_up
 from nxmiformer.export.manifest import PLAN
 from nxmiformer.export.packed import load_packed
@@ -71,7 +72,7 @@ def _bench(job: Job, path: Path, out: Path) -> dict[str, Any]:
         content = _opened(job, out, {**_facts(job, path, lined, device), "too_long": too_long})
         _time(job, model, shapes, lined, content, out)
         if job.bench.memory:
-            _weigh(model, max(shapes, key=lambda shape: shape[0] * shape[1]), lined, content, out)
+            _weigh(model, max(shapes, key=lambda shape: shape[0] * shape[1]), lined, content, out, job.label)
     write_bench(out)
     return content
 
@@ -132,22 +133,28 @@ def _time(
     done = {(cell["batch"], cell["length"]) for cell in content["cells"]}
     left = [shape for shape in shapes if shape not in done]
     runs = {each.name: each.load() for each in lined.contenders} if left else {}
+    display = Display(job.label)
     for batch, length in left:
         inputs = made_up(model, batch, length)
-        taken = interleaved({name: partial(run, inputs) for name, run in runs.items()}, job.bench)
+        name = f"{len(content['cells']) + 1} of {len(shapes)}: {batch} x {length} tokens"
+        taken = interleaved(
+            {each: partial(run, inputs) for each, run in runs.items()}, job.bench, display=display, name=name
+        )
         timings = summarised(taken, batch, BASELINE)
         content["cells"].append({"batch": batch, "length": length, "timings": timings})
         _write(content, out)
 
 
-def _weigh(model: PreTrainedModel, shape: tuple[int, int], lined: LineUp, content: dict[str, Any], out: Path) -> None:
+def _weigh(
+    model: PreTrainedModel, shape: tuple[int, int], lined: LineUp, content: dict[str, Any], out: Path, label: str
+) -> None:
     """Measure what memory each contender takes that is not in `content` yet, and write it after each."""
     imports = ["nxmiformer.bench.contenders", type(model).__module__]
     imports += ["onnxruntime"] if any("onnx" in each.how for each in lined.contenders) else []
     inputs = made_up(model, *shape)
     if content["memory_shape"] != list(shape):
         content["memory"], content["memory_shape"] = {}, list(shape)
-    for each in lined.contenders:
+    for each in Display(label).tracked(lined.contenders, "memory", len(lined.contenders)):
         if each.name not in content["memory"]:
             work = partial(_load_and_run, each, inputs, content["threads"])
             content["memory"][each.name] = peak_memory(work, imports)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
+from nxmiformer.console.display import Display
 from nxmiformer.export.format import Format, Run
 from nxmiformer.export.manifest import CONFIG, EXPORTED, PLAN, WEIGHTS
 from nxmiformer.export.packed import load_packed
@@ -120,14 +121,16 @@ def _exported(
     threads, size = job.settings.threads, job.settings.eval_batch_size
     if threads is not None:
         torch.set_num_threads(threads)
+    display = Display(job.label)
+    display.say(f"writing {form.name}")
     model.config.save_pretrained(directory)
     form.write(model, plan, directory)  # which has more to say in the config, or not
     written = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and file.name != CONFIG)
     tokenizer = AutoTokenizer.from_pretrained(path)
     tokenizer.save_pretrained(directory)
     examples = encode(job.task.splits()["validation"], job.task, tokenizer, job.settings.max_length)
-    packed = _logits(lambda batch: _forward(model, batch), examples, size)
-    artefact = _logits(form.read(directory, threads), examples, size)
+    packed = _logits(lambda batch: _forward(model, batch), examples, size, display, "packed")
+    artefact = _logits(form.read(directory, threads), examples, size, display, form.name)
     agreement = Agreement.of(packed, artefact, examples.labels.numpy())
     storage = plan.storage()
     content = {
@@ -157,15 +160,16 @@ def _forward(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def _logits(run: Run, examples: Examples, size: int) -> np.ndarray:
+def _logits(run: Run, examples: Examples, size: int, display: Display, name: str) -> np.ndarray:
     """Logits (examples, outputs), in the examples' order."""
-    order = sorted_batches(examples, size)
-    rows = []
-    for indices in order:
+
+    def forward(indices: list[int]) -> Tensor:
         batch = examples.batch(indices, "cpu")
         del batch["labels"]
-        rows.append(run(batch).float())
-    stacked = torch.cat(rows)
+        return run(batch).float()
+
+    order = sorted_batches(examples, size)
+    stacked = torch.cat(list(display.tracked(map(forward, order), f"validation, {name}", len(order), brief=True)))
     logits = torch.empty_like(stacked)
     logits[[index for indices in order for index in indices]] = stacked
     return logits.numpy()

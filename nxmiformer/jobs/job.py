@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from nxmiformer.bench.clock import Bench
+from nxmiformer.console.display import Display
 from nxmiformer.export.format import Format
 from nxmiformer.export.manifest import replaceable
 from nxmiformer.export.packed import PackedSize, add_results, load_packed, packing
@@ -63,6 +64,7 @@ class Job:
         bench: what a bench times.
         path: of the packed model that an export or a bench reads.
         out: the directory that it writes; None: beside `path`, called as the format is, or "bench".
+        label: what the lines of its progress begin with, so that the jobs of a sweep are told apart.
     """
 
     name: str
@@ -83,6 +85,7 @@ class Job:
     bench: Bench = field(default_factory=Bench)
     path: str | None = None
     out: str | None = None
+    label: str = ""
 
     def __post_init__(self) -> None:
         if self.report_on not in ("validation", "holdout"):
@@ -121,6 +124,8 @@ class Opened(NamedTuple):
 @contextmanager
 def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> Iterator[Opened]:
     """Read the job's model and data, convert the model to the plan that `planning` gives, and open its directory."""
+    display = Display(job.label)
+    display.say(f"reading task {job.task.name} and model {job.source.name}")
     job.directory.mkdir(parents=True, exist_ok=True)
     if job.settings.threads is not None:
         torch.set_num_threads(job.settings.threads)
@@ -143,8 +148,9 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     wrapped = accelerator.prepare_model(model)
     with _tracker(job, position if job.resume else None) as tracker:
         stage = Stage(
-            model, wrapped, tokenizer, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts
-        )
+            model, wrapped, tokenizer, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts,
+            display,
+        )  # fmt: skip
         yield Opened(stage, plan, position, resumed)
 
 
@@ -225,7 +231,10 @@ def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dic
     """The scores of the model as trained, and as read back from its packed files; their logits must be the same."""
     examples, size = stage.data[job.report_on], job.settings.eval_batch_size
     loaded = load_packed(packed).to(stage.accelerator.device)
-    logits = [predict(model, examples, size, stage.accelerator) for model in (stage.model, loaded)]
+    logits = [
+        predict(model, examples, size, stage.accelerator, stage.display, f"{job.report_on}, {name}")
+        for name, model in {"trained": stage.model, "packed": loaded}.items()
+    ]
     if not np.array_equal(logits[0], logits[1]):
         raise RuntimeError(
             f"the packed model does not give the logits of the trained one: they differ by up to "

@@ -98,12 +98,11 @@ def search(job: Job) -> dict[str, Any]:
         leave_dense(replace(job, report_on="holdout"), stage)
         began = time.perf_counter()
         evidence = evidence_of(stage, job.search.examples)
-        shown = stage.accelerator.is_main_process
 
         def trial(sets: Sets, steps: int) -> float:
             return _trial(job, job.planning.assigned(stage.model, targets, sets), steps)
 
-        result = job.search(evidence, targets, job.budget, rest, job.directory / "cache", trial, shown)
+        result = job.search(evidence, targets, job.budget, rest, job.directory / "cache", trial, stage.display)
         seconds = time.perf_counter() - began
         plan = job.planning.assigned(stage.model, targets, result.best.sets)
         content = _content(job, stage, evidence, result, plan, seconds)

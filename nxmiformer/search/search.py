@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from nxmiformer.console.display import SILENT, Display
 from nxmiformer.layers.targets import Targets
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Candidates, Choice, words_of
@@ -16,7 +17,6 @@ from nxmiformer.search.sensitivity import Sensitivity
 from nxmiformer.search.strategy import Strategy
 from nxmiformer.search.table import Assignment, Damages, Table, measure
 from nxmiformer.search.whole import OneShot, Sets
-from nxmiformer.train.progress import tracked
 
 Trial = Callable[[Sets, int], float]
 
@@ -124,7 +124,14 @@ class Search:
                 raise ValueError(f"search.{name}={getattr(self, name)}: it must be at least {least}")
 
     def __call__(
-        self, evidence: Evidence, targets: Targets, budget: Budget, rest: int, cache: Path, trial: Trial, shown: bool
+        self,
+        evidence: Evidence,
+        targets: Targets,
+        budget: Budget,
+        rest: int,
+        cache: Path,
+        trial: Trial,
+        display: Display = SILENT,
     ) -> Found:
         """The plan for these layers.
 
@@ -134,18 +141,18 @@ class Search:
             rest: bits of the model's file that are none of theirs.
             cache: directory in which measured damages are kept.
             trial: trains with these sets for so many steps, and gives the score on the holdout; for `halving`.
-            shown: whether to show progress.
+            display: shows how far it is.
 
         Raises:
             ValueError: as `limit`.
         """
         choices, limit = self.candidates.choices(targets), self.limit(targets, budget, rest)
-        damages = self._damages(evidence, choices, cache, shown)
+        damages = self._damages(evidence, choices, cache, display)
         table, whole = Table.of(choices, damages, budget), OneShot(evidence, self.iterations)
-        plans = _scored(table, whole, self._proposals(table, limit), "plans", shown)
-        plans = self._halved(sorted(plans, key=lambda each: (each.divergence, each.bits)), trial)
-        pairs = whole.interactions(plans[0].sets, self.interactions) if self.interactions else []
-        frontier = _scored(table, whole, self._frontier(table), "frontier", shown)
+        plans = _scored(table, whole, self._proposals(table, limit), "plans", display)
+        plans = self._halved(sorted(plans, key=lambda each: (each.divergence, each.bits)), trial, display)
+        pairs = whole.interactions(plans[0].sets, self.interactions, display) if self.interactions else []
+        frontier = _scored(table, whole, self._frontier(table), "frontier", display)
         return Found(plans[0], tuple(plans), tuple(frontier), damages, tuple(pairs), limit)
 
     def limit(self, targets: Targets, budget: Budget, rest: int) -> int:
@@ -163,11 +170,11 @@ class Search:
             raise ValueError(f"budget {budget} is too small: the least is {budget.smallest(least, weights, rest)}")
         return limit
 
-    def _damages(self, evidence: Evidence, choices: Sequence[Choice], cache: Path, shown: bool) -> Damages:
+    def _damages(self, evidence: Evidence, choices: Sequence[Choice], cache: Path, display: Display) -> Damages:
         damages = {}
         work = measure(evidence, choices, self.sensitivity, cache)
         total = sum(len(choice.layers) for choice in choices)
-        for layer, row in tracked(work, "sensitivity", total, shown):
+        for layer, row in display.tracked(work, "sensitivity", total):
             damages[layer] = row
         return damages
 
@@ -189,19 +196,24 @@ class Search:
         found = {f"searched {limit / 8:.0f} bytes": self.strategy(table, int(limit), 1)[0] for limit in budgets}
         return {**{f"uniform {words}": each for words, each in uniform.items()}, **found}
 
-    def _halved(self, plans: list[Scored], trial: Trial) -> list[Scored]:
+    def _halved(self, plans: list[Scored], trial: Trial, display: Display) -> list[Scored]:
         """The plans, those first that came furthest in the trials, and there by their scores."""
         if self.halving is None:
             return plans
         trials: dict[str, tuple[tuple[int, float], ...]] = {each.name: () for each in plans}
-        for plan, steps, score in self.halving(plans, lambda plan, steps: trial(plan.sets, steps)):
+
+        def tried_out(plan: Scored, steps: int) -> float:
+            display.say(f"trial of {plan.name} in {steps} steps")
+            return trial(plan.sets, steps)
+
+        for plan, steps, score in self.halving(plans, tried_out):
             trials[plan.name] += ((steps, score),)
         tried = [replace(each, trials=trials[each.name]) for each in plans]
         return sorted(tried, key=lambda each: [(-steps, -score) for steps, score in each.trials[-1:]])
 
 
 def _scored(
-    table: Table, whole: OneShot, assignments: Mapping[str, Assignment], name: str, shown: bool
+    table: Table, whole: OneShot, assignments: Mapping[str, Assignment], name: str, display: Display
 ) -> list[Scored]:
     """The assignments by name, measured as wholes."""
 
@@ -212,4 +224,4 @@ def _scored(
             figures = whole.evidence.divergence(logits), whole.evidence.score(logits)
             yield Scored(each, sets, table.cost(assignment), table.predicted(assignment), *figures)
 
-    return list(tracked(work(), name, len(assignments), shown))
+    return list(display.tracked(work(), name, len(assignments)))

@@ -6,6 +6,7 @@ from itertools import combinations
 
 from torch import Tensor
 
+from nxmiformer.console.display import SILENT, Display
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.sets import ConstraintSet
 
@@ -34,12 +35,13 @@ class OneShot:
         """How far the logits move; see `Evidence.distance`."""
         return self.evidence.distance(self.logits(sets))
 
-    def interactions(self, sets: Sets, layers: int) -> list[tuple[str, str, float, float]]:
+    def interactions(self, sets: Sets, layers: int, display: Display = SILENT) -> list[tuple[str, str, float, float]]:
         """Of the layers that do the most damage alone, at most so many: every pair, the damage of both together, and
         the sum of their damages, that which exceeds its sum the most first."""
-        alone = {name: self.distance({name: each}) for name, each in sets.items() if each is not None}
+        given = [name for name, each in sets.items() if each is not None]
+        damages = ((name, self.distance({name: sets[name]})) for name in given)
+        alone = dict(display.tracked(damages, "layers alone", len(given)))
         worst = sorted(alone, key=lambda name: -alone[name])[:layers]
-        pairs = [
-            (a, b, self.distance({a: sets[a], b: sets[b]}), alone[a] + alone[b]) for a, b in combinations(worst, 2)
-        ]
-        return sorted(pairs, key=lambda pair: pair[3] - pair[2])
+        pairs = list(combinations(worst, 2))
+        found = ((a, b, self.distance({a: sets[a], b: sets[b]}), alone[a] + alone[b]) for a, b in pairs)
+        return sorted(display.tracked(found, "pairs", len(pairs)), key=lambda pair: pair[3] - pair[2])

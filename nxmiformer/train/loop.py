@@ -13,6 +13,7 @@ from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
 
+from nxmiformer.console.display import SILENT, Display
 from nxmiformer.errors import unknown
 from nxmiformer.layers.convert import distinct_layers
 from nxmiformer.layers.moments import Batch
@@ -23,7 +24,7 @@ from nxmiformer.train.astray import check_finite
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.evaluate import evaluate
 from nxmiformer.train.groups import groups, scaled, shares
-from nxmiformer.train.progress import Progress, tracked
+from nxmiformer.train.progress import Progress
 from nxmiformer.train.recipe import Phase
 from nxmiformer.train.tracker import Tracker
 
@@ -92,6 +93,7 @@ class Stage:
         model: what is trained; `wrapped` is the same, as `accelerate` prepared it.
         data: the splits by name.
         facts: what has been found out so far, as JSON values; every checkpoint holds it.
+        display: shows how far it is.
     """
 
     model: PreTrainedModel
@@ -105,10 +107,12 @@ class Stage:
     tracker: Tracker
     seed: int
     facts: dict[str, Any]
+    display: Display = SILENT
 
     def score(self, split: str) -> dict[str, float]:
         """The task's metrics on a split, as the model stands."""
-        return evaluate(self.model, self.task, self.data[split], self.settings.eval_batch_size, self.accelerator)
+        size, examples = self.settings.eval_batch_size, self.data[split]
+        return evaluate(self.model, self.task, examples, size, self.accelerator, self.display, split)
 
     def save(self, name: str, position: Position, state: Mapping[str, Any]) -> None:
         """Write checkpoint `name`, once for all processes."""
@@ -169,7 +173,8 @@ def train_phase(
     _training_mode(stage.model, phase.dropout)
     took: list[float] = []
     stage.model.zero_grad()  # the phase before may have trained only a part, and left gradients on the rest
-    with Progress(name, length.steps, position.step, accelerator.is_main_process) as progress:
+    with stage.display.work(name, length.steps, position.step) as work:
+        progress = Progress(stage.display, work)
         for step in range(position.step, length.steps):
             began = time.perf_counter()
             method.before_step(step)
@@ -234,10 +239,9 @@ def _training(stage: Stage, name: str, phase: Phase, length: Length, calibrate: 
     method = phase.method
     method.attach(stage.model, length)
     if calibrate:  # every process looks at the same batches, and comes to the same weights
-        accelerator, train = stage.accelerator, stage.data["train"]
-        batches = shuffled(train, stage.settings.batch_size, stage.seed, 0, accelerator.device)
+        batches = shuffled(stage.data["train"], stage.settings.batch_size, stage.seed, 0, stage.accelerator.device)
         work = method.calibrate(batches, forward)
-        for _ in tracked(work, f"{name}: layers", len(method.layers), accelerator.is_main_process):
+        for _ in stage.display.tracked(work, f"{name}: layers", len(method.layers)):
             pass
     parts = shares(method, stage.facts["projection_error"]) if phase.relative else {}
     optimizer = method.optimizer(scaled(phase.optimizer(groups(method.parameters(), phase.weight_decay, parts))))

@@ -44,7 +44,7 @@ def targets_of(seen):
 def searched(seen, cache, budget=None, trial=no_trial, **given):
     given = {"candidates": Candidates(WORDS), "sensitivity": OutputError(), "strategy": Knapsack(), **given}
     search = Search(**{"iterations": 0, **given})
-    return search(seen, targets_of(seen), budget or Budget(ratio=0.12), REST, cache, trial, shown=False)
+    return search(seen, targets_of(seen), budget or Budget(ratio=0.12), REST, cache, trial)
 
 
 def cost(sets, seen, budget):
