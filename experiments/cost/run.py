@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSequenceClassification
 
+from nxmiformer.console.quiet import quiet
 from nxmiformer.layers.convert import convert, distinct_layers
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
@@ -23,7 +24,6 @@ from nxmiformer.methods.base import Length, Method
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.methods.sr_ste import SrSte
-from nxmiformer.models.source import quiet
 from nxmiformer.optim import ADMM
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nxmiformer.console.quiet import quiet
 from nxmiformer.export.compressed_tensors import CompressedTensors
 from nxmiformer.export.format import Format, Run
 from nxmiformer.export.manifest import EXPORTED, PLAN, WEIGHTS
@@ -18,7 +19,6 @@ from nxmiformer.export.onnx import Onnx
 from nxmiformer.export.packed import load_packed
 from nxmiformer.layers.convert import convert, project, strip
 from nxmiformer.layers.semi_structured import Kernel, make_semi_structured, refusals
-from nxmiformer.models.source import quiet
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.runs.parse import parse
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from nxmiformer.bench.clock import Bench
 from nxmiformer.console.display import Display
+from nxmiformer.console.quiet import quiet
 from nxmiformer.export.format import Format
 from nxmiformer.export.manifest import replaceable
 from nxmiformer.export.packed import PackedSize, add_results, load_packed, packing
@@ -27,7 +28,7 @@ from nxmiformer.layers.targets import find_embeddings, find_head
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.one_shot import OneShot
-from nxmiformer.models.source import Source, quiet
+from nxmiformer.models.source import Source
 from nxmiformer.plan.compression import FLOAT, CompressionPlan
 from nxmiformer.plan.origin import Planning
 from nxmiformer.report.document import write_report

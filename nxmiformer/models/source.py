@@ -1,16 +1,14 @@
 """Where a model and its tokenizer come from."""
 
 import abc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging
 
+from nxmiformer.console.quiet import quiet
 from nxmiformer.models import embedded
 from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.tasks.task import Task
@@ -91,7 +89,10 @@ class Embedded(Source):
 
     def tokenizer(self, task: Task) -> PreTrainedTokenizerBase:
         if not isinstance(task, Grammar):
-            raise ValueError(f"model=embedded knows the words of task=grammar only, not those of {task.name!r}")
+            raise ValueError(
+                f"model=embedded knows the words of task=grammar only, not those of {task.name!r}: give a model that "
+                f"reads them, model=pretrained model.path=bert-base-uncased or the directory of another"
+            )
         return embedded.tokenizer(task.vocabulary)
 
     def model(self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
@@ -116,16 +117,3 @@ def labels(task: Task) -> dict[str, dict]:
         "id2label": dict(enumerate(task.labels)),
         "label2id": {name: number for number, name in enumerate(task.labels)},
     }
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without the bars of `transformers`, and its report of a head drawn anew, which is expected here."""
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        logging.enable_progress_bar()

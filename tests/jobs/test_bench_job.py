@@ -60,7 +60,7 @@ def write_run(directory, hidden=16):
     save_packed(model, plan, directory / "packed", tokenizer)
     (directory / "copy").mkdir()
     Copy().write(model, plan, directory / "copy")
-    record = {"form": "copy", "plan": plan.fingerprint, "bytes": {"copy": 123}}
+    record = {"form": "copy", "plan": plan.fingerprint, "bytes": {"copy": 123}, "agreement": {"equal": 1.0}}
     (directory / "copy" / "export.json").write_text(json.dumps(record))
     return directory / "packed"
 
