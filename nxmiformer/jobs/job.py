@@ -147,7 +147,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     write_text(job.directory / "run.json", json.dumps(_started(job), indent=1) + "\n")
     facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
     wrapped = accelerator.prepare_model(model)
-    with _tracker(job, position if job.resume else None) as tracker:
+    with _tracker(job, position if job.resume else None, display) as tracker:
         stage = Stage(
             model, wrapped, tokenizer, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts,
             display,
@@ -311,8 +311,8 @@ def _identity(job: Job, plan: CompressionPlan) -> dict[str, Any]:
     return {"config": config, "plan": plan.fingerprint, "model": job.source.name, "seed": job.seed}
 
 
-def _tracker(job: Job, position: Position | None) -> Tracker:
+def _tracker(job: Job, position: Position | None, display: Display) -> Tracker:
     trackers: list[Tracker] = [Jsonl(job.directory, None if position is None else position.total_step)]
     if job.wandb is not None:
-        trackers.append(Wandb(job.directory, job.config, job.wandb))
+        trackers.append(Wandb(job.directory, job.config, job.wandb, display))
     return Several(trackers)

@@ -8,11 +8,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from nxmiformer.console.display import SILENT, Display
 from nxmiformer.files import append, write_text
 from nxmiformer.plan.compression import CompressionPlan
 
 REPORT = "report.json"
 LAYER_COLUMNS = ("layer", "set", "bits per weight", "error", "gap", "kept")
+APART = {
+    "offline": "figures are kept in {}/wandb until `wandb sync` sends them",
+    "disabled": "figures go to metrics.jsonl alone",
+}
 LONG = ("plans", "frontier", "damages", "interactions", "identity")  # of a search: its figures show them
 
 
@@ -80,13 +85,20 @@ class Wandb(Tracker):
     Args:
         directory: the run's; wandb writes below it, and the run's id is kept there.
         config: plain values.
-        options: further arguments of `wandb.init`, such as project, entity, group or mode="offline".
+        options: further arguments of `wandb.init`, such as project, entity or group; a `mode` of None is that of the
+            environment's WANDB_MODE, or online.
+        display: is told where figures do not go to at once.
 
     Each row is logged as it comes; at the end the report becomes the summary, its figures images, and its layers the
     table `per_layer`. Of a search, which has no such layers, the summary leaves out what is long.
+
+    Raises:
+        ValueError: the package is missing, or cannot begin a run, as where nobody is logged in.
     """
 
-    def __init__(self, directory: Path, config: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, config: Mapping[str, Any], options: Mapping[str, Any], display: Display = SILENT
+    ) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -94,9 +106,17 @@ class Wandb(Tracker):
         identity = directory / "wandb_id"
         if not identity.exists():
             write_text(identity, secrets.token_hex(4))
-        self.run = wandb.init(
-            dir=os.fspath(directory), config=dict(config), id=identity.read_text(), resume="allow", **options
-        )
+        mode = options.get("mode") or os.environ.get("WANDB_MODE")
+        if mode in APART:
+            display.say(f"Weights & Biases is {mode}: {APART[mode].format(directory)}")
+        try:
+            self.run = wandb.init(
+                dir=os.fspath(directory), config=dict(config), id=identity.read_text(), resume="allow", **options
+            )
+        except wandb.Error as error:
+            raise ValueError(
+                f"Weights & Biases: {error}; `wandb login` logs in, WANDB_MODE=offline keeps it here"
+            ) from error
         self.run.define_metric("*", step_metric="total_step")
 
     def log(self, row: Mapping[str, Any]) -> None:

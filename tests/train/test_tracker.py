@@ -5,6 +5,7 @@ import torch
 from kills import moments
 from matplotlib.figure import Figure
 
+from nxmiformer.console.display import Display
 from nxmiformer.files import FileError
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Grid, Then
@@ -250,4 +251,32 @@ def test_the_report_becomes_a_table_of_its_layers_and_images_beside_the_summary(
 def test_wandb_that_is_not_installed_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     with pytest.raises(ValueError, match=r"pip install nxmiformer\[wandb\]"):
+        Wandb(tmp_path, CONFIG, {})
+
+
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+@pytest.mark.parametrize("asked", [None, "online"])
+def test_wandb_mode_counts_where_the_configuration_names_none_and_is_told(tmp_path, monkeypatch, capsys, mode, asked):
+    wandb, began = pytest.importorskip("wandb"), []
+    monkeypatch.setattr(wandb, "init", lambda **options: began.append(options) or Began())
+    monkeypatch.setenv("WANDB_MODE", mode)
+    Wandb(tmp_path, CONFIG, {"project": "test", "mode": asked}, Display())
+    (options,) = began
+    assert options["mode"] == asked  # of None, wandb takes that of the environment
+    assert (f"Weights & Biases is {mode}: " in capsys.readouterr().err) == (asked is None)
+
+
+class Began:
+    def define_metric(self, *_, **__):
+        pass
+
+
+def test_a_run_that_wandb_cannot_begin_is_an_error_with_what_to_do(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def refuse(**_):
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    with pytest.raises(ValueError, match=r"No API key configured.*wandb login.*WANDB_MODE=offline"):
         Wandb(tmp_path, CONFIG, {})

@@ -1,0 +1,82 @@
+"""What a command says at its end: where the result is, and what to do with it; or how to go on."""
+
+import os
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+PASSED = ("job", "budget", "search", "plan", "sensitivity", "name", "out", "resume", "overwrite")  # of a search's words
+
+
+def compressed(run: Path) -> list[str]:
+    """Of a run in this directory."""
+    packed = _near(run / "packed")
+    return _told(
+        {"report": _near(run / "report.html"), "packed model": packed},
+        {
+            command([], "job=export", "format=onnx", f"path={_near(run)}"): "for somebody else's software",
+            command([], "job=bench", f"path={_near(run)}"): "how fast it is, and in how much memory",
+            _python("import nxmiformer", f'nxmiformer.load_packed("{packed}")'): "load it",
+        },
+    )
+
+
+def searched(directory: Path, words: Sequence[str], name: str) -> list[str]:
+    """Of a search called `name`, whose command had these words."""
+    plan = _near(directory / "plan.json")
+    groups = {word: re.split("[.@]", _key(word))[0] for word in words}
+    kept = [word for word in words if groups[word] not in PASSED]
+    # What named the search would give its name, and so its directory, to the run too.
+    named = [f"name={name}-compressed"] if {"name", "experiment"} & {*groups.values()} else []
+    then = command(kept, f"plan.path={plan}", *named)
+    return _told({"plan": plan, "figures": _near(directory / "figures")}, {then: "compress the model by it"})
+
+
+def exported(form: str, out: Path, path: str) -> list[str]:
+    """Of an export to `out` of what is at `path`."""
+    classifier = "AutoModelForSequenceClassification"
+    reading = {
+        "onnx": _python("import onnxruntime", f'onnxruntime.InferenceSession("{_near(out / "model.onnx")}")'),
+        "compressed_tensors": _python(
+            "import transformers", f'transformers.{classifier}.from_pretrained("{_near(out)}")'
+        ),
+    }
+    read = {reading[form]: "load it"} if form in reading else {}
+    return _told({form: _near(out)}, {**read, command([], "job=bench", f"path={path}"): "how fast it is"})
+
+
+def benched(out: Path, path: str) -> list[str]:
+    """Of a bench in `out` of what is at `path`."""
+    more = command([], "job=bench", f"path={path}", "bench.batches=[64]", "resume=true")
+    return _told({"bench": _near(out / "bench.json"), "figure": _near(out / "figures")}, {more: "another shape"})
+
+
+def interrupted(words: Iterable[str], *more: str) -> str:
+    """The line that says how to go on with what has been stopped: by the same words, and `more`."""
+    return f"nxmiformer: stopped; this goes on with it: {command(words, *more, 'resume=true')}"
+
+
+def command(words: Iterable[str], *more: str) -> str:
+    """The command line of these words, but with `more` instead of what they say of the same keys."""
+    given = {_key(word) for word in more}
+    return shlex.join(["nxmiformer", *(word for word in words if _key(word) not in given), *more])
+
+
+def _told(places: Mapping[str, str], commands: Mapping[str, str]) -> list[str]:
+    """A line for each place, and for each command with what it is for."""
+    found = [f"{name}: {place}" for name, place in places.items()]
+    return [*found, "next:", *(f"  {each}    # {what}" for each, what in commands.items())]
+
+
+def _python(imported: str, expression: str) -> str:
+    return f"python: {imported}; model = {expression}"
+
+
+def _key(word: str) -> str:
+    return word.partition("=")[0].lstrip("+~")
+
+
+def _near(path: Path) -> str:
+    """The path from here, where that is shorter."""
+    return min(str(path.absolute()), os.path.relpath(path), key=len)
