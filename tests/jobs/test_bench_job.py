@@ -190,11 +190,11 @@ def test_a_bench_leaves_its_times_and_its_figure_and_shows_them(packed, tmp_path
 def test_a_killed_bench_keeps_what_it_measured_and_resumes_with_the_rest(packed, tmp_path, monkeypatch):
     calls = []
 
-    def killed(runs, settings):
+    def killed(runs, settings, **shown):
         calls.append(list(runs))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return timed(runs, settings)
+        return timed(runs, settings, **shown)
 
     timed = benching.interleaved
     monkeypatch.setattr(benching, "interleaved", killed)
