@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from nxmiformer.runs.numbers import METRICS, REPORT, STAGES, Report, read_report, read_rows
-from nxmiformer.runs.parse import parse, typed
+from nxmiformer.runs.parse import shaped
 
 RECORD, FAILED, SEARCHED = "run.json", "failed.json", "search.json"
 PARTS = ("packed", "dense", "checkpoints", "trials")  # of a run or a search: no run to be compared is in them
@@ -29,6 +29,14 @@ class Failure:
 
     error: str
     message: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """What counts here of `run.json`."""
+
+    config: dict[str, Any]
+    revision: str | None = None
 
 
 def load_runs(directory: str | Path) -> pd.DataFrame:
@@ -107,10 +115,7 @@ def _record(place: Path) -> Mapping[str, Any]:
     path = place / RECORD
     if not path.is_file():
         return {}
-    content = parse(path.read_bytes(), str(path))
-    if not isinstance(content.get("config"), Mapping):
-        raise ValueError(f"{path}: the key 'config' should be an object, but is {content.get('config')!r}")
-    return content
+    return asdict(shaped(path.read_bytes(), path, Record))
 
 
 def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -145,8 +150,7 @@ def _outcome(place: Path) -> dict[str, Any]:
     """What became of the run: its status, and its results or its error."""
     status = _status(place)
     if status == "failed":
-        path = place / FAILED
-        failure: Failure = typed(parse(path.read_bytes(), str(path)), Failure, "", path)
+        failure = shaped((place / FAILED).read_bytes(), place / FAILED, Failure)
         return {"status": status, "error": f"{failure.error}: {failure.message}"}
     return {"status": status, **(_results(read_report(place / REPORT)) if status == "done" else {})}
 

@@ -4,15 +4,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from nxmiformer.plan.compression import CompressionPlan
-from nxmiformer.runs.parse import parse, typed
+from nxmiformer.runs.parse import parse, shaped
 
-FORMAT = 1
 PLAN, METRICS, REPORT = "plan.json", "metrics.jsonl", "report.json"
 STAGES = {"dense": "dense", "one_shot": "one-shot", "final": "final", "packed": "packed, reloaded"}
 
@@ -131,6 +130,7 @@ class Report:
     from its start to its report; of the starts before it was resumed, that of their phases.
     """
 
+    format: Literal[1] = 1
     name: str
     command: str
     seed: int
@@ -147,11 +147,20 @@ class Report:
     device: str
     seconds: float
     report_on: str = "validation"
-    format: int = FORMAT
 
     def to_json(self) -> str:
         """The report as JSON, as `read_run` reads it."""
         return json.dumps(asdict(self), indent=1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What every row of the metrics has: where in the run it was taken, and after how many seconds of training."""
+
+    phase: str
+    step: int
+    total_step: int
+    seconds: float
 
 
 class Series(NamedTuple):
@@ -244,10 +253,7 @@ def read_run(path: str | Path) -> Run:
 
 def read_report(path: Path) -> Report:
     """Read a `report.json`; errors as `read_run`."""
-    content = parse(path.read_bytes(), str(path))
-    if content.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"{path}: its format is {content['format']!r}, not {FORMAT}")
-    report: Report = typed(content, Report, "", path)
+    report = shaped(path.read_bytes(), path, Report)
     if report.task.metric not in report.scores.get("dense", {}):
         raise ValueError(f"{path}: the key 'scores.dense.{report.task.metric}' is missing")
     return report
@@ -264,10 +270,8 @@ def read_rows(path: Path, finished: bool = True) -> tuple[Mapping[str, Any], ...
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        row = parse(line, where)
-        for key, kind in (("phase", str), ("step", int), ("total_step", int), ("seconds", float)):
-            typed(row.get(key, MISSING), kind, key, where)
-        rows.append(row)
+        shaped(line, where, Place)
+        rows.append(parse(line, where))
     return tuple(rows)
 
 

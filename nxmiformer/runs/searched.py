@@ -1,17 +1,16 @@
 """What a search left in its directory: `search.json`."""
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from nxmiformer.runs.address import address
-from nxmiformer.runs.parse import parse, typed
+from nxmiformer.runs.parse import parse, shaped
 
 SEARCH = "search.json"
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,18 @@ class _Pair:
     sum: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Found:
+    format: Literal[1] = 1
     task: _Task
     accounting: str
     dense: float
     budget: int
     best: _Plan
     damages: Mapping[str, Mapping[str, float]]
-
-
-LISTS = {"plans": _Plan, "frontier": _Plan, "interactions": _Pair}
+    plans: list[_Plan]
+    frontier: list[_Plan]
+    interactions: list[_Pair]
 
 
 def read_search(directory: str | Path) -> dict[str, Any]:
@@ -59,16 +59,11 @@ def read_search(directory: str | Path) -> dict[str, Any]:
         ValueError: the file is damaged or lacks a key; the message names both.
     """
     path = Path(directory) / SEARCH
-    content = parse(path.read_bytes(), str(path))
-    if content.get("format", FORMAT) != FORMAT:
-        raise ValueError(f"{path}: its format is {content['format']!r}, not {FORMAT}")
-    typed(content, _Found, "", path)
-    for key, kind in LISTS.items():
-        for number, each in enumerate(typed(content.get(key, MISSING), list, key, path)):
-            typed(each, kind, f"{key}.{number}", path)
-    for name in content["damages"]:
-        typed(content["best"]["sets"].get(name, MISSING), str, f"best.sets.{name}", path)
-    return content
+    text = path.read_bytes()
+    found = shaped(text, path, _Found)
+    for name in found.damages.keys() - found.best.sets.keys():
+        raise ValueError(f"{path}: the key 'best.sets.{name}' is missing")
+    return parse(text, path)
 
 
 def chosen(found: Mapping[str, Any]) -> pd.DataFrame:

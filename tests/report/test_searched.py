@@ -10,12 +10,12 @@ import pytest
 from fabricated import BERT, CANDIDATES, write_found
 from matplotlib.patches import Rectangle
 
+from nxmiformer.figures.all import figures_of_search
 from nxmiformer.figures.plans import foreseen, search_frontier, trust
 from nxmiformer.figures.sensitivity import sensitivity
 from nxmiformer.figures.style import png
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_search
-from nxmiformer.report.figures import figures_of_search
 from nxmiformer.runs.searched import chosen, interactions, read_search
 
 ONE = {"frontier", "plan", "sensitivity"}  # a single plan has these
@@ -47,15 +47,15 @@ def test_a_search_is_read_as_it_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"budget": "much"}, "the key 'budget' should be a int, but is 'much'"),
+        ({"budget": "much"}, "the key 'budget' should be a valid integer, but is 'much'"),
         ({"task": {"name": "rte"}}, "the key 'task.metric' is missing"),
-        ({"plans": {}}, "the key 'plans' should be a list"),
+        ({"plans": {}}, "the key 'plans' should be a valid array"),
         ({"plans": [{"name": "a"}]}, "the key 'plans.0.sets' is missing"),
         ({"frontier": ["a"]}, "the key 'frontier.0' should be an object"),
         ({"interactions": [{"layers": [], "together": 1.0}]}, "the key 'interactions.0.sum' is missing"),
-        ({"damages": {"layer": {"int8": None}}}, "the key 'damages.layer.int8' should be a float"),
+        ({"damages": {"layer": {"int8": None}}}, "the key 'damages.layer.int8' should be a valid number"),
         ({"damages": {"layer": {"int8": 0.5}}}, "the key 'best.sets.layer' is missing"),
-        ({"format": 9}, "its format is 9, not 1"),
+        ({"format": 9}, "the key 'format' should be 1, but is 9"),
     ],
 )
 def test_what_is_wrong_with_a_search_is_told_with_its_file_and_key(tmp_path, change, said):
