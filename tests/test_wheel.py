@@ -48,7 +48,8 @@ def wheel(tmp_path_factory):
 def test_the_wheel_holds_every_module_every_config_and_the_type_marker_and_no_tests(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "nxmiformer").rglob("*.py")}
+    ours = [path for kind in ("*.py", "templates/*") for path in (ROOT / "nxmiformer").rglob(kind)]
+    modules = {path.relative_to(ROOT).as_posix() for path in ours}
     configs = {f"nxmiformer/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert len(configs) > 30
     expected = {*modules, *configs, "nxmiformer/conf/__init__.py", "nxmiformer/py.typed", "nxmiformer_console.py"}

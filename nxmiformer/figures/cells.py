@@ -9,7 +9,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from nxmiformer.figures.style import MUTED, ORANGE, SMALL, label
+from nxmiformer.figures.colours import MUTED, ORANGE
+from nxmiformer.figures.style import SMALL, label
 
 COLOURS = LinearSegmentedColormap.from_list("cells", ["#eef5fb", "#9cc5e3", "#3f8cc2", "#0b4a78"])
 

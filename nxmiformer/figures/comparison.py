@@ -6,7 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nxmiformer.figures.style import BLUE, INK, MUTED, RULE, SLATE, SMALL, TEXT, axes, canvas, label, score_axis, title
+from nxmiformer.figures.colours import BLUE, INK, MUTED, RULE, SLATE
+from nxmiformer.figures.style import SMALL, TEXT, axes, canvas, label, score_axis, title
 from nxmiformer.runs import words
 from nxmiformer.runs.groups import Group, Panel, panels, tally, winners
 

@@ -6,7 +6,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nxmiformer.figures.style import BLUE, INK, ORANGE, SKY, SMALL, TEXT, axes, canvas, label, title
+from nxmiformer.figures.colours import BLUE, INK, ORANGE, SKY
+from nxmiformer.figures.style import SMALL, TEXT, axes, canvas, label, title
 from nxmiformer.plan.compression import FLOAT
 from nxmiformer.runs import words
 from nxmiformer.sets import ConstraintSet

@@ -8,22 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from nxmiformer.figures.style import (
-    BLUE,
-    GREY,
-    MUTED,
-    ORANGE,
-    SMALL,
-    axes,
-    bands,
-    canvas,
-    fitting,
-    label,
-    percentages,
-    score_axis,
-    spread,
-    title,
-)
+from nxmiformer.figures.colours import BLUE, GREY, MUTED, ORANGE
+from nxmiformer.figures.style import SMALL, axes, bands, canvas, fitting, label, percentages, score_axis, spread, title
 from nxmiformer.runs import words
 from nxmiformer.runs.numbers import Run, Series, Span
 

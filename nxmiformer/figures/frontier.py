@@ -7,21 +7,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from nxmiformer.figures.labels import Box
-from nxmiformer.figures.plane import PAGE, Plane
-from nxmiformer.figures.style import (
-    BLUE,
-    MUTED,
-    PAPER,
-    SLATE,
-    SMALL,
-    axes,
-    canvas,
-    reference,
-    score_axis,
-    size_axis,
-    title,
-)
+from nxmiformer.figures.colours import BLUE, MUTED, PAPER, SLATE
+from nxmiformer.figures.plane import PAGE, Box, Plane
+from nxmiformer.figures.style import SMALL, axes, canvas, reference, score_axis, size_axis, title
 from nxmiformer.runs import words
 from nxmiformer.runs.groups import Group, Panel, panels, tally, winners
 

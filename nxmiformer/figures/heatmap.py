@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from nxmiformer.figures.cells import COLOURS, framed, scale
-from nxmiformer.figures.style import INK, MUTED, PAPER, SMALL, WIDTH, axes, canvas, plain, title
+from nxmiformer.figures.colours import INK, MUTED, PAPER
+from nxmiformer.figures.style import SMALL, WIDTH, axes, canvas, plain, title
 from nxmiformer.plan.compression import FLOAT, CompressionPlan
 from nxmiformer.runs.address import Address, address, columns, rows, spoken
 from nxmiformer.runs.numbers import Run

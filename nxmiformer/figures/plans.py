@@ -9,25 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
-from nxmiformer.figures.labels import Box
-from nxmiformer.figures.plane import Plane
-from nxmiformer.figures.style import (
-    BLUE,
-    GREY,
-    MUTED,
-    ORANGE,
-    PAPER,
-    SLATE,
-    SMALL,
-    axes,
-    canvas,
-    label,
-    log_axis,
-    reference,
-    score_axis,
-    size_axis,
-    title,
-)
+from nxmiformer.figures.colours import BLUE, GREY, MUTED, ORANGE, PAPER, SLATE
+from nxmiformer.figures.plane import Box, Plane
+from nxmiformer.figures.style import SMALL, axes, canvas, label, log_axis, reference, score_axis, size_axis, title
 from nxmiformer.runs import words
 
 Plan = Mapping[str, Any]  # of a search.json

@@ -8,7 +8,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nxmiformer.figures.style import BLUE, GREY, INK, MUTED, ORANGE, PAPER, SMALL, WIDTH, axes, canvas, title
+from nxmiformer.figures.colours import BLUE, GREY, INK, MUTED, ORANGE, PAPER
+from nxmiformer.figures.style import SMALL, WIDTH, axes, canvas, title
 from nxmiformer.runs import words
 from nxmiformer.sets import ConstraintSet
 

@@ -12,7 +12,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from nxmiformer.figures.cells import COLOURS, framed, scale
-from nxmiformer.figures.style import INK, MUTED, PAPER, SMALL, axes, canvas, log_axis, plain, title
+from nxmiformer.figures.colours import INK, MUTED, PAPER
+from nxmiformer.figures.style import SMALL, axes, canvas, log_axis, plain, title
 from nxmiformer.runs.address import address, columns, rows, spoken
 
 ACROSS = 3  # panels

@@ -7,21 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from nxmiformer.figures.style import (
-    BLUE,
-    GREY,
-    MUTED,
-    ORANGE,
-    PAPER,
-    SKY,
-    SLATE,
-    SMALL,
-    axes,
-    canvas,
-    label,
-    spread,
-    title,
-)
+from nxmiformer.figures.colours import BLUE, GREY, MUTED, ORANGE, PAPER, SKY, SLATE
+from nxmiformer.figures.style import SMALL, axes, canvas, label, spread, title
 from nxmiformer.runs import words
 from nxmiformer.runs.speeds import headline, latency, ratios, rivals, timings
 

@@ -13,21 +13,10 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from nxmiformer.figures.colours import BAND, DARK, GREY, INK, MUTED, PAPER, RULE
 from nxmiformer.runs import words
 from nxmiformer.runs.numbers import Run, Span
 
-PAPER, INK, MUTED, RULE, BAND = "#ffffff", "#1d2733", "#667380", "#d5dbe1", "#f2f4f7"
-BLUE, SKY, ORANGE, SLATE, GREY = "#0f6cab", "#86b8dc", "#d2691e", "#4d5a67", "#b9c2cb"
-# What the colours become where the reader's screen is dark; all others stay.
-DARK = {
-    PAPER: "#161b21",
-    INK: "#e6eaee",
-    MUTED: "#9aa6b2",
-    RULE: "#38424c",
-    BAND: "#1e252d",
-    BLUE: "#4aa0df",
-    SLATE: "#8593a1",
-}
 TITLE, TEXT, SMALL = 12, 9, 8.5  # points
 WIDTH = 7.2  # inches
 DPI = 150

@@ -7,27 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 
-from nxmiformer.figures.style import (
-    BLUE,
-    GREY,
-    INK,
-    MUTED,
-    ORANGE,
-    PAPER,
-    RULE,
-    SKY,
-    SLATE,
-    SMALL,
-    TEXT,
-    WIDTH,
-    axes,
-    canvas,
-    label,
-    score_axis,
-    size_axis,
-    spread,
-    title,
-)
+from nxmiformer.figures.colours import BLUE, GREY, INK, MUTED, ORANGE, PAPER, RULE, SKY, SLATE
+from nxmiformer.figures.style import SMALL, TEXT, WIDTH, axes, canvas, label, score_axis, size_axis, spread, title
 from nxmiformer.runs import words
 from nxmiformer.runs.numbers import STAGES, Run
 

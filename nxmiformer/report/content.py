@@ -7,17 +7,22 @@ from typing import Any
 from nxmiformer.runs import speeds, words
 from nxmiformer.runs.numbers import STAGES, Run
 
-LAYERS, FILE = "the layers", "the file"  # what a size is the size of
-NOTES = {
-    "Scores": "Kept: final / dense. One-shot: the dense model projected onto the same sets, without training. "
-    "Packed, reloaded: read back from the packed file.",
-    "Storage": "Compression: 1 − stored / float32 bits. Of the layers: the compressed ones only, each row with what is "
-    "above it. Of the file: the whole model. On disk: measured, with headers, configuration and tokenizer.",
-    "Layers": "Error: ‖W_dense − W_final‖² / ‖W_dense‖². Gap: ‖W − Z‖ / ‖W‖ when ADMM ended. Kept: the share of the "
-    "weights that may be non-zero.",
-    "Training": "Time: on the clock, of a phase with calibration and evaluations; of the whole run also with reading, "
-    "scoring and packing. Per step: forward, backward and update alone.",
-}
+SCORES = (
+    "Kept: final / dense. One-shot: the dense model projected onto the same sets, without training. "
+    "Packed, reloaded: read back from the packed file."
+)
+STORAGE = (
+    "Compression: 1 − stored / float32 bits. Of the layers: the compressed ones only, each row with what is above it. "
+    "Of the file: the whole model. On disk: measured, with headers, configuration and tokenizer."
+)
+LAYERS = (
+    "Error: ‖W_dense − W_final‖² / ‖W_dense‖². Gap: ‖W − Z‖ / ‖W‖ when ADMM ended. Kept: the share of the weights that "
+    "may be non-zero."
+)
+TRAINING = (
+    "Time: on the clock, of a phase with calibration and evaluations; of the whole run also with reading, scoring and "
+    "packing. Per step: forward, backward and update alone."
+)
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,42 @@ class Table:
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     named: int = 1
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report: a table, figures by their names, and notes; `folded` is what a page says of a long table that
+    it shows when it is asked to."""
+
+    heading: str
+    table: Table
+    figures: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    folded: str = ""
+
+
+def sections(run: Run) -> list[Section]:
+    """The parts of the report that the run has something for, in their order."""
+    advice = words.advice(run)
+    found = (
+        Section("Scores", scores(run), notes=(SCORES,)),
+        Section("Storage", storage(run), ("storage",), (STORAGE, *([f"{advice}."] if advice else []))),
+        Section("Layers", layers(run), ("heatmap",), (LAYERS,), folded="Every layer"),
+        Section("Training", phases(run), ("training", "convergence"), (TRAINING,)),
+        Section("Layers left dense", skipped(run), folded="Which, and why"),
+    )
+    return [section for section in found if section.table.rows]
+
+
+def shares(run: Run) -> list[tuple[str, str]]:
+    """What a reader looks for first: what is kept, how small it is, how long it took."""
+    measured = run.report.storage.bytes
+    return [
+        ("score kept", words.percent(run.report.retention)),
+        (f"of the file, {words.size(measured.dense_model)} when dense", words.size(measured.packed_model)),
+        ("of the layers", words.percent(run.report.storage.compression.all) + " smaller"),
+        ("on the clock", words.duration(run.report.seconds)),
+    ]
 
 
 def scores(run: Run) -> Table:
@@ -45,22 +86,16 @@ def storage(run: Run) -> Table:
     """The bits, one part after the other added; the bytes on disk are those of whole files."""
     s = run.report.storage
     ratios, measured = s.compression, s.bytes
-    whole = s.packed_bits + s.rest_bits
+    whole, weights, none = s.packed_bits + s.rest_bits, words.size(measured.packed_weights), words.NONE
     return Table(
         ("stored", "of", "bits", "compression", "on disk"),
         (
-            ("dense", LAYERS, _count(s.dense_bits), words.NONE, words.NONE),
-            ("values", LAYERS, _count(s.value_bits), words.percent(ratios.values, 2), words.NONE),
-            ("+ indices", LAYERS, _count(s.value_bits + s.index_bits), words.percent(ratios.indices, 2), words.NONE),
-            (
-                "+ scales",
-                LAYERS,
-                _count(s.packed_bits),
-                words.percent(ratios.all, 2),
-                words.size(measured.packed_weights),
-            ),
-            ("dense", FILE, _count(s.dense_bits + s.rest_bits), words.NONE, words.size(measured.dense_model)),
-            ("packed", FILE, _count(whole), words.percent(ratios.model, 2), words.size(measured.packed_model)),
+            ("dense", "the layers", _count(s.dense_bits), none, none),
+            ("values", "the layers", _count(s.value_bits), words.percent(ratios.values, 2), none),
+            ("+ indices", "the layers", _count(s.value_bits + s.index_bits), words.percent(ratios.indices, 2), none),
+            ("+ scales", "the layers", _count(s.packed_bits), words.percent(ratios.all, 2), weights),
+            ("dense", "the file", _count(s.dense_bits + s.rest_bits), none, words.size(measured.dense_model)),
+            ("packed", "the file", _count(whole), words.percent(ratios.model, 2), words.size(measured.packed_model)),
         ),
         named=2,
     )

@@ -1,19 +1,21 @@
 """The report of a run as files: Markdown with images, and one HTML page that needs no other file; a search's images."""
 
+import base64
 import html
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
+from nxmiformer.figures.all import figures_of, figures_of_search
 from nxmiformer.figures.speed import speed
 from nxmiformer.figures.style import png, svg
 from nxmiformer.files import telling, write_bytes, write_text
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report import content
-from nxmiformer.report.figures import figures_of, figures_of_search
-from nxmiformer.report.page import page
 from nxmiformer.runs import words
 from nxmiformer.runs.numbers import PLAN, Run, read_run
 from nxmiformer.runs.searched import read_search
@@ -85,35 +87,28 @@ def _images(directory: Path, figures: Mapping[str, Figure]) -> dict[str, Path]:
     return written
 
 
-def markdown(run: Run, titles: dict[str, str]) -> str:
+def markdown(run: Run, titles: Mapping[str, str]) -> str:
     """The report as Markdown; `titles` are those of the figures in `figures/`."""
-    parts = [f"# {_text(run.report.name)}", f"**{_text(words.headline(run))}.**", _image("size", titles)]
-    for heading, table, figures in (
-        ("Scores", content.scores(run), ()),
-        ("Storage", content.storage(run), ("storage",)),
-        ("Layers", content.layers(run), ("heatmap",)),
-        ("Training", content.phases(run), ("training", "convergence")),
-        ("Layers left dense", content.skipped(run), ()),
-    ):
-        if table.rows:
-            pictures = [_image(name, titles) for name in figures]
-            parts += [f"## {heading}", *pictures, _table(table), content.NOTES.get(heading, "")]
-            parts += [f"{_text(advice)}."] if heading == "Storage" and (advice := words.advice(run)) else []
-    parts += ["## How to reproduce", _fenced(run.report.command), _table(content.facts(run))]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    return _rendered("report.md", run, titles)
 
 
-def _table(table: content.Table) -> str:
-    rule = ["---" if column < table.named else "---:" for column in range(len(table.header))]
-    rows = [[_text(cell) for cell in row] for row in (table.header, *table.rows)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], rule, *rows[1:]])
+def page(run: Run, figures: Mapping[str, tuple[str, str]]) -> str:
+    """The report as one HTML page, with its style and its figures in it; `figures` are (title, SVG) by name."""
+    return _rendered("report.html", run, figures)
 
 
-def _image(name: str, titles: dict[str, str]) -> str:
-    return f"![{_text(titles[name])}](figures/{name}.png)" if name in titles else ""
+def _rendered(template: str, run: Run, figures: Mapping[str, Any]) -> str:
+    return TEMPLATES.get_template(template).render(
+        run=run,
+        figures=figures,
+        headline=words.headline(run),
+        shares=content.shares(run),
+        sections=content.sections(run),
+        facts=content.facts(run),
+    )
 
 
-def _text(text: str) -> str:
+def _line(text: str) -> str:
     """One line of plain text: nothing in it is HTML, or Markdown."""
     line = html.escape(" ".join(text.split()), quote=False)
     return re.sub(r"([\\`*|\[\]~]|(?<!\w)_|_(?!\w))", r"\\\1", line)
@@ -123,3 +118,18 @@ def _fenced(text: str) -> str:
     """A block of code, with a fence longer than any in it."""
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}sh\n{text}\n{fence}"
+
+
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode("utf-8")).decode("ascii")
+
+
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent / "templates"),
+    autoescape=select_autoescape(["html"]),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+)
+TEMPLATES.filters |= {"line": _line, "fenced": _fenced, "base64": _base64}

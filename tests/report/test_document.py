@@ -11,8 +11,7 @@ from rich.console import Console
 
 from nxmiformer.figures.tradeoff import size
 from nxmiformer.report import content
-from nxmiformer.report.document import markdown, write_report
-from nxmiformer.report.page import page
+from nxmiformer.report.document import markdown, page, write_report
 from nxmiformer.report.table import summary
 from nxmiformer.runs import words
 from nxmiformer.runs.numbers import read_run

@@ -11,10 +11,11 @@ import pytest
 import torch
 from fabricated import BERT, alike, mixed
 
+from nxmiformer.figures.all import figures_of
 from nxmiformer.figures.curves import convergence, training
+from nxmiformer.figures.heatmap import heatmap, plan_heatmap
 from nxmiformer.figures.style import png, spread, svg
 from nxmiformer.plan.compression import CompressionPlan
-from nxmiformer.report.figures import figures_of, heatmap, plan_heatmap
 from nxmiformer.sets import Grid, Then, Unstructured
 
 ALL = {"size", "storage", "heatmap", "training", "convergence"}

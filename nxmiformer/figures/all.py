@@ -1,4 +1,4 @@
-"""The figures of a report. Each is a value: none touches pyplot, or any other state that figures share."""
+"""All figures of a run, and of a search. Each is a value: none touches pyplot, or other state that figures share."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,20 +12,6 @@ from nxmiformer.figures.sensitivity import sensitivity
 from nxmiformer.figures.tradeoff import size, storage
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.runs.numbers import Run
-
-__all__ = [
-    "convergence",
-    "figures_of",
-    "figures_of_search",
-    "heatmap",
-    "plan_heatmap",
-    "search_frontier",
-    "sensitivity",
-    "size",
-    "storage",
-    "training",
-    "trust",
-]
 
 
 def figures_of(run: Run) -> dict[str, Figure]:
