@@ -3,8 +3,8 @@ bits.
 
     python tests/campaign.py run export random --points 100
 
-Each is a process of its own, which `os._exit` or a signal ends; the next one goes on from what is there. It takes some
-minutes, and keeps the directories of those that went wrong.
+A kill before a file operation is a copy of the directory at that moment, which is what it would leave; one at random is
+a signal. A process goes on from there. It takes minutes, and keeps the directories of those that went wrong.
 """
 
 import argparse
@@ -18,11 +18,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import hydra
-from kills import Moment, die
+from kills import Moment
 
 from nxmiformer import cli
 from nxmiformer.export.packed import load_packed
@@ -79,45 +80,61 @@ def exported(directory: Path) -> dict[str, Any]:
     return {"whole": is_export(out), "files": files, "beside": sorted(path.name for path in directory.iterdir())}
 
 
-def process(work: Work, directory: Path, number: int = 0, seconds: float | None = None) -> int:
-    """Do the work in a process, which dies before its file operation `number`, or after so many seconds, and give its
-    status. One that is not to die leaves a list of its operations beside the directory."""
+class Snapshots(Moment):
+    """Copies the directory before each file operation, as a kill at that moment would leave it."""
+
+    def __init__(self, below: Path, to: Path) -> None:
+        super().__init__(below, 0)
+        self.to = to
+
+    def meet(self, what: str, path: str, within: bool = False) -> None:
+        if not (within or path.startswith(self.below)):
+            return
+        self.seen.append((what, path))
+        Moment.active = None  # copying is none of its operations
+        copy = self.to / str(len(self.seen)) / "run"
+        shutil.copytree(self.below, copy)
+        if what == "half":
+            half = copy / Path(path).relative_to(self.below)
+            os.truncate(half, half.stat().st_size // 2)
+        Moment.active = self
+
+
+def process(work: Work, directory: Path, to: Path | None = None, seconds: float | None = None) -> int:
+    """Do the work in a process of its own, with snapshots in `to`, or killed after so many seconds; give its status."""
     child = os.fork()
     if not child:
-        os._exit(_child(work, directory, number))
+        os._exit(_child(work, directory, to))
     if seconds is not None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)  # which does nothing to one that has ended
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def _child(work: Work, directory: Path, number: int) -> int:
+def _child(work: Work, directory: Path, to: Path | None) -> int:
     with (directory.parent / "log").open("a") as log:
         os.dup2(log.fileno(), 1), os.dup2(log.fileno(), 2)
     try:
-        with Moment(directory, number, die) as moment:
+        with Snapshots(directory, to) if to is not None else nullcontext():
             work(directory)
     except BaseException:
         traceback.print_exc()
         return 1
     finally:
         sys.stdout.flush(), sys.stderr.flush()
-    (directory.parent / "seen.json").write_text(json.dumps(moment.seen))
     return 0
 
 
 def at_every_operation(place: Path, work: Work, outcome: Outcome, before: Path | None = None) -> None:
-    """Kill the work before each of its operations, and go on."""
+    """Go on from what a kill before each operation of the work would leave."""
     whole = fresh(place / "whole", before)
-    if process(work, whole):
+    if process(work, whole, place / "snapshots"):
         sys.exit((whole.parent / "log").read_text())
-    expected, points = outcome(whole), len(json.loads((whole.parent / "seen.json").read_text()))
-    wrong = 0
-    for number in range(1, points + 1):
-        directory = fresh(place / str(number), before)
-        statuses = process(work, directory, number), process(work, directory)
-        wrong += not right(statuses == (9, 0) and outcome(directory) == expected, directory)
-    print(f"{work.__name__}: {points} file operations, each with a kill before it: {wrong} went wrong", flush=True)
+    expected, snapshots, wrong = outcome(whole), sorted((place / "snapshots").iterdir(), key=lambda x: int(x.name)), 0
+    for snapshot in snapshots:
+        status = process(work, snapshot / "run")
+        wrong += not right(status == 0 and outcome(snapshot / "run") == expected, snapshot / "run")
+    print(f"{work.__name__}: a kill before each of {len(snapshots)} file operations: {wrong} went wrong", flush=True)
 
 
 def at_random(place: Path, work: Work, outcome: Outcome, points: int) -> None:

@@ -26,11 +26,6 @@ def kill(path: str) -> None:
     raise Killed
 
 
-def die(path: str) -> None:
-    """A real one."""
-    os._exit(9)
-
-
 def full_disk(path: str) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

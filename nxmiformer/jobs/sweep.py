@@ -6,7 +6,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ def recorded(directory: Path) -> Iterator[None]:
         yield
     except Exception as error:
         content = {"error": type(error).__name__, "message": str(error)}
-        write_text(directory / FAILED, json.dumps(content, indent=1) + "\n")
+        with suppress(OSError):  # of a full disk, which is likely to be the error
+            write_text(directory / FAILED, json.dumps(content, indent=1) + "\n")
         raise
     (directory / FAILED).unlink(missing_ok=True)
 

@@ -17,6 +17,7 @@ from torch import nn
 from torch.optim import AdamW
 
 from nxmiformer.cli import build
+from nxmiformer.export import load_packed
 from nxmiformer.jobs import job as jobs
 from nxmiformer.jobs.job import Job
 from nxmiformer.layers.quantizers import Activations
@@ -195,13 +196,15 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_bits(whole, tmp_
     assert rows(tmp_path) == rows(whole("admm"))
 
 
-def test_a_run_that_had_ended_can_be_resumed_and_only_packs_again(whole, tmp_path):
+def test_a_run_whose_packed_model_is_damaged_mends_it_and_only_packs_again(whole, tmp_path):
     run(job(tmp_path))
-    (tmp_path / "packed" / "packed.json").unlink()
-    (tmp_path / "packed").rename(tmp_path / "moved")
+    (tmp_path / "packed" / "packed.json").write_text("")
+    (tmp_path / "packed" / "notes").write_text("mine")
     run(job(tmp_path, resume=True))
+    load_packed(tmp_path / "packed")
     assert weights(tmp_path) == weights(whole("admm"))
     assert rows(tmp_path) == rows(whole("admm"))
+    assert (tmp_path / "packed.1" / "notes").read_text() == "mine"
 
 
 def test_a_run_stopped_before_its_first_checkpoint_has_nothing_to_go_on_from(tmp_path):
