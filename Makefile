@@ -5,13 +5,16 @@ BIN := .venv/bin
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check peers clean
+.PHONY: demo test check gpu peers clean
 
 demo: .venv/installed
 	$(BIN)/nxmiformer experiment=demo
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+gpu: .venv/installed  # the tests that need one, and the demo there and on the CPU; -rP prints its scores
+	$(BIN)/python -m pytest -q -m cuda -rPs
 
 check: .venv/installed
 	$(BIN)/ruff check .

@@ -149,7 +149,7 @@ def test_a_gpu_has_sparse_tensor_cores_take_part_where_they_can(tmp_path):
             assert sparse < {each.name for each in lined.contenders}
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device with sparse tensor cores")
+@pytest.mark.cuda
 @pytest.mark.usefixtures("packed")
 def test_every_contender_runs_on_a_gpu(tmp_path):
     (tmp_path / "run").mkdir()

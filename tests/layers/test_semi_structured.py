@@ -24,7 +24,6 @@ EIGHT = Activations(8)
 IDS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 2]])
 WITHIN = [Then(NM(2, 4), Grid(4)), Then(NM(2, 4, "dense"), Grid(8)), Then(NM(1, 4), Grid(4)), Then(NM(2, 8), Grid(1))]
 STUDY = Path(__file__).parents[2] / "experiments" / "bench" / "tensor_cores.py"
-GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device with sparse tensor cores")
 
 
 def bert():
@@ -66,7 +65,7 @@ def product(packed, dense, *, alpha, out_dtype):
     return result
 
 
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=GPU)])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.cuda)])
 def device(request, monkeypatch):
     """Where to run, and for a CPU the kernels that it does not have."""
     if request.param == "cuda":
