@@ -9,14 +9,10 @@ import nxmiformer
 ROOT = Path(nxmiformer.__file__).parent
 # A module imports from its own line and from those above it.
 ORDER = """
-<<<<<<< HEAD
 errors
 files
-=======
-errors console
->>>>>>> 3565b1c (Show progress as a line every few seconds where there is no terminal)
 sets
-layers layers.mode layers.quantizers layers.linear layers.targets
+layers layers.mode layers.wrapped layers.quantizers layers.compressed layers.linear layers.targets
 plan
 layers.convert layers.lazy layers.semi_structured
 layers.moments

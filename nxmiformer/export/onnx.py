@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from nxmiformer.export.format import Format, Run, no_tokens
 from nxmiformer.export.inputs import inputs_of, made_up
 from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear
-from nxmiformer.layers.convert import compressed_layers
+from nxmiformer.layers.convert import compressed_layers, foreign
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.plan.compression import CompressionPlan
 
@@ -50,6 +50,7 @@ class Onnx(Format):
     int4: bool = True
 
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
+        yield from foreign(model)
         for name, spec in plan.layers.items():
             if spec.weight.grid is None:
                 yield (

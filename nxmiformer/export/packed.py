@@ -43,6 +43,7 @@ from nxmiformer.export.weights import fill, packed_parts, rest_of
 from nxmiformer.files import digest_of, digests_of, files_in, replacing, write_text
 from nxmiformer.layers.convert import verify
 from nxmiformer.layers.lazy import lazy_layers, make_eager
+from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.plan.compression import CompressionPlan
 
 
@@ -72,6 +73,7 @@ def save_packed(
             could not build the model again: it is not one of `transformers`' own, or has weights of several dtypes.
         FileExistsError: `path` is there already and is not a packed model, which would be replaced.
     """
+    model = unwrapped(model)  # type: ignore[assignment]
     if tokenizer is None and "input_ids" in inspect.signature(model.forward).parameters:
         warnings.warn(
             f"save_packed writes no tokenizer to {path}: whoever reads the model needs it; give it as tokenizer=...",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.onnx.ops import symbolic
 
-from nxmiformer.layers.embedding import CompressedEmbedding
+from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.quantizers import ActivationQuantizer
 from nxmiformer.sets import Grid
@@ -19,7 +19,7 @@ CODES = "codes"  # what the buffer with the codes of a weight is called
 MIDDLE = 128  # the code of zero in uint8
 
 
-def codes_of(layer: CompressedLinear | CompressedEmbedding) -> tuple[Tensor, Tensor]:
+def codes_of(layer: Compressed) -> tuple[Tensor, Tensor]:
     """The codes (out, in), int8, and the scales (out, groups), float32, of a layer whose weight is on a grid."""
     constraint, weight = layer.quantizer.constraint, layer.matrix.detach().cpu().contiguous()
     grid = constraint.grid
@@ -98,7 +98,7 @@ class SymbolicEmbedding(nn.Module):
     codes: Tensor
     scales: Tensor
 
-    def __init__(self, embedding: CompressedEmbedding) -> None:
+    def __init__(self, embedding: Compressed) -> None:
         super().__init__()
         codes, scales = codes_of(embedding)
         self.register_buffer(CODES, codes)

@@ -7,20 +7,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
+from nxmiformer.layers.compressed import PLAIN, Compressed, obstacle, own_forwards
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.precision import too_narrow
 from nxmiformer.layers.quantizers import WeightQuantizer
+from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
-
-Compressed = CompressedLinear | CompressedEmbedding
 
 
 def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] | None = None) -> nn.Module:
-    """Replace, in place, every layer of the plan by a compressed one with the same parameters.
+    """Compress, in place, every layer of the plan: it stays the same module with the same parameters, in another class.
 
     Args:
         model: the dense model.
@@ -29,7 +28,7 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
             call is an error: some modules read a child's weight directly, past anything that its forward would do.
 
     Raises:
-        ValueError: the plan does not fit, or names a layer that is no plain linear one or embedding, or, with
+        ValueError: the plan does not fit, or names a layer that cannot be compressed as what it is, or, with
             `example`, a forward pass does not call layers (each is named); the model is as it was then.
 
     Warns:
@@ -37,17 +36,18 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
     """
     plan.check(model)
     specs = {module: spec for name, spec in plan.layers.items() for module in (name, *spec.aliases)}
-    modules = {name: model.get_submodule(name) for name in specs}
+    modules = {name: unwrapped(model).get_submodule(name) for name in specs}
     odd = [f"{name}: {reason}" for name, module in modules.items() if (reason := _obstacle(module, specs[name]))]
     if odd:
         raise ValueError("only plain linear layers and embeddings can be converted:\n  " + "\n  ".join(odd))
-    narrow = too_narrow({name: model.get_parameter(f"{name}.weight") for name in plan.layers})
+    narrow = too_narrow({name: modules[name].get_parameter("weight") for name in plan.layers})
     if narrow is not None:
         warnings.warn(narrow, stacklevel=2)
     for name, spec in plan.layers.items():
         quantizer = WeightQuantizer(spec.weight)  # one for all modules that share the weight
-        for module in (name, *spec.aliases):
-            model.set_submodule(module, _adopted(modules[module], quantizer, spec))
+        for module in {id(modules[each]): modules[each] for each in (name, *spec.aliases)}.values():
+            kind = CompressedEmbedding if isinstance(module, nn.Embedding) else CompressedLinear
+            kind.adopt(module, quantizer, spec.activations)
     if example is not None:
         try:
             check_called(model, example)
@@ -59,32 +59,25 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
 
 def _obstacle(module: nn.Module, spec: LayerSpec) -> str | None:
     """Why the module cannot be converted as `spec` has it, or None."""
-    if isinstance(module, Compressed) or not isinstance(module, nn.Linear | Conv1D | nn.Embedding):
+    if isinstance(module, Compressed) or not isinstance(module, PLAIN):
         return f"it is a {type(module).__name__}"
-    if not isinstance(module, nn.Embedding):
-        return None
-    if spec.activations is not None:
+    if isinstance(module, nn.Embedding) and spec.activations is not None:
         return f"it is an embedding, whose inputs are no activations to quantize ({spec.activations})"
-    return CompressedEmbedding.refuses(module, spec.weight)
-
-
-def _adopted(layer: nn.Module, quantizer: WeightQuantizer, spec: LayerSpec) -> Compressed:
-    if isinstance(layer, nn.Embedding):
-        return CompressedEmbedding.adopt(layer, quantizer)
-    assert isinstance(layer, nn.Linear | Conv1D)
-    return CompressedLinear.adopt(layer, quantizer, spec.activations)
+    if isinstance(module, nn.Embedding) and (reason := CompressedEmbedding.refuses(module, spec.weight)):
+        return reason
+    return obstacle(module)
 
 
 def strip(model: nn.Module) -> nn.Module:
-    """Replace, in place, every compressed layer by a plain one with the same parameters, as they stand."""
-    for name, layer in list(compressed_layers(model).items()):
-        model.set_submodule(name, layer.release())
+    """Make, in place, every compressed layer what it was before `convert`, with its parameters as they stand."""
+    for layer in {id(layer): layer for layer in compressed_layers(model).values()}.values():
+        layer.release()
     return model
 
 
 def compressed_layers(model: nn.Module) -> dict[str, Compressed]:
     """The compressed layers by module name, aliases included, in the model's order."""
-    named = model.named_modules(remove_duplicate=False)
+    named = unwrapped(model).named_modules(remove_duplicate=False)
     return {name: module for name, module in named if isinstance(module, Compressed)}
 
 
@@ -102,28 +95,35 @@ def linear_layers(model: nn.Module) -> dict[str, CompressedLinear]:
     return {name: layer for name, layer in distinct_layers(model).items() if isinstance(layer, CompressedLinear)}
 
 
+def foreign(model: nn.Module) -> Iterator[str]:
+    """The compressed layers that compute more than a linear layer or an embedding does, a line each."""
+    for name, layer in compressed_layers(model).items():
+        if own_forwards(layer.plain):
+            yield f"{name}: it is a {layer.plain.__name__}, whose own forward is not carried over"
+
+
 @torch.no_grad()
 def check_called(model: nn.Module, example: Mapping[str, Any]) -> None:
     """Run one forward pass, and raise a ValueError that names the compressed layers which it did not call."""
     layers = compressed_layers(model)
     called: set[str] = set()
 
-    def recording(name: str, forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def record(*inputs: Tensor) -> Tensor:
+    def recording(name: str, compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def record(x: Tensor) -> Tensor:
             called.add(name)
-            return forward(*inputs)
+            return compute(x)
 
         return record
 
     # Not by hooks: with hooks in place, torch's own TransformerEncoderLayer leaves the path that goes past the layers.
     for name, layer in layers.items():
-        layer.forward = recording(name, layer.forward)  # type: ignore[method-assign]
+        layer.compute = recording(name, layer.compute)  # type: ignore[method-assign, assignment]
     try:
         with evaluating(model):
             model(**example)
     finally:
         for layer in layers.values():
-            del layer.forward
+            vars(layer).pop("compute", None)  # a layer may have two names
     missed = [name for name in layers if name not in called]
     if missed:
         raise ValueError(
@@ -198,5 +198,5 @@ def verify(model: nn.Module, plan: CompressionPlan) -> None:
 
 def matrix(model: nn.Module, name: str, spec: LayerSpec) -> Tensor:
     """The weight of layer `name` as (out_features, in_features), detached, whether the model is converted or not."""
-    weight = model.get_parameter(f"{name}.weight").detach()
+    weight = unwrapped(model).get_parameter(f"{name}.weight").detach()
     return weight.t() if spec.transposed else weight

@@ -1,21 +1,19 @@
 """Compressed layers whose weights stay packed, and are unpacked when they are used: for evaluation only."""
 
 from collections.abc import Callable, Mapping
-from typing import NoReturn, Self, TypeVar
+from typing import NoReturn, Self
 
 import torch
 from torch import Tensor, nn
 
+from nxmiformer.layers.compressed import Compressed, foreign_forward, joined
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.memory import Memory
 from nxmiformer.layers.quantizers import WeightQuantizer
 from nxmiformer.plan.compression import LayerSpec
 
-LINEAR = ("transposed", "in_features", "out_features", "bias", "quantizer", "inputs")
-EMBEDDING = ("num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")
 PACKED = "the weights are packed: nxmiformer.layers.lazy.make_eager(model) unpacks them for good"
-Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class PackedWeight(nn.Module):
@@ -68,13 +66,6 @@ class LazyLinear(CompressedLinear):
 
     weight: PackedWeight  # type: ignore[assignment]
 
-    @classmethod
-    def of(cls, layer: CompressedLinear, weight: PackedWeight) -> Self:
-        """The stand-in of `layer` with this weight."""
-        self = _bare(cls, layer, LINEAR)
-        self.weight = weight
-        return self.eval()
-
     @property
     def matrix(self) -> Tensor:
         """The weight as (out_features, in_features), unpacked anew."""
@@ -88,24 +79,11 @@ class LazyLinear(CompressedLinear):
         """Raise a ValueError: a plain layer has no weight to unpack."""
         raise ValueError(PACKED)
 
-    def eager(self, weight: nn.Parameter) -> CompressedLinear:
-        """The layer as it was, with this weight."""
-        layer = _bare(CompressedLinear, self, LINEAR)
-        layer.weight = weight
-        return layer.eval()
-
 
 class LazyEmbedding(CompressedEmbedding):
     """A compressed embedding that unpacks the rows that are looked up."""
 
     weight: PackedWeight  # type: ignore[assignment]
-
-    @classmethod
-    def of(cls, layer: nn.Embedding, weight: PackedWeight) -> Self:
-        """The stand-in of `layer`, compressed or tied to a layer that is, with this weight."""
-        self = _bare(cls, layer, EMBEDDING)
-        self.weight, self.quantizer = weight, WeightQuantizer(weight.spec.weight)
-        return self.eval()
 
     @property
     def matrix(self) -> Tensor:
@@ -113,7 +91,7 @@ class LazyEmbedding(CompressedEmbedding):
         weight: Tensor = self.weight()
         return weight
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def compute(self, ids: Tensor) -> Tensor:
         return self.weight.rows(ids.flatten()).view(*ids.shape, self.embedding_dim)
 
     def train(self, mode: bool = True) -> Self:
@@ -123,23 +101,8 @@ class LazyEmbedding(CompressedEmbedding):
         """Raise a ValueError: a plain embedding has no weight to unpack."""
         raise ValueError(PACKED)
 
-    def eager(self, weight: nn.Parameter) -> CompressedEmbedding:
-        """The layer as it was, with this weight."""
-        layer = _bare(CompressedEmbedding, self, (*EMBEDDING, "quantizer"))
-        layer.weight = weight
-        return layer.eval()
-
 
 Lazy = LazyLinear | LazyEmbedding
-
-
-def _bare(kind: type[Layer], layer: nn.Module, names: tuple[str, ...]) -> Layer:
-    """A layer of this kind with these attributes of another, and no weight yet."""
-    bare = kind.__new__(kind)
-    nn.Module.__init__(bare)
-    for name in names:
-        setattr(bare, name, getattr(layer, name))
-    return bare
 
 
 def _evaluation(mode: bool) -> bool:
@@ -155,21 +118,31 @@ def lazy_layers(model: nn.Module) -> dict[str, Lazy]:
 
 
 def make_lazy(model: nn.Module, name: str, weight: PackedWeight) -> None:
-    """Replace the layer `name` by one that unpacks this weight when it is used."""
+    """Make the layer `name` unpack this weight when it is used, in place."""
     layer = model.get_submodule(name)
-    if isinstance(layer, CompressedLinear):
-        model.set_submodule(name, LazyLinear.of(layer, weight))
-    elif isinstance(layer, nn.Embedding) and layer.max_norm is None:
-        model.set_submodule(name, LazyEmbedding.of(layer, weight))
-    else:
+    shares = isinstance(layer, nn.Embedding) and not isinstance(layer, Compressed)  # the weight of one that is
+    if shares and layer.max_norm is None and foreign_forward(layer) is None:
+        layer = CompressedEmbedding.adopt(layer, WeightQuantizer(weight.spec.weight))
+    if not isinstance(layer, Compressed):
         raise ValueError(f"{name} is a {type(layer).__name__} with a packed weight, and cannot unpack it lazily")
+    _become(layer, LazyLinear if isinstance(layer, CompressedLinear) else LazyEmbedding, weight)
 
 
 def make_eager(model: nn.Module) -> None:
     """Unpack every weight, in place, once and for all."""
     weights: dict[int, nn.Parameter] = {}
-    for name, layer in lazy_layers(model).items():
+    for layer in lazy_layers(model).values():
         packed = layer.weight
-        if id(packed) not in weights:
-            weights[id(packed)] = nn.Parameter(packed())
-        model.set_submodule(name, layer.eager(weights[id(packed)]))
+        if isinstance(packed, PackedWeight):  # the layer has one name, or this is the first of them
+            if id(packed) not in weights:
+                weights[id(packed)] = nn.Parameter(packed())
+            kind = CompressedLinear if isinstance(layer, LazyLinear) else CompressedEmbedding
+            _become(layer, kind, weights[id(packed)])
+
+
+def _become(layer: Compressed, kind: type[Compressed], weight: PackedWeight | nn.Parameter) -> None:
+    """Make a compressed layer one of another kind, with this weight."""
+    del layer.weight
+    layer.__class__ = joined(kind, layer.plain)
+    layer.weight = weight  # type: ignore[assignment]
+    layer.eval()

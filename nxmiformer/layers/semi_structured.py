@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nxmiformer.errors import unknown
-from nxmiformer.layers.convert import compressed_layers, strip
+from nxmiformer.layers.convert import compressed_layers, foreign, strip
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.quantizers import ActivationQuantizer
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
@@ -67,6 +67,7 @@ def refusals(model: nn.Module, plan: CompressionPlan, kernel: Kernel) -> Iterato
     """What sparse tensor cores cannot compute of a model, a line each: the layer, its set or activations, and why."""
     if kernel not in get_args(Kernel):
         raise unknown("kernel", kernel, get_args(Kernel))
+    yield from foreign(model)
     for name, _, spec in _linear(model, plan):
         rows, columns = spec.shape
         if not _two_of_four(spec.weight):

@@ -8,7 +8,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.errors import unknown
+from nxmiformer.layers.compressed import PLAIN, obstacle
 from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.wrapped import adapted, unwrapped
 from nxmiformer.sets.base import Shape
 
 Affine = nn.Linear | Conv1D
@@ -40,7 +42,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Targets:
-    """The layers to compress, in the model's order, and the reason for each linear layer that is left out."""
+    """The layers to compress, in the model's order, and the reason for each other matrix of the model, by its layer."""
 
     layers: tuple[Target, ...]
     skipped: Mapping[str, str]
@@ -57,46 +59,82 @@ def find_targets(model: nn.Module, include: Sequence[str] | None = None, exclude
 
     Raises:
         ValueError: a pattern that matches no linear layer, or nothing is left.
+
+    Linear layers that cannot be compressed as what they are, those of adapters, and matrices that are of none are
+    among the `skipped`. A wrapper, such as `torch.compile` makes, counts for the model inside.
     """
+    model = unwrapped(model)
     linears = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Affine)}
     for pattern in [*(include or ()), *exclude]:
         if not any(fnmatchcase(name, pattern) for name in linears):
             raise unknown("pattern of layer names", pattern, linears)
-    blocks = _blocks(model)
+    blocks, adapters = _blocks(model), tuple(f"{name}." for name in adapted(model))
     chosen: dict[int, Target] = {}
     skipped: dict[str, str] = {}
     for name, module in linears.items():
         reason = _reason(name, blocks, include, exclude)
+        if reason is None and name.startswith(adapters):
+            reason = "it is in an adapter: merge or remove adapters first, and lay them on the compressed model"
+        reason = reason or obstacle(module)
         if reason:
             skipped[name] = reason
         elif id(module.weight) in chosen:
             first = chosen[id(module.weight)]
-            chosen[id(module.weight)] = Target(first.name, first.shape, first.transposed, (*first.aliases, name))
+            chosen[id(module.weight)] = replace(first, aliases=(*first.aliases, name))
             skipped[name] = f"it shares its weight with {first.name}, and is compressed with it"
         else:
             transposed = is_transposed(module)
             rows, columns = module.weight.shape
             chosen[id(module.weight)] = Target(name, (columns, rows) if transposed else (rows, columns), transposed)
     if not chosen:
-        raise ValueError(f"no layer is left to compress: {len(linears)} linear layers were found, all left out")
-    return Targets(tuple(chosen.values()), skipped)
+        why = "".join(f"\n  {reason}" for reason in dict.fromkeys(skipped.values()))
+        raise ValueError(f"no layer is left to compress: {len(linears)} linear layers were found, all left out{why}")
+    return Targets(tuple(chosen.values()), {**skipped, **_others(model)})
+
+
+def _others(model: nn.Module) -> dict[str, str]:
+    """The matrices of the model that are no linear layer's, by the names of their modules, or their own, and why."""
+    others: dict[str, str] = {}
+    linear = {
+        id(m.weight): f"it is an embedding that shares its weight with {n}"
+        for n, m in model.named_modules()
+        if isinstance(m, Affine)
+    }
+    within: tuple[str, ...] = ()  # the modules whose parameters have been spoken for
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, PLAIN):
+            within += (f"{name}.",)
+        if isinstance(module, nn.Embedding):
+            others[name] = obstacle(module) or linear.get(id(module.weight), "it is an embedding")
+        elif not isinstance(module, PLAIN) and not name.startswith(within):
+            kind = type(module).__name__
+            for key, parameter in module.named_parameters(name, recurse=False):
+                if parameter.ndim > 1:
+                    reason = f"it is a parameter {tuple(parameter.shape)} of a {kind}, no linear layer's"
+                    others[key.removesuffix(".weight")] = reason
+    return others
 
 
 def find_head(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[Target, ...]:
     """The linear layers outside the model's repeated blocks, such as pooler and classifier."""
+    model = unwrapped(model)
     blocks = _blocks(model)
-    outside = [name for name, m in model.named_modules() if isinstance(m, Affine) and not name.startswith(blocks)]
+    found = [(name, m) for name, m in model.named_modules() if isinstance(m, Affine) and not name.startswith(blocks)]
+    outside = [name for name, module in found if obstacle(module) is None]
     names = [name for name in outside if not any(fnmatchcase(name, pattern) for pattern in exclude)]
     return find_targets(model, names).layers if names else ()
 
 
 def find_embeddings(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[Target, ...]:
     """The embeddings of `model`, (num_embeddings, embedding_dim); one that shares its weight with a linear layer is
-    left out, for what that wants of the weight is another matter."""
+    left out, for what that wants of the weight is another matter, and so is one that cannot be compressed."""
+    model = unwrapped(model)
     linear = {id(m.weight) for m in model.modules() if isinstance(m, Affine)}
     chosen: dict[int, Target] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if not isinstance(module, nn.Embedding) or any(fnmatchcase(name, pattern) for pattern in exclude):
+            continue
+        if obstacle(module) is not None:
             continue
         key, (rows, columns) = id(module.weight), module.weight.shape
         if key in chosen:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nxmiformer.errors import unknown
 from nxmiformer.layers.precision import too_narrow
+from nxmiformer.layers.wrapped import unwrapped_names
 from nxmiformer.optim.schedule import Constant, Residuals, Schedule
 from nxmiformer.sets import ConstraintSet
 
@@ -41,7 +42,7 @@ class ADMM(torch.optim.Optimizer):
 
     Args:
         base: the optimizer, already built over the parameters.
-        named_parameters: (name, parameter) pairs, as `model.named_parameters()` gives them.
+        named_parameters: (name, parameter) pairs, as `model.named_parameters()` gives them, in a wrapper too.
         sets: parameter name -> set of its (2-D) value. For a weight stored (in, out): `Transposed(set)`.
         rho: a number, or a `Schedule`, which every weight follows by its own residuals.
         interval: optimizer steps between two updates of Z and U.
@@ -98,6 +99,7 @@ class ADMM(torch.optim.Optimizer):
 
     def _find(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
         """The constrained parameters by name, after checking that they can be."""
+        parameters = unwrapped_names(parameters, self.sets)
         trained = {id(p) for group in self.base.param_groups for p in group["params"]}
         problems = []
         for name, constraint in self.sets.items():

@@ -13,6 +13,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.files import write_text
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import Target, Targets, is_transposed
+from nxmiformer.layers.wrapped import refuse_adapters, unwrapped
 from nxmiformer.sets import ConstraintSet, Storage, Transposed
 from nxmiformer.sets.base import Shape
 from nxmiformer.sets.fields import check_fields
@@ -159,7 +160,10 @@ class CompressionPlan:
 
     def check(self, model: nn.Module) -> None:
         """Raise a ValueError that names every layer of the plan that `model` does not have, or has in another way: of
-        another shape, stored the other way round, or sharing its weight with others than the plan says."""
+        another shape, stored the other way round, or sharing its weight with others than the plan says. A model with
+        adapters is refused."""
+        model = unwrapped(model)
+        refuse_adapters(model)
         weights = dict(model.named_parameters(remove_duplicate=False))
         owners: dict[int, str] = {}
         problems = []

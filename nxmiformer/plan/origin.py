@@ -61,7 +61,8 @@ class Planning:
         """The plan with these sets of the targets, and with embeddings and head besides."""
         around = self.around(model)
         sets = {**weights, **{target.name: each for target, each in around}}
-        skipped = {name: reason for name, reason in targets.skipped.items() if name not in sets}
+        taken = {*sets, *(alias for target, _ in around for alias in target.aliases)}
+        skipped = {name: reason for name, reason in targets.skipped.items() if name not in taken}
         found = Targets((*targets.layers, *(target for target, _ in around)), skipped)
         return CompressionPlan.assigned(model, found, sets, self.activations)
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 import transformers
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from nxmiformer.layers.targets import Target, find_targets
 
@@ -66,7 +67,8 @@ def test_the_linear_layers_of_the_blocks_are_found_in_order_and_the_others_skipp
     inside, outside = NAMES[make]
     targets = find_targets(make())
     assert [target.name for target in targets.layers] == inside
-    assert targets.skipped == dict.fromkeys(outside, "it is outside the model's repeated blocks")
+    skipped = {name: reason for name, reason in targets.skipped.items() if "embedding" not in reason}
+    assert skipped == dict.fromkeys(outside, "it is outside the model's repeated blocks")
 
 
 @pytest.mark.parametrize("make", NAMES)
@@ -105,6 +107,38 @@ def test_a_pattern_that_matches_no_layer_is_an_error_with_the_nearest_name(optio
 def test_a_pattern_of_something_that_is_not_linear_is_an_error():
     with pytest.raises(ValueError, match="unknown pattern of layer names"):
         find_targets(bert(), include=["*.LayerNorm"])
+
+
+def mixtral():
+    sizes = {**TINY, "num_key_value_heads": 1, "num_local_experts": 3}
+    return transformers.MixtralForSequenceClassification(transformers.MixtralConfig(**sizes))
+
+
+def tied():
+    sizes = {"vocab_size": 20, "d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "max_position_embeddings": 9}
+    heads = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8}
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes, **heads))
+
+
+@pytest.mark.parametrize("make", [*NAMES, mixtral, tied, lambda: parametrizations.orthogonal(Shared().layers[0])])
+def test_every_matrix_of_a_model_is_in_the_targets_or_is_skipped_with_a_reason(make):
+    model = nn.ModuleDict({"inner": make(), "blocks": nn.ModuleList([nn.Linear(4, 4)])})
+    targets = find_targets(model)
+    named = {name for target in targets.layers for name in (target.name, *target.aliases)} | targets.skipped.keys()
+    matrices = [name for name, p in model.named_parameters(remove_duplicate=False) if p.ndim > 1]
+    parts = ".parametrizations.weight.original"  # of a layer that is named itself
+    assert {name.removesuffix(".weight").removesuffix(parts) for name in matrices} <= named
+    assert all(targets.skipped.values())
+
+
+def test_matrices_that_are_no_linear_layers_say_what_they_are():
+    skipped = find_targets(mixtral()).skipped
+    expert, router = (skipped[f"model.layers.1.mlp.{name}"] for name in ("experts.gate_up_proj", "gate"))
+    assert expert == "it is a parameter (3, 32, 8) of a MixtralExperts, no linear layer's"
+    assert router == "it is a parameter (3, 8) of a MixtralTopKRouter, no linear layer's"
+    skipped = find_targets(tied()).skipped
+    assert skipped["model.shared"] == "it is an embedding that shares its weight with lm_head"
+    assert skipped["model.encoder.embed_positions"] == "it is an embedding"
 
 
 def test_leaving_nothing_is_an_error():
