@@ -1,6 +1,7 @@
 """One run: a dense model in; a verified, packed, sparse and low-bit one out, and a report."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -134,6 +135,8 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     tokenizer = job.source.tokenizer(job.task)
     model = job.source.model(job.task, tokenizer, job.seed)
     plan = planning(model)
+    if remark := plan.remark(model):
+        print(f"{job.name}: {remark}", file=sys.stderr, flush=True)
     splits = job.task.splits()
     data = {name: encode(splits[name], job.task, tokenizer, job.settings.max_length) for name in splits}
     example = data["holdout"].batch([0], "cpu")

@@ -144,6 +144,13 @@ def find_embeddings(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[Targ
     return tuple(chosen.values())
 
 
+def in_blocks(model: nn.Module) -> dict[str, int]:
+    """How many weights each matrix in the model's repeated blocks has, by its layer or own name; no weight twice."""
+    model = unwrapped(model)
+    matrices = {name: p.numel() for name, p in model.named_parameters() if p.ndim > 1}
+    return {name.removesuffix(".weight"): n for name, n in matrices.items() if name.startswith(_blocks(model))}
+
+
 def is_transposed(module: nn.Module) -> bool:
     """Whether the layer stores its weight (in, out), as `transformers`' Conv1D does."""
     return isinstance(module, Conv1D) or (isinstance(module, CompressedLinear) and module.transposed)

@@ -12,7 +12,7 @@ from torch import nn
 from nxmiformer.errors import unknown
 from nxmiformer.files import write_text
 from nxmiformer.layers.quantizers import Activations
-from nxmiformer.layers.targets import Target, Targets, is_transposed
+from nxmiformer.layers.targets import Target, Targets, in_blocks, is_transposed
 from nxmiformer.layers.wrapped import refuse_adapters, unwrapped
 from nxmiformer.sets import ConstraintSet, Storage, Transposed
 from nxmiformer.sets.base import Shape
@@ -196,6 +196,20 @@ class CompressionPlan:
         skipped = {each.removeprefix(start): why for each, why in self.skipped.items() if each.startswith(start)}
         compressed = sum(spec.shape[0] * spec.shape[1] for spec in layers.values())
         return type(self)(layers, skipped, sum(p.numel() for p in module.parameters()) - compressed)
+
+    def remark(self, model: nn.Module) -> str | None:
+        """A sentence for who uses the plan, where it has less than half of the weights in the model's blocks."""
+        sizes = in_blocks(model)
+        taken = {module for name, spec in self.layers.items() for module in (name, *spec.aliases)}
+        left = {name: size for name, size in sizes.items() if name not in taken}
+        total, without = sum(sizes.values()), sum(left.values())
+        if 2 * without <= total:
+            return None
+        largest = max(left, key=lambda name: left[name])
+        return (
+            f"the plan has only {100 * (1 - without / total):.1f} % of the weights in the model's blocks; the largest "
+            f"of {len(left)} matrices without a set is {largest}: {self.skipped.get(largest, 'the plan leaves it out')}"
+        )
 
     def sets(self) -> dict[str, ConstraintSet]:
         """The set of each compressed parameter by its name, as `nxmiformer.optim.ADMM` takes them."""

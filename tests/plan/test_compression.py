@@ -191,6 +191,21 @@ def test_check_names_a_layer_that_shares_its_weight_otherwise_than_the_plan_says
     ]
 
 
+def test_a_plan_with_less_than_half_of_the_weights_of_the_blocks_says_so_and_names_the_largest_without_a_set():
+    model = Model()
+    assert uniform().remark(model) is None
+    ups = [f"blocks.{index}.up" for index in range(2)]
+    half = CompressionPlan.assigned(model, find_targets(model), dict.fromkeys(ups, JOINT))
+    assert half.remark(model) is None
+    model.blocks[1]["down"] = Conv1D(9, 16)
+    less = CompressionPlan.assigned(model, find_targets(model), dict.fromkeys(ups, JOINT))
+    assert less.remark(model) == (
+        "the plan has only 48.5 % of the weights in the model's blocks; the largest of 2 matrices without a set is "
+        "blocks.1.down: the plan leaves it dense"
+    )
+    assert CompressionPlan({}).remark(nn.Linear(8, 8)) is None  # which has no blocks
+
+
 def test_check_looks_at_aliases_too():
     spec = LayerSpec(JOINT, (16, 8), aliases=("blocks.2.up",))
     with pytest.raises(ValueError, match=r"blocks\.2\.up: the model has no such layer"):
