@@ -91,8 +91,8 @@ def obstacle(module: nn.Module) -> str | None:
         return "its parameters are computed from others: torch.nn.utils.parametrize.remove_parametrizations ends that"
     if weight is None:
         return "its weight is no parameter of its own, but computed (as by weight_norm or pruning) or packed"
-    if type(weight) is not nn.Parameter or weight.ndim != 2 or weight.dtype not in DTYPES:
-        return f"its weight is a {type(weight).__name__} of {weight.dtype}, {tuple(weight.shape)}"
+    if weight.ndim != 2 or weight.dtype not in DTYPES:
+        return f"its weight is {tuple(weight.shape)} of {weight.dtype}"
     if vars(module).get("forward", module.forward) != MethodType(type(module).forward, module):
         return (
             "its forward has been replaced, as hooks of accelerate do that keep weights elsewhere: "

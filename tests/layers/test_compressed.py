@@ -65,10 +65,6 @@ class DirectConv(Conv1D):
         return 2 * super().forward(x)
 
 
-class Own(nn.Parameter):
-    pass
-
-
 def hooked():
     layer = nn.Linear(8, 8)
     layer.note = "an attribute of the user's"
@@ -93,12 +89,6 @@ def in_int8():
     return layer
 
 
-def of_another_tensor():
-    layer = nn.Linear(8, 8)
-    layer.weight = Own(torch.ones(8, 8))
-    return layer
-
-
 KEPT = {
     "tripled": lambda: Tripled(8, 8),
     "low rank": lambda: LowRank(8, 8),
@@ -116,8 +106,7 @@ REFUSED = {
     "pruned": (lambda: prune.l1_unstructured(nn.Linear(8, 8), "weight", 0.5), "its weight is no parameter of its own"),
     "replaced forward": (replaced, "its forward has been replaced"),
     "offloaded": (offloaded, r"accelerate\.hooks\.remove_hook_from_module\(model, recurse=True\)"),
-    "int8": (in_int8, r"its weight is a Parameter of torch\.int8"),
-    "another tensor": (of_another_tensor, "its weight is a Own of"),
+    "int8": (in_int8, r"its weight is \(8, 8\) of torch\.int8"),
 }
 
 
