@@ -1,12 +1,13 @@
 """The console script `nxmiformer`: Hydra composes a configuration, and the job runs it."""
 
 import difflib
+import logging
 import math
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -142,12 +143,26 @@ def _try_optimizer(where: str, phase: Any) -> None:
 @hydra.main(version_base="1.3", config_path="pkg://nxmiformer.conf", config_name="config")
 def _main(config: DictConfig) -> float:
     directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
-    with survived() if sweeping else nullcontext(), recorded(directory), alone(directory):
+    with told(), survived() if sweeping else nullcontext(), recorded(directory), alone(directory):
         if config.job in ("export", "bench"):
             config = as_trained(config, HydraConfig.get().overrides.task)
         job = build(config, directory)
         return {"compress": _compress, "search": _search, "export": _export, "bench": _bench}[config.job](job, sweeping)
     return math.nan  # of a job that failed; sweepers take it for that
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Print what the package logs: what it found in a checkpoint and in data, and made of it."""
+    logger, handler = logging.getLogger("nxmiformer"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def _search(job: Job, sweeping: bool) -> float:

@@ -84,7 +84,7 @@ class CompressedTensors(Format):
         self.check_packages()
         if threads is not None:
             torch.set_num_threads(threads)
-        (architecture,) = AutoConfig.from_pretrained(directory).architectures
+        (architecture,) = AutoConfig.from_pretrained(directory, trust_remote_code=False).architectures
         model = getattr(transformers, architecture).from_pretrained(directory).eval()
 
         @torch.no_grad()

@@ -86,7 +86,8 @@ def _ending(run: Run, holdout: Series) -> str:
     if dense is None or words.is_loss(metric):
         return text
     way = "level with" if abs(last - dense) < 5e-4 else "below" if last < dense else "above"
-    return f"{text}, {'' if way == 'level with' else words.points(last - dense) + ' '}{way} the dense model"
+    caveat = "" if run.report.above_chance else f", which is {words.NO_BETTER}"
+    return f"{text}, {'' if way == 'level with' else words.points(last - dense) + ' '}{way} the dense model{caveat}"
 
 
 def _course(values: Sequence[float]) -> str:

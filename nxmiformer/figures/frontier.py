@@ -109,7 +109,10 @@ def _marks(panel: Panel, plane: Plane, score: str, size: str) -> list[Box]:
 
 
 def _keeping(panel: Panel, score: str, size: str) -> list[Group]:
-    """The groups that keep `ENOUGH` of the dense score (that lose as much, of a loss), the smallest first."""
+    """The groups that keep `ENOUGH` of the dense score (that lose as much, of a loss), the smallest first; none where
+    the dense model is no better than chance."""
+    if not panel.above_chance:
+        return []
     loss, dense = words.is_loss(panel.metric), panel.dense
     least, most = (-math.inf, (2 - ENOUGH) * dense) if loss else (ENOUGH * dense, math.inf)
     kept = [group for group in panel.groups if least <= group.mean(score) <= most]
@@ -128,7 +131,8 @@ def _finding(drawn: list[Panel], score: str, size: str) -> str:
         group, text = kept[0], f"is the smallest to keep {enough} of the dense {panel.metric}"
     else:
         group = _best(panel, score, size)[-1]
-        text = f"scores best, and nothing keeps {enough} of the dense {panel.metric}"
+        nothing = f"nothing keeps {enough} of the dense {panel.metric}"
+        text = f"scores best, and {nothing if panel.above_chance else f'a dense model is {words.NO_BETTER}'}"
     value = words.score(panel.metric, group.mean(score))
     return f"{group.name} {text}: {value} in {words.size(group.mean(size))}{_of(size)}"
 

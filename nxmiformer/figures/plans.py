@@ -47,7 +47,7 @@ def search_frontier(found: Mapping[str, Any]) -> Figure:
     log_axis(lower.yaxis)
     size_axis(lower)
     figure.supxlabel(_note(found), x=0.012, ha="left", fontsize=SMALL, color=MUTED)
-    title(figure, _finding(found))
+    title(figure, _finding(found) + words.search_caveat(found))
     return figure
 
 

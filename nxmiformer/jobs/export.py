@@ -24,6 +24,7 @@ from nxmiformer.jobs.origin import packed_of
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.tasks.batches import Examples, encode, sorted_batches
+from nxmiformer.tasks.order import in_order
 from nxmiformer.tasks.task import Task
 
 NEAR = 0.01  # of the range of the outputs: how far two equal predictions of a regression may be apart
@@ -126,9 +127,10 @@ def _exported(
     model.config.save_pretrained(directory)
     form.write(model, plan, directory)  # which has more to say in the config, or not
     written = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and file.name != CONFIG)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer.save_pretrained(directory)
-    examples = encode(job.task.splits()["validation"], job.task, tokenizer, job.settings.max_length)
+    task = in_order(job.task, model.config.id2label)
+    examples = encode(task.splits()["validation"], task, tokenizer, job.settings.max_length)
     packed = _logits(lambda batch: _forward(model, batch), examples, size, display, "packed")
     artefact = _logits(form.read(directory, threads), examples, size, display, form.name)
     agreement = Agreement.of(packed, artefact, examples.labels.numpy())
@@ -140,7 +142,7 @@ def _exported(
         "plan": plan.fingerprint,
         "task": {"name": job.task.name, "metric": job.task.metric, "validation": agreement.examples},
         "agreement": vars(agreement),
-        "scores": {"packed": _scores(job.task, packed, examples), form.name: _scores(job.task, artefact, examples)},
+        "scores": {"packed": _scores(task, packed, examples), form.name: _scores(task, artefact, examples)},
         "bytes": {
             "dense": (storage.dense + storage.rest) // 8,
             "packed": (path / WEIGHTS).stat().st_size,

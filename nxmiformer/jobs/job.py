@@ -1,11 +1,12 @@
 """One run: a dense model in; a verified, packed, sparse and low-bit one out, and a report."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,20 +30,24 @@ from nxmiformer.layers.targets import find_embeddings, find_head
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.one_shot import OneShot
+from nxmiformer.models.agreement import agree
 from nxmiformer.models.source import Source
 from nxmiformer.plan.compression import FLOAT, CompressionPlan
 from nxmiformer.plan.origin import Planning
 from nxmiformer.report.document import write_report
-from nxmiformer.runs.words import results
+from nxmiformer.runs.words import no_better, results
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.search import Search
-from nxmiformer.tasks.batches import encode
+from nxmiformer.tasks.batches import encode_splits
+from nxmiformer.tasks.order import in_order
 from nxmiformer.tasks.task import Task
 from nxmiformer.train.checkpoint import Checkpoints, Position
 from nxmiformer.train.evaluate import predict
 from nxmiformer.train.loop import Settings, Stage, train_phase
 from nxmiformer.train.recipe import Phase, Recipe, check_distillation
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
+
+log = logging.getLogger(__name__)
 
 PASSING = frozenset(
     {"resume", "tracker", "name", "hydra", "report_on", "format", "bench", "path", "out"}
@@ -134,11 +139,12 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     transformers.set_seed(job.seed)
     tokenizer = job.source.tokenizer(job.task)
     model = job.source.model(job.task, tokenizer, job.seed)
+    agree(model, tokenizer, job.settings.max_length)
     plan = planning(model)
     if remark := plan.remark(model):
         print(f"{job.name}: {remark}", file=sys.stderr, flush=True)
-    splits = job.task.splits()
-    data = {name: encode(splits[name], job.task, tokenizer, job.settings.max_length) for name in splits}
+    task = in_order(job.task, model.config.id2label)
+    data = encode_splits(task, tokenizer, job.settings.max_length)
     example = data["holdout"].batch([0], "cpu")
     convert(model, plan, {key: value for key, value in example.items() if key != "labels"})
     check_distillation(job.recipe.phases, model, example)
@@ -152,7 +158,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     wrapped = accelerator.prepare_model(model)
     with _tracker(job, position if job.resume else None, display) as tracker:
         stage = Stage(
-            model, wrapped, tokenizer, job.task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts,
+            model, wrapped, tokenizer, task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts,
             display,
         )  # fmt: skip
         yield Opened(stage, plan, position, resumed)
@@ -199,6 +205,9 @@ def leave_dense(job: Job, stage: Stage) -> None:
     """Score the dense model, and keep it in `dense/`, as `transformers` does."""
     Dense().attach(stage.model, Length(0, 1))
     stage.facts["scores"]["dense"] = stage.score(job.report_on)
+    score, chance = stage.facts["scores"]["dense"][stage.task.metric], stage.chance(job.report_on)
+    if score <= chance.most:
+        log.info("%s", no_better(stage.task.metric, score, chance))
     with quiet(), replacing(job.directory / "dense", lambda _: True, "a dense model") as directory:
         stage.model.save_pretrained(directory)
         stage.tokenizer.save_pretrained(directory)
@@ -244,7 +253,7 @@ def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dic
             f"the packed model does not give the logits of the trained one: they differ by up to "
             f"{np.abs(logits[0] - logits[1]).max():g}; please report this"
         )
-    final, reloaded = (job.task.score(each, examples.labels.numpy()) for each in logits)
+    final, reloaded = (stage.task.score(each, examples.labels.numpy()) for each in logits)
     return final, reloaded
 
 
@@ -256,6 +265,7 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize, sec
     gaps: dict[str, float] = next(
         (phase["gaps"] for phase in phases.values() if phase["gaps"]), {}
     )  # at the first hard projection
+    chance = stage.chance(job.report_on)
     dense_bytes = sum(file.stat().st_size for file in (job.directory / "dense").rglob("*") if file.is_file())
     return {
         "format": 1,
@@ -266,7 +276,9 @@ def _report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize, sec
         "plan": {"name": job.planning.name, "fingerprint": plan.fingerprint},
         "scores": scores,
         "report_on": job.report_on,
-        "retention": scores["final"][metric] / scores["dense"][metric] if scores["dense"][metric] else 0.0,
+        "chance": asdict(chance),
+        "retention": scores["final"][metric] / dense if (dense := scores["dense"][metric]) > chance.most else None,
+        "cut": {name: examples.cut for name, examples in stage.data.items()},
         "storage": {
             "dense_bits": storage.dense,
             "value_bits": storage.values,

@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +220,7 @@ def _content(
         "accounting": job.budget.accounting,
         "plan": plan.fingerprint,
         "dense": evidence.score(evidence.logits),
+        "chance": asdict(stage.task.chance(evidence.labels)),
         **found.to_dict(),
         "seconds": seconds,
         "epochs": seconds / (trained / steps * epoch) if trained else None,

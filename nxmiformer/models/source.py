@@ -1,15 +1,25 @@
 """Where a model and its tokenizer come from."""
 
 import abc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import transformers
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from nxmiformer.console.quiet import quiet
 from nxmiformer.models import embedded
+from nxmiformer.models.checkpoint import check_loaded
+from nxmiformer.models.labels import class_names, name_classes
 from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.tasks.task import Task
 
@@ -36,11 +46,16 @@ class Source(abc.ABC):
 class Pretrained(Source):
     """A checkpoint that `transformers` reads: a name on the hub, or a local directory.
 
-    A head that the checkpoint lacks, or that has another number of outputs, is drawn anew.
+    A head that the checkpoint lacks, or that has another number of outputs, is drawn anew. No code of a checkpoint is
+    run.
+
+    Attributes:
+        labels: the task's class names in the order of the model's outputs; None: as the checkpoint names them.
     """
 
     path: str
     name: str = ""
+    labels: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
@@ -55,22 +70,48 @@ class Pretrained(Source):
         return str(local) if local.is_dir() else self.path
 
     def tokenizer(self, task: Task) -> PreTrainedTokenizerBase:
-        tokenizer = AutoTokenizer.from_pretrained(self._place)
+        with self._own_code():
+            tokenizer = AutoTokenizer.from_pretrained(self._place, trust_remote_code=False)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a directory without its files
             raise ValueError(f"model.path={self.path}: there is no tokenizer, or one without words")
         return tokenizer
 
     def model(self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+        """See `Source.model`, `check_loaded` and `class_names`.
+
+        Raises:
+            ValueError: the checkpoint does not supply everything but a head, or its classes are not the task's.
+        """
         transformers.set_seed(seed)
-        with quiet():
-            return AutoModelForSequenceClassification.from_pretrained(
+        with quiet(), self._own_code():
+            own = AutoConfig.from_pretrained(self._place, trust_remote_code=False).id2label
+            model, report = AutoModelForSequenceClassification.from_pretrained(
                 self._place,
                 dtype=torch.float32,
                 num_labels=task.outputs,
                 problem_type="single_label_classification" if task.labels else "regression",
                 ignore_mismatched_sizes=True,
-                **labels(task),
+                output_loading_info=True,
+                trust_remote_code=False,
             )
+        loaded = check_loaded(model, report, self.path)
+        if task.labels:
+            theirs = [own[number] for number in sorted(own)]
+            name_classes(model.config, class_names(theirs, task, loaded, self.labels, self.path))
+        return model
+
+    @contextmanager
+    def _own_code(self) -> Iterator[None]:
+        """Of a checkpoint that comes with code of its own, `transformers` says to trust it, which is not done."""
+        try:
+            yield
+        except ValueError as error:
+            if "trust_remote_code" not in str(error):
+                raise
+            raise ValueError(
+                f"model.path={self.path}: this checkpoint needs code that comes with it, which is never run: give one "
+                "of an architecture that the installed transformers has"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -105,15 +146,6 @@ class Embedded(Source):
             heads=self.heads,
             intermediate=self.intermediate,
         )
-        model.config.update({**labels(task), "problem_type": "single_label_classification"})
+        name_classes(model.config, task.labels)
+        model.config.problem_type = "single_label_classification"
         return model
-
-
-def labels(task: Task) -> dict[str, dict]:
-    """The names of a task's classes, as a `transformers` config takes them."""
-    if not task.labels:
-        return {}
-    return {
-        "id2label": dict(enumerate(task.labels)),
-        "label2id": {name: number for number, name in enumerate(task.labels)},
-    }

@@ -8,8 +8,8 @@ from nxmiformer.runs import speeds, words
 from nxmiformer.runs.numbers import STAGES, Run
 
 SCORES = (
-    "Kept: final / dense. One-shot: the dense model projected onto the same sets, without training. "
-    "Packed, reloaded: read back from the packed file."
+    "Kept: final / dense, where the dense model is better than chance. One-shot: the dense model projected onto the "
+    "same sets, without training. Packed, reloaded: read back from the packed file."
 )
 STORAGE = (
     "Compression: 1 − stored / float32 bits. Of the layers: the compressed ones only, each row with what is above it. "
@@ -61,9 +61,9 @@ def sections(run: Run) -> list[Section]:
 
 def shares(run: Run) -> list[tuple[str, str]]:
     """What a reader looks for first: what is kept, how small it is, how long it took."""
-    measured = run.report.storage.bytes
+    measured, above, kept = run.report.storage.bytes, run.report.above_chance, words.percent(run.report.kept("final"))
     return [
-        ("score kept", words.percent(run.report.retention)),
+        ("score kept" if above else f"score kept: the dense model is {words.NO_BETTER}", kept),
         (f"of the file, {words.size(measured.dense_model)} when dense", words.size(measured.packed_model)),
         ("of the layers", words.percent(run.report.storage.compression.all) + " smaller"),
         ("on the clock", words.duration(run.report.seconds)),
@@ -71,7 +71,8 @@ def shares(run: Run) -> list[tuple[str, str]]:
 
 
 def scores(run: Run) -> Table:
-    """Each stage's metrics, the task's own first, and what the stage keeps of the dense model's."""
+    """Each stage's metrics, the task's own first, and what the stage keeps of the dense model's; and what chance gives,
+    where the dense model is no better."""
     taken = run.report.scores
     stages = [stage for stage in STAGES if stage in taken]
     metrics = dict.fromkeys([run.report.task.metric, *(name for stage in stages for name in taken[stage])])
@@ -79,6 +80,9 @@ def scores(run: Run) -> Table:
         (STAGES[stage], *(words.score(metric, taken[stage].get(metric)) for metric in metrics), _kept(run, stage))
         for stage in stages
     ]
+    if run.report.chance is not None and not run.report.above_chance:
+        blank = (words.NONE,) * len(metrics)
+        rows.append(("chance, up to", words.score(run.report.task.metric, run.report.chance.most), *blank))
     return Table((f"{run.report.report_on} split", *metrics, "kept"), tuple(rows))
 
 
@@ -138,11 +142,20 @@ def facts(run: Run) -> Table:
         ("model", f"{r.model.name} ({r.model.parameters:,} parameters)"),
         ("plan", f"{r.plan.name} ({r.plan.fingerprint})"),
         ("seed", str(r.seed)),
+        *_cut(run),
         ("versions", ", ".join(f"{name} {version}" for name, version in r.versions.items())),
         ("revision", r.revision or "unknown"),
         ("device", r.device),
     ]
     return Table(("", ""), tuple(rows), named=2)
+
+
+def _cut(run: Run) -> list[tuple[str, str]]:
+    """How many texts were cut off, where any was."""
+    counts, task = run.report.cut or {}, run.report.task
+    sizes = {"train": task.train, "holdout": task.holdout, "validation": task.validation}
+    told = [f"{counts.get(split, 0):,} of {size:,} in {split}" for split, size in sizes.items()]
+    return [("texts cut off", ", ".join(told))] if any(counts.values()) else []
 
 
 def plans(found: Mapping[str, Any]) -> Table:
@@ -170,9 +183,7 @@ def _trained(metric: str, trials: Sequence[Sequence[float]]) -> str:
 
 def _kept(run: Run, stage: str) -> str:
     """The share of the dense model's score, by the task's metric."""
-    metric = run.report.task.metric
-    before, after = (run.report.scores.get(name, {}).get(metric) for name in ("dense", stage))
-    return words.percent(after / before) if before and after is not None and not words.is_loss(metric) else words.NONE
+    return words.NONE if words.is_loss(run.report.task.metric) else words.percent(run.report.kept(stage))
 
 
 def _count(bits: int) -> str:

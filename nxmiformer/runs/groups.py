@@ -49,6 +49,11 @@ class Panel:
         """The mean score of the dense models; their column `dense` must be there."""
         return float(pd.concat([group.rows for group in self.groups])["dense"].mean())
 
+    @property
+    def above_chance(self) -> bool:
+        """Whether every dense model is, as far as it is known."""
+        return not any(_no_better(group.rows) for group in self.groups)
+
 
 def panels(frame: pd.DataFrame, by: str | Sequence[str], needed: Sequence[str]) -> list[Panel]:
     """The runs of `frame` that have a value in each `needed` column, grouped by the columns `by`; a panel a setting.
@@ -99,8 +104,14 @@ def tally(frame: pd.DataFrame, drawn: Sequence[Panel]) -> str:
     counts = [len(group.rows) for panel in drawn for group in panel.groups]
     seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     note = f"mean and standard deviation over {seeds} seeds" if max(counts) > 1 else "one run each"
-    left_out = len(frame) - sum(counts)
-    return note + (f";  left out: {left_out} without a score" if left_out else "")
+    left_out, poor = len(frame) - sum(counts), _no_better(frame)
+    note += f";  left out: {left_out} without a score" if left_out else ""
+    return note + (f";  {poor} with a dense model no better than chance" if poor else "")
+
+
+def _no_better(runs: pd.DataFrame) -> int:
+    """How many of the runs have a dense model that is no better than chance."""
+    return int(runs["above_chance"].eq(False).sum()) if "above_chance" in runs else 0
 
 
 def winners(pairs: Sequence[tuple[str, str]], verb: str, head: str) -> str:

@@ -15,7 +15,7 @@ from nxmiformer.runs.parse import shaped
 RECORD, FAILED, SEARCHED = "run.json", "failed.json", "search.json"
 PARTS = ("packed", "dense", "checkpoints", "trials")  # of a run or a search: no run to be compared is in them
 WHAT = ("name", "task", "model", "plan", "fingerprint", "phases", "seed")
-FOUND = ("status", "error", "report_on", "metric", *STAGES, "retention")
+FOUND = ("status", "error", "report_on", "metric", *STAGES, "above_chance", "retention")
 COSTS = tuple(f"compression_{part}" for part in ("values", "indices", "all", "model"))
 COSTS += ("packed_bytes", "dense_bytes", "packed_model_bytes", "dense_model_bytes")
 COLUMNS = (*FOUND, *COSTS, "gap", "steps", "seconds", "device", "revision")
@@ -48,7 +48,8 @@ def load_runs(directory: str | Path) -> pd.DataFrame:
         name, task, model, plan, fingerprint, phases (in their order), seed.
         config.<key>: the values of the configurations that not all runs share; a list is JSON.
         status: "done"; "failed", with its `error`; "unfinished": there is no report (yet).
-        report_on (split), metric, and by that metric dense, one_shot, final, packed; retention = final / dense.
+        report_on (split), metric, and by that metric dense, one_shot, final, packed; above_chance, whether the dense
+            model is; retention = final / dense where it is.
         compression_*: see `Compression`. Bytes: packed_bytes and dense_bytes of the compressed layers,
             packed_model_bytes and dense_model_bytes of whole models, on disk.
         gap: ||W - Z|| / ||W|| after the first phase that has one. steps (optimizer), seconds (wall), device, revision.
@@ -168,7 +169,8 @@ def _results(report: Report) -> dict[str, Any]:
         "report_on": report.report_on,
         "metric": metric,
         **{stage: scores.get(metric) for stage, scores in report.scores.items() if stage in STAGES},
-        "retention": report.retention,
+        "above_chance": report.above_chance,
+        "retention": report.retention if report.above_chance else None,
         **{f"compression_{part}": share for part, share in asdict(storage.compression).items()},
         "packed_bytes": storage.bytes.packed_weights,
         "dense_bytes": storage.dense_bits // 8,

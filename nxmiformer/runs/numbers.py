@@ -4,13 +4,14 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.runs.parse import parse, shaped
+from nxmiformer.tasks.task import Chance
 
 PLAN, METRICS, REPORT = "plan.json", "metrics.jsonl", "report.json"
 STAGES = {"dense": "dense", "one_shot": "one-shot", "final": "final", "packed": "packed, reloaded"}
@@ -126,8 +127,10 @@ class Report:
     """The content of `report.json`.
 
     `scores` has the metrics (fractions) of "dense", and of "one_shot", "final" and "packed" where they were taken;
-    `report_on` is the split that they were taken on. `retention` is final / dense; `seconds` the wall time of the run
-    from its start to its report; of the starts before it was resumed, that of their phases.
+    `report_on` is the split that they were taken on, and `chance` what answers that do not look at the text score
+    there. `retention` is final / dense, None where the dense model is no better than chance; `cut` counts the texts of
+    each split that were cut off; `seconds` is the wall time of the run from its start to its report; of the starts
+    before it was resumed, that of their phases.
     """
 
     format: Literal[1] = 1
@@ -147,10 +150,26 @@ class Report:
     device: str
     seconds: float
     report_on: str = "validation"
+    chance: Chance | None = None
+    cut: Mapping[str, int] | None = None
+
+    @property
+    def above_chance(self) -> bool:
+        """Whether the dense model is better than chance. Of a report that does not tell what chance is: than 0."""
+        dense = self.scores["dense"][self.task.metric]
+        return dense > (0.0 if self.chance is None else self.chance.most)
+
+    def kept(self, stage: str) -> float | None:
+        """The share of the dense model's score that a stage (a key of `STAGES`) has; None where it was not taken, or
+        the dense model is no better than chance."""
+        score = self.scores.get(stage, {}).get(self.task.metric)
+        return None if score is None or not self.above_chance else score / self.scores["dense"][self.task.metric]
 
     def to_json(self) -> str:
-        """The report as JSON, as `read_run` reads it."""
-        return json.dumps(asdict(self), indent=1)
+        """The report as JSON, as `read_run` reads it; keys that are optional and have no value are left out."""
+        optional = {each.name for each in fields(self) if each.default is None}
+        content = {key: value for key, value in asdict(self).items() if value is not None or key not in optional}
+        return json.dumps(content, indent=1)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from nxmiformer.runs.numbers import Run
+from nxmiformer.tasks.task import Chance
 
 NONE = "–"
+NO_BETTER = "no better than chance"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -39,10 +41,21 @@ def results(content: Mapping[str, Any]) -> dict[str, str]:
             for key in names
             if key in scores
         },
-        "kept of the dense score": percent(content["retention"], 2),
+        "kept of the dense score": _kept(content),
         "command": f"`{content['command']}`",
         "revision": content["revision"] or NONE,
     }
+
+
+def _kept(content: Mapping[str, Any]) -> str:
+    share = content["retention"]
+    return percent(share, 2) if share is not None else f"{NONE}: the dense model is {NO_BETTER}"
+
+
+def no_better(metric: str, value: float, chance: Chance) -> str:
+    """That the dense model's score is no better than chance."""
+    about = f"{score(metric, chance.score)} ± {percent(chance.error, 2)}"
+    return f"the dense model, with {score(metric, value)} {metric}, is {NO_BETTER} ({about})"
 
 
 def size(nbytes: float) -> str:
@@ -99,6 +112,8 @@ def subject(run: Run) -> str:
 def headline(run: Run) -> str:
     """The finding: how much of the score is kept, in which share of the file (both as measured)."""
     metric, space = run.report.task.metric, file_share(run.shrinkage)
+    if run.score("final") is not None and not run.report.above_chance:
+        return f"{subject(run)} keeps {NONE} of {metric} in {space}: the dense model is {NO_BETTER}"
     if run.score("final") is not None and run.report.retention is not None:
         return f"{subject(run)} keeps {percent(run.report.retention)} of {metric} in {space}"
     if (one_shot := run.score("one_shot")) is not None:
@@ -126,7 +141,13 @@ def search_headline(found: Mapping[str, Any]) -> str:
     if others and min(others) > best["divergence"] > 0:
         against = f", {min(others) / best['divergence']:.1f} times closer to the dense one than any uniform plan"
     of = f"{size(best['bits'] / 8)} of the layers' {size(found['budget'] / 8)}"
-    return f"{of}: {score(metric, best['score'])} {metric}{against}"
+    return f"{of}: {score(metric, best['score'])} {metric}{against}{search_caveat(found)}"
+
+
+def search_caveat(found: Mapping[str, Any]) -> str:
+    """What is to be said beside the scores of a search whose dense model is no better than chance, else nothing."""
+    chance = found.get("chance")
+    return "" if chance is None or found["dense"] > Chance(**chance).most else f"; the dense model is {NO_BETTER}"
 
 
 def export_headline(content: Mapping[str, Any]) -> str:

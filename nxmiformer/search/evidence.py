@@ -51,6 +51,11 @@ class Evidence:
         """How many there are in the batches."""
         return sum(len(batch["labels"]) for batch in self.batches)
 
+    @property
+    def labels(self) -> np.ndarray:
+        """Of all examples, (examples,)."""
+        return torch.cat([batch["labels"] for batch in self.batches]).cpu().numpy()
+
     @cached_property
     def moments(self) -> dict[str, Tensor]:
         """The second moment of each layer's inputs, (in, in); see `input_moments`."""
@@ -116,8 +121,7 @@ class Evidence:
 
     def score(self, logits: Sequence[Tensor]) -> float:
         """The task's score at `logits`."""
-        labels = torch.cat([batch["labels"] for batch in self.batches])
-        return self.metric(torch.cat(list(logits)).cpu().numpy(), labels.cpu().numpy())
+        return self.metric(torch.cat(list(logits)).cpu().numpy(), self.labels)
 
     @contextmanager
     def _replaced(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

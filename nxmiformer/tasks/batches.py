@@ -1,5 +1,6 @@
 """From text to batches of tensors."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +8,11 @@ from typing import Any
 import datasets
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from nxmiformer.tasks.task import Task
+
+log = logging.getLogger(__name__)
 
 WINDOW = 32  # batches within which examples of like length are put together
 MULTIPLE = 8  # padded lengths are multiples of this
@@ -23,11 +26,17 @@ class Examples:
         features: per example the tokenizer's lists of integers, such as `input_ids`.
         labels: (examples,), int64 classes or float32 targets.
         padding: what each feature is padded with.
+        side: where it is padded, "right" or "left".
+        limit: tokens that no batch is wider than, whatever its width is rounded to.
+        cut: how many examples were cut off there.
     """
 
     features: Sequence[dict[str, list[int]]]
     labels: Tensor
     padding: dict[str, int]
+    side: str = "right"
+    limit: int | None = None
+    cut: int = 0
 
     def __len__(self) -> int:
         return len(self.features)
@@ -40,21 +49,47 @@ class Examples:
         """The examples as (batch, tokens) tensors, padded to the longest, and `labels` (batch,)."""
         longest = max(len(next(iter(self.features[i].values()))) for i in indices)
         width = -(-longest // MULTIPLE) * MULTIPLE
+        if self.limit is not None:
+            width = max(longest, min(width, self.limit))
         batch = {}
         for key, fill in self.padding.items():
             rows = [self.features[i][key] for i in indices]
-            batch[key] = torch.tensor([row + [fill] * (width - len(row)) for row in rows], device=device)
+            padded = [_padded(row, [fill] * (width - len(row)), self.side) for row in rows]
+            batch[key] = torch.tensor(padded, device=device)
         return {**batch, "labels": self.labels[list(indices)].to(device)}
 
 
+def _padded(row: list[int], fill: list[int], side: str) -> list[int]:
+    return fill + row if side == "left" else row + fill
+
+
+def encode_splits(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Examples]:
+    """The splits of a task by name, tokenised; how many of their texts are cut off is logged."""
+    splits = task.splits()
+    data = {name: encode(splits[name], task, tokenizer, max_length) for name in splits}
+    if any(examples.cut for examples in data.values()):
+        told = [f"{examples.cut:,} of {len(examples):,} in {name}" for name, examples in data.items()]
+        log.info("train.max_length=%d cuts texts off: %s", max_length, ", ".join(told))
+    return data
+
+
 def encode(split: datasets.Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Examples:
-    """Tokenise a split of `task`, truncated to `max_length` tokens."""
+    """Tokenise a split of `task`, truncated to `max_length` tokens and padded where the tokenizer pads."""
     columns = [list(split[column]) for column in task.columns]
     encoded = tokenizer(*columns, truncation=True, max_length=max_length)
     features = [dict(zip(encoded.keys(), row, strict=True)) for row in zip(*encoded.values(), strict=True)]
     labels = torch.tensor(split["label"], dtype=torch.int64 if task.labels else torch.float32, device="cpu")
     fills: dict[str, Any] = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    return Examples(features, labels, {key: fills.get(key, 0) for key in encoded})
+    padding = {key: fills.get(key, 0) for key in encoded}
+    return Examples(features, labels, padding, tokenizer.padding_side, max_length, _cut(encoded, columns, tokenizer))
+
+
+def _cut(encoded: BatchEncoding, columns: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many of the texts were truncated. Tokenizers that are written in Python do not tell, but for the lengths."""
+    if encoded.encodings is not None:
+        return sum(bool(each.overflowing) for each in encoded.encodings)
+    lengths = map(len, encoded["input_ids"])
+    return sum(len(whole) > length for whole, length in zip(tokenizer(*columns)["input_ids"], lengths, strict=True))
 
 
 def shuffled(

@@ -1,6 +1,7 @@
 """The GLUE tasks (Wang et al. 2019, arXiv 1804.07461)."""
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,8 @@ from scipy import stats
 from sklearn import metrics
 
 from nxmiformer.errors import unknown
-from nxmiformer.tasks.task import Task
+from nxmiformer.tasks.rows import checked
+from nxmiformer.tasks.task import Chance, Task, uncorrelated
 
 HUB = "nyu-mll/glue"
 
@@ -21,6 +23,7 @@ class _Facts(NamedTuple):
     metric: str
     labels: tuple[str, ...]
     validation: str = "validation"
+    span: tuple[float, float] | None = None
 
 
 ENTAILMENT = ("entailment", "not_entailment")
@@ -31,7 +34,7 @@ TASKS = {
     "cola": _Facts(("sentence",), "matthews", ("unacceptable", "acceptable")),
     "sst2": _Facts(("sentence",), "accuracy", ("negative", "positive")),
     "mrpc": _Facts(PAIR, "f1", PARAPHRASE),
-    "stsb": _Facts(PAIR, "pearson", ()),
+    "stsb": _Facts(PAIR, "pearson", (), span=(0.0, 5.0)),
     "qqp": _Facts(("question1", "question2"), "f1", ("not_duplicate", "duplicate")),
     "mnli": _Facts(
         ("premise", "hypothesis"), "accuracy", ("entailment", "neutral", "contradiction"), "validation_matched"
@@ -62,6 +65,7 @@ class Glue(Task):
     columns: tuple[str, ...] = field(init=False)
     labels: tuple[str, ...] = field(init=False)
     metric: str = field(init=False)
+    span: tuple[float, float] | None = field(init=False)
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
@@ -71,21 +75,27 @@ class Glue(Task):
                 f"the holdout needs a share in (0, 1) and at least one example, not {self.share}, {self.most}"
             )
         facts = TASKS[self.name]
-        for key in ("columns", "labels", "metric"):
+        for key in ("columns", "labels", "metric", "span"):
             object.__setattr__(self, key, getattr(facts, key))
 
     def splits(self) -> datasets.DatasetDict:
+        """Read from `path`; a ValueError names what is not as the task has it: see `checked`."""
         source = datasets.load_dataset(self.path, self.name, cache_dir=self._cache())
-        missing = {*self.columns, "label"} - set(source["train"].column_names)
-        if missing:
-            raise ValueError(f"{self.path}, {self.name}: the training split has no column {sorted(missing)}")
-        size = min(self.most, max(1, round(self.share * len(source["train"]))))
-        parts = source["train"].train_test_split(test_size=size, seed=0, shuffle=True)
+        whole, validation = self._checked(source, "train"), self._checked(source, TASKS[self.name].validation)
+        if len(whole) < 2:
+            raise ValueError(f"{self.path}, {self.name}: the training split has 1 row, and the holdout is cut from it")
+        size = min(self.most, max(1, round(self.share * len(whole))))
+        parts = whole.train_test_split(test_size=size, seed=0, shuffle=True)
         train = parts["train"]
         if self.train_examples is not None:
             train = train.select(range(min(self.train_examples, len(train))))
-        validation = source[TASKS[self.name].validation]
         return datasets.DatasetDict(train=train, holdout=parts["test"], validation=validation)
+
+    def _checked(self, source: datasets.DatasetDict, split: str) -> datasets.Dataset:
+        if split not in source:
+            raise ValueError(f"{self.path}, {self.name}: there is no split {split!r}; there are {sorted(source)}")
+        called = "training" if split == "train" else split.replace("_", " ")
+        return checked(source[split], self, f"{self.path}, {self.name}: the {called} split")
 
     def _cache(self) -> str | None:
         """Where `datasets` keeps its copy of a local directory: two of one name, or with other files, are the same to
@@ -114,3 +124,14 @@ class Glue(Task):
         if self.metric == "f1":
             return {"f1": float(metrics.f1_score(labels, predicted, zero_division=0.0)), "accuracy": accuracy}
         return {"accuracy": accuracy}
+
+    def chance(self, labels: np.ndarray) -> Chance:
+        """As of any task; for the F1 of the positive class, always answering with it is the best: 2q / (1 + q) at a
+        share q, whose error is the share's times 2 / (1 + q)^2."""
+        if self.metric == "matthews":
+            return uncorrelated(len(labels))
+        if self.metric != "f1":
+            return super().chance(labels)
+        share = float((labels == 1).mean())
+        error = math.sqrt(share * (1 - share) / len(labels))
+        return Chance(2 * share / (1 + share), 2 * error / (1 + share) ** 2)

@@ -19,7 +19,7 @@ from nxmiformer.layers.convert import distinct_layers
 from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.tasks.batches import Examples, batches_per_epoch, shuffled
-from nxmiformer.tasks.task import Task
+from nxmiformer.tasks.task import Chance, Task
 from nxmiformer.train.astray import check_finite
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.evaluate import evaluate
@@ -113,6 +113,10 @@ class Stage:
         """The task's metrics on a split, as the model stands."""
         size, examples = self.settings.eval_batch_size, self.data[split]
         return evaluate(self.model, self.task, examples, size, self.accelerator, self.display, split)
+
+    def chance(self, split: str) -> Chance:
+        """What answers that do not look at the text score on a split."""
+        return self.task.chance(self.data[split].labels.numpy())
 
     def save(self, name: str, position: Position, state: Mapping[str, Any]) -> None:
         """Write checkpoint `name`, once for all processes."""

@@ -1,4 +1,5 @@
 import json
+import logging
 
 import hydra
 import pytest
@@ -11,6 +12,7 @@ from nxmiformer.jobs.job import run
 from nxmiformer.jobs.provenance import revision
 from nxmiformer.layers.convert import verify
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.tasks.task import Chance
 from nxmiformer.train.recipe import Recipe
 
 TINY = [
@@ -95,7 +97,22 @@ def test_dense_one_shot_final_and_packed_are_scored_and_packed_is_final(done):
     assert scores.keys() == {"dense", "one_shot", "final", "packed"}
     assert all(0 <= score["accuracy"] <= 1 and (score["accuracy"] * 48).is_integer() for score in scores.values())
     assert scores["packed"] == scores["final"]
-    assert done[0]["retention"] == scores["final"]["accuracy"] / scores["dense"]["accuracy"]
+
+
+def test_what_is_kept_is_a_share_of_a_dense_score_that_is_above_chance_and_else_nothing(done, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "nxmiformer")
+    content, directory = done
+    blind = content["chance"]["score"] + 2 * content["chance"]["error"]
+    assert content["chance"] == {"score": 0.5, "error": pytest.approx(0.25 / 12**0.5)}
+    assert content["scores"]["dense"]["accuracy"] <= blind
+    assert content["retention"] is None
+    for name in ("report.md", "report.html", "packed/README.md"):
+        assert "the dense model is no better than chance" in (directory / name).read_text(encoding="utf-8")
+    sure = job(tmp_path / "run", "recipe.phases.dense.steps=0", recipe="one_shot")
+    object.__setattr__(sure.task, "chance", lambda labels: Chance(0.0, 0.0))
+    content = run(sure)
+    assert content["retention"] == content["scores"]["final"]["accuracy"] / content["scores"]["dense"]["accuracy"]
+    assert "no better than chance" not in caplog.text
 
 
 def test_the_packed_models_card_has_the_runs_scores_and_how_to_run_it_again(done):
@@ -103,7 +120,7 @@ def test_the_packed_models_card_has_the_runs_scores_and_how_to_run_it_again(done
     card = (directory / "packed" / "README.md").read_text(encoding="utf-8")
     for name, key in (("dense", "dense"), ("projected, not trained", "one_shot"), ("packed", "packed")):
         assert f"| accuracy, {name} | {100 * content['scores'][key]['accuracy']:.2f} % |" in card
-    assert f"| kept of the dense score | {100 * content['retention']:.2f} % |" in card
+    assert "| kept of the dense score | –: the dense model is no better than chance |" in card
     assert f"| command | `{content['command']}` |" in card
     assert content["revision"] in (None, *card.split())
 

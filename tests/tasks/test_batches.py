@@ -1,4 +1,5 @@
 import itertools
+import logging
 import random
 
 import datasets
@@ -8,7 +9,7 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from nxmiformer.tasks.batches import Examples, batches_per_epoch, encode, shuffled, sorted_batches
+from nxmiformer.tasks.batches import Examples, batches_per_epoch, encode, encode_splits, shuffled, sorted_batches
 
 
 def examples(count, seed=0):
@@ -156,3 +157,37 @@ def test_encode_takes_the_labels_of_a_regression_as_numbers():
     data = encode(split, Pairs(()), tokenizer(), 8)
     assert data.labels.dtype == torch.float32
     assert data.labels.tolist() == [2.5]
+
+
+def test_texts_are_padded_on_the_tokenizers_side_and_no_wider_than_they_may_be():
+    split = datasets.Dataset.from_dict({"one": ["a b", "c"], "two": ["c", "a a a a a"], "label": [1, 0]})
+    left = tokenizer()
+    left.padding_side = "left"
+    for each, row in ((tokenizer(), [2, 4, 5, 3, 6, 3, 0, 0]), (left, [0, 0, 2, 4, 5, 3, 6, 3])):
+        assert encode(split, Pairs(("no", "yes")), each, 9).batch([0], "cpu")["input_ids"].tolist() == [row]
+    data = encode(split, Pairs(("no", "yes")), left, 9)
+    assert data.batch([0, 1], "cpu")["input_ids"].shape == (2, 9)
+    assert data.batch([0, 1], "cpu")["attention_mask"][0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("length", "cut"), [(9, 0), (8, 1), (6, 1), (5, 2)])
+def test_texts_that_are_cut_off_are_counted_by_either_kind_of_tokenizer(length, cut, monkeypatch):
+    split = datasets.Dataset.from_dict({"one": ["a b", "c"], "two": ["c", "a a a a a"], "label": [1, 0]})
+    assert encode(split, Pairs(("no", "yes")), tokenizer(), length).cut == cut
+    monkeypatch.setattr(transformers.BatchEncoding, "encodings", None)  # as of a tokenizer written in Python
+    assert encode(split, Pairs(("no", "yes")), tokenizer(), length).cut == cut
+
+
+class Split(Pairs):
+    def splits(self):
+        rows = datasets.Dataset.from_dict({"one": ["a", "c"], "two": ["c", "a a a a a"], "label": [1, 0]})
+        return datasets.DatasetDict(train=rows, validation=rows.select([0]))
+
+
+def test_a_run_says_how_many_texts_of_each_split_are_cut_off(caplog):
+    caplog.set_level(logging.INFO, "nxmiformer")
+    encode_splits(Split(("no", "yes")), tokenizer(), 9)
+    assert not caplog.records
+    encode_splits(Split(("no", "yes")), tokenizer(), 8)
+    (record,) = caplog.records
+    assert record.getMessage() == "train.max_length=8 cuts texts off: 1 of 2 in train, 0 of 1 in validation"

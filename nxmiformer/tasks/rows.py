@@ -1,0 +1,109 @@
+"""Whether the rows of a data set are what a task takes. A row that is not is named; none is cast or left out."""
+
+import logging
+from collections.abc import Sequence
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from nxmiformer.tasks.order import plain
+from nxmiformer.tasks.task import Task
+
+log = logging.getLogger(__name__)
+
+UNLABELLED = -1  # as the test splits of GLUE have it
+
+
+def checked(rows: datasets.Dataset, task: Task, where: str) -> datasets.Dataset:
+    """The rows, with labels as the task numbers its classes: where they are names, or numbered in another order by
+    names of their own, they are renumbered, which is logged.
+
+    Args:
+        where: the data set and the split, for messages.
+
+    Raises:
+        ValueError: a column is missing, there are no rows, a text or a label is missing or of another type, or a label
+            is none of the task's; the message has the split, the first such row, its value and what the task has.
+    """
+    if missing := {*task.columns, "label"} - set(rows.column_names):
+        raise ValueError(f"{where} has no column {sorted(missing)}; it has {rows.column_names}")
+    if not len(rows):
+        raise ValueError(f"{where} has no rows")
+    table = rows.with_format("arrow")[:]
+    for column in task.columns:
+        texts = table[column]
+        _refuse(pc.is_null(texts), texts, f"{where}, column {column!r}", "a text")
+        if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+            raise ValueError(f"{where}, column {column!r} holds {texts.type}, such as {texts[0].as_py()!r}, not texts")
+    labels = table["label"]
+    _refuse(pc.is_null(labels, nan_is_null=True), labels, f"{where}, column 'label'", _has(task))
+    return _classes(rows, labels, task, where) if task.labels else _numbers(rows, labels, task, where)
+
+
+def _classes(rows: datasets.Dataset, labels: pa.ChunkedArray, task: Task, where: str) -> datasets.Dataset:
+    """Rows whose labels are the numbers of the task's classes."""
+    ids, feature = {plain(name): number for number, name in enumerate(task.labels)}, rows.features["label"]
+    if pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type):
+        names = [plain(name) for name in labels.to_pylist()]
+        _refuse(pa.array([name not in ids for name in names]), labels, f"{where}, column 'label'", _has(task))
+        log.info("%s: its labels are names, which are numbered %s", where, _has(task))
+        return _with(rows, [ids[name] for name in names], task)
+    if not pa.types.is_integer(labels.type):
+        raise ValueError(_other_type(labels, task, where))
+    own = [plain(name) for name in feature.names] if isinstance(feature, datasets.ClassLabel) else []
+    named = bool(own) and not all(name.isdecimal() for name in own)
+    if named and sorted(own) != sorted(ids):
+        raise ValueError(f"{where} names its labels {feature.names}, and {task.name} has {_has(task)}")
+    outside = pc.or_(pc.less(labels, 0), pc.greater_equal(labels, len(ids)))
+    _refuse(outside, labels, f"{where}, column 'label'", _has(task))
+    if not named or own == list(ids):
+        return rows
+    log.info("%s: it numbers its labels %s, which become %s", where, feature.names, _has(task))
+    return _with(rows, np.array([ids[name] for name in own])[labels.to_numpy()].tolist(), task)
+
+
+def _numbers(rows: datasets.Dataset, labels: pa.ChunkedArray, task: Task, where: str) -> datasets.Dataset:
+    """Rows whose labels are finite numbers within the task's span."""
+    if not (pa.types.is_integer(labels.type) or pa.types.is_floating(labels.type)):
+        raise ValueError(_other_type(labels, task, where))
+    values = pc.cast(labels, pa.float64())
+    outside = pc.invert(pc.is_finite(values))
+    if task.span is not None:
+        beyond = pc.or_(pc.less(values, task.span[0]), pc.greater(values, task.span[1]))
+        outside = pc.or_(outside, beyond)
+    _refuse(outside, labels, f"{where}, column 'label'", _has(task))
+    return rows
+
+
+def _with(rows: datasets.Dataset, labels: Sequence[int], task: Task) -> datasets.Dataset:
+    feature = datasets.ClassLabel(names=list(task.labels))
+    return rows.remove_columns("label").add_column("label", np.asarray(labels), feature=feature)
+
+
+def _refuse(bad: pa.ChunkedArray, values: pa.ChunkedArray, where: str, has: str) -> None:
+    """A ValueError that names the first of the rows that are `bad`, where there is one."""
+    count = pc.sum(bad).as_py() or 0
+    if not count:
+        return
+    row = pc.index(bad, True).as_py()
+    value = values[row].as_py()
+    text = f"{where}, row {row} (the first is 0): {value!r}, where {has} is wanted"
+    text += f"; so in {count} of {len(values)} rows"
+    if value == UNLABELLED:
+        text += f". {UNLABELLED} marks a row without a label: leave those rows out of the file"
+    raise ValueError(text)
+
+
+def _other_type(labels: pa.ChunkedArray, task: Task, where: str) -> str:
+    return (
+        f"{where}, column 'label', row 0: {labels[0].as_py()!r} is of type {labels.type}, where {_has(task)} is wanted"
+    )
+
+
+def _has(task: Task) -> str:
+    """What a label of the task is, in words."""
+    if task.labels:
+        return ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels))
+    return "a number" + (f" from {task.span[0]:g} to {task.span[1]:g}" if task.span is not None else "")
