@@ -8,7 +8,7 @@ export TOKENIZERS_PARALLELISM ?= false
 .PHONY: demo test check gpu peers clean
 
 demo: .venv/installed
-	$(BIN)/nxmiformer experiment=demo
+	$(BIN)/nxmiformer experiment=demo overwrite=true
 
 test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal

@@ -218,8 +218,9 @@ def _arguments(sweep: dict[str, Any]) -> argparse.Namespace:
 
 
 def _job(folder: Path, overrides: list[str]) -> bool:
-    """Run `nxmiformer`; whether it succeeded."""
-    return _command(folder, ["nxmiformer", f"name={folder.name}", f"hydra.run.dir={folder}", *overrides])
+    """Run `nxmiformer`, or go on where it was killed; whether it succeeded."""
+    going_on = ["resume=true"] if (folder / "run.json").exists() else []
+    return _command(folder, ["nxmiformer", f"name={folder.name}", f"hydra.run.dir={folder}", *overrides, *going_on])
 
 
 def _drop(folder: Path, *names: str) -> None:

@@ -2,13 +2,12 @@
 
 import difflib
 import logging
-import math
 import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -24,24 +23,18 @@ from omegaconf.errors import (
     InterpolationToMissingValueError,
     OmegaConfBaseException,
 )
-from rich.console import Console
 
+from nxmiformer.console.ending import interrupted
 from nxmiformer.errors import unknown
-from nxmiformer.files import alone
-from nxmiformer.jobs.bench import bench
-from nxmiformer.jobs.export import export
-from nxmiformer.jobs.job import Job, run
+from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.origin import as_trained
-from nxmiformer.jobs.search import found, planned, search
-from nxmiformer.jobs.sweep import finished, recorded, resumable, survived
-from nxmiformer.report.table import bench_summary, export_summary, search_summary, summary
-from nxmiformer.runs.numbers import read_run
-from nxmiformer.runs.speeds import best
+from nxmiformer.jobs.place import occupied
+from nxmiformer.jobs.sweep import HELD, Ended, noted
+from nxmiformer.jobs.work import KINDS, work
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
 PARTS |= {"budget": "budget", "search": "search", "format": "format", "bench": "bench"}
-JOBS = ("compress", "search", "export", "bench")
-PLAIN = ("name", "seed", "report_on", "resume", "path", "out")
+PLAIN = ("name", "seed", "report_on", "resume", "overwrite", "dense_cache", "path", "out")
 LAUNCHERS = ("joblib", "submitit", "ray")  # of Hydra's, those that are extras
 
 
@@ -59,8 +52,8 @@ def build(config: DictConfig, directory: Path) -> Job:
     for key in plain:
         if key not in valid:
             raise unknown("key", key, valid)
-    if plain["job"] not in JOBS:
-        raise unknown("job", plain["job"], JOBS)
+    if plain["job"] not in KINDS:
+        raise unknown("job", plain["job"], KINDS)
     hints = get_type_hints(Job)
     wanted = {key: hints[name] for key, name in {**PARTS, **dict(zip(PLAIN, PLAIN, strict=True))}.items()}
     mistakes = [line for key, hint in wanted.items() for line in _mistakes(plain[key], hint, key)]
@@ -143,12 +136,24 @@ def _try_optimizer(where: str, phase: Any) -> None:
 @hydra.main(version_base="1.3", config_path="pkg://nxmiformer.conf", config_name="config")
 def _main(config: DictConfig) -> float:
     directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
-    with told(), survived() if sweeping else nullcontext(), recorded(directory), alone(directory):
-        if config.job in ("export", "bench"):
-            config = as_trained(config, HydraConfig.get().overrides.task)
-        job = build(config, directory)
-        return {"compress": _compress, "search": _search, "export": _export, "bench": _bench}[config.job](job, sweeping)
-    return math.nan  # of a job that failed; sweepers take it for that
+
+    def job() -> Job:
+        reads_packed = config.job in ("export", "bench")
+        whole = as_trained(config, HydraConfig.get().overrides.task) if reads_packed else config
+        label = f"job {HydraConfig.get().job.num}" if sweeping else ""
+        return replace(build(whole, directory), notes=_notes(config), label=label)
+
+    words = list(HydraConfig.get().overrides.task)
+    with told(), noted(directory) if sweeping else nullcontext(Ended(overrides=words)) as ended:
+        work(config.job, job, directory, ended, sweeping)
+    return ended.value
+
+
+def _notes(config: DictConfig) -> dict[str, str]:
+    """What Hydra writes before it calls a job, and here the job itself, once it has begun."""
+    ours = HydraConfig.get()
+    parts = {"config": config, "hydra": OmegaConf.create({"hydra": ours}), "overrides": ours.overrides.task}
+    return {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()}
 
 
 @contextmanager
@@ -165,46 +170,6 @@ def told() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _search(job: Job, sweeping: bool) -> float:
-    """Search, unless a sweep has it finished, and give the score of the plan that is found."""
-    content, console = found(job) if sweeping else None, Console()
-    if content is None:
-        content = search(resumable(job) if sweeping else job)
-        console.print(search_summary(content))
-    console.print(f"plan: {os.path.relpath(job.directory / 'plan.json')}")
-    return float(content["best"]["score"])
-
-
-def _export(job: Job, sweeping: bool) -> float:
-    """Export a packed model, and give the score of the artefact."""
-    content, console = export(job), Console()
-    console.print(export_summary(content))
-    console.print(f"{content['form']}: {os.path.relpath(content['out'])}")
-    scores = content["scores"][content["form"]]
-    return float(scores[content["task"]["metric"]]) if scores else math.nan
-
-
-def _bench(job: Job, sweeping: bool) -> float:
-    """Time a packed model, and give the most that any way to run it gains over the dense one."""
-    content, console = bench(job), Console()
-    console.print(bench_summary(content))
-    console.print(f"bench: {os.path.relpath(content['out'])}")
-    return best(content).ratio
-
-
-def _compress(job: Job, sweeping: bool) -> float:
-    """Run the job, unless a sweep has it finished, and give the score of the packed model."""
-    content, console = finished(job) if sweeping else None, Console()
-    if content is None:
-        job = planned(job)
-        content = run(resumable(job) if sweeping else job)
-        console.print(summary(read_run(job.directory)))
-    console.print(f"report: {os.path.relpath(job.directory / 'report.html')}")
-    metric: str = content["task"]["metric"]
-    score: float = content["scores"]["packed"][metric]
-    return score
-
-
 def main() -> None:
     """Run, and turn a mistake in the command line into one clear message and exit status 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra's errors through to here
@@ -212,13 +177,30 @@ def main() -> None:
     if world != "1":
         sys.exit(_fail(f"WORLD_SIZE={world}: a run takes one process, as each would write the same files"))
     try:
-        _main()
+        with HELD:
+            _main()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(_fail(_explain(error)))
     except (ValueError, OSError) as error:
         if os.environ.get("NXMIFORMER_TRACEBACK"):
             raise
         sys.exit(_fail(str(error)))
+    except KeyboardInterrupt:
+        print(_stopped(), file=sys.stderr)
+        sys.exit(130)
+
+
+def _stopped() -> str:
+    """How to go on with what has been stopped, where anything was begun."""
+    ours = HydraConfig.get() if HydraConfig.initialized() else None
+    if ours is None:
+        return "nxmiformer: stopped; nothing was begun"
+    if ours.mode == RunMode.MULTIRUN:
+        return interrupted(sys.argv[1:], f"hydra.sweep.dir={ours.sweep.dir}")
+    directory = Path(ours.runtime.output_dir)
+    if not occupied(directory):
+        return "nxmiformer: stopped; nothing was begun"
+    return interrupted(sys.argv[1:], f"hydra.run.dir={os.path.relpath(directory)}")
 
 
 def _root(error: BaseException) -> BaseException:

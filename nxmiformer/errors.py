@@ -10,3 +10,7 @@ def unknown(what: str, value: object, valid: Iterable[str]) -> ValueError:
     near = difflib.get_close_matches(str(value), names, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names[:12]) or 'none'}"
     return ValueError(f"unknown {what} {value!r}: {hint}")
+
+
+class RefusedError(ValueError):
+    """A start that is refused, for what is there already; nothing has been changed."""

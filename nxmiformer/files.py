@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from nxmiformer.errors import RefusedError
+
 NEW, OLD, BUSY = ".nx-new", ".nx-old", ".nx-lock"  # the ends of hidden names
 LOCK = ".lock"  # of a directory, in it
 CHUNK = 2**24  # bytes that are hashed at once, without the interpreter: more, and less often, than `hashlib` does
@@ -38,7 +40,7 @@ class FileError(OSError):
     """A file that cannot be written; the message names it, and says what to do."""
 
 
-class BusyError(ValueError):
+class BusyError(RefusedError):
     """A directory that another process is at work in."""
 
 

@@ -1,7 +1,8 @@
-"""Kill a run and an export before every file operation, and runs at random moments: each goes on, and ends in the same
-bits.
+"""Kill a run, an export, a search and a sweep before file operations, and runs and sweeps at random moments: each goes
+on, and ends in the same bits.
 
-    python tests/campaign.py run export random --points 100
+    python tests/campaign.py run export search sweep random --points 100
+    python tests/campaign.py search sweep --every 20                    # before every twentieth operation
 
 A kill before a file operation is a copy of the directory at that moment, which is what it would leave; one at random is
 a signal. A process goes on from there. It takes minutes, and keeps the directories of those that went wrong.
@@ -28,10 +29,12 @@ from kills import Moment
 from nxmiformer import cli
 from nxmiformer.export.packed import load_packed
 from nxmiformer.files import digests_of
-from nxmiformer.jobs import job as jobs
+from nxmiformer.jobs import compress
+from nxmiformer.jobs import search as searches
+from nxmiformer.jobs.compress import run
 from nxmiformer.jobs.export import export, is_export
-from nxmiformer.jobs.job import Job, run
-from nxmiformer.train.checkpoint import Checkpoints
+from nxmiformer.jobs.job import Job
+from nxmiformer.jobs.search import search
 
 FEW = [
     "name=campaign",
@@ -40,6 +43,8 @@ FEW = [
     *("train.batch_size=12", "train.evaluate_every=0", "train.checkpoint_every=2", "train.cpu=true", "train.threads=1"),
     *("recipe.phases.dense.steps=1", "recipe.phases.admm.steps=3", "recipe.phases.finish.steps=1"),
 ]
+SEARCH = ["job=search", "budget.ratio=0.11", "search.iterations=1", "search.sensitivity.foreseen.iterations=1"]
+SEARCH += ["search.examples=8", "search.uniform=2", "search.frontier=0", "search.interactions=0"]
 EXPORT = ["job=export", "format=compressed_tensors", "format.tolerance=0.99"]
 Work, Outcome = Callable[[Path], Any], Callable[[Path], dict[str, Any]]
 
@@ -50,9 +55,19 @@ def job(directory: Path, *overrides: str) -> Job:
 
 
 def running(directory: Path) -> None:
-    """Run, or go on, as a job of a sweep does with `resume=true`."""
-    begun = Checkpoints(directory, {}).path("latest") is not None
-    run(job(directory, f"resume={str(begun).lower()}"))
+    """Run, or go on."""
+    run(job(directory, "resume=true", "dense_cache=null"))
+
+
+def searching(directory: Path) -> None:
+    search(job(directory, *SEARCH, "resume=true", "dense_cache=null"))
+
+
+def sweeping(directory: Path) -> None:
+    """Two jobs by the command, with a dense model in common."""
+    words = ["plan=2of4_int4,int8", "resume=true", f"hydra.sweep.dir={directory}", f"dense_cache={directory / 'dense'}"]
+    sys.argv = ["nxmiformer", "-m", *FEW, *words]
+    cli.main()
 
 
 def exporting(directory: Path) -> None:
@@ -71,6 +86,22 @@ def ran(directory: Path) -> dict[str, Any]:
         "rows": [{key: value for key, value in row.items() if key != "seconds"} for row in rows],
         "scores": json.loads((directory / "report.json").read_text())["scores"],
     }
+
+
+def searched(directory: Path) -> dict[str, Any]:
+    """What a search leaves that must not depend on how often it was killed."""
+    content = json.loads((directory / "search.json").read_text())
+    kept = ("plan.json", "dense/")
+    return {
+        "files": {name: digest for name, digest in digests_of(directory).items() if name.startswith(kept)},
+        "found": {key: content[key] for key in ("best", "plans", "frontier", "dense", "identity")},
+    }
+
+
+def swept(directory: Path) -> dict[str, Any]:
+    """The same of a sweep; beside its jobs are what Hydra writes and the dense model, and nothing else."""
+    jobs = {name: ran(directory / name) for name in ("0", "1")}
+    return {"jobs": jobs, "beside": sorted(path.name for path in directory.iterdir())}
 
 
 def exported(directory: Path) -> dict[str, Any]:
@@ -125,16 +156,19 @@ def _child(work: Work, directory: Path, to: Path | None) -> int:
     return 0
 
 
-def at_every_operation(place: Path, work: Work, outcome: Outcome, before: Path | None = None) -> None:
-    """Go on from what a kill before each operation of the work would leave."""
+def at_every_operation(place: Path, work: Work, outcome: Outcome, every: int, before: Path | None = None) -> None:
+    """Go on from what a kill before each operation of the work, or every so manieth, would leave."""
     whole = fresh(place / "whole", before)
     if process(work, whole, place / "snapshots"):
         sys.exit((whole.parent / "log").read_text())
     expected, snapshots, wrong = outcome(whole), sorted((place / "snapshots").iterdir(), key=lambda x: int(x.name)), 0
-    for snapshot in snapshots:
+    for snapshot in snapshots[::every]:
         status = process(work, snapshot / "run")
         wrong += not right(status == 0 and outcome(snapshot / "run") == expected, snapshot / "run")
-    print(f"{work.__name__}: a kill before each of {len(snapshots)} file operations: {wrong} went wrong", flush=True)
+    killed = len(snapshots[::every])
+    print(
+        f"{work.__name__}: {len(snapshots)} file operations, {killed} kills before one: {wrong} went wrong", flush=True
+    )
 
 
 def at_random(place: Path, work: Work, outcome: Outcome, points: int) -> None:
@@ -172,20 +206,27 @@ def right(it_is: bool, directory: Path) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="+", choices=("run", "export", "random"))
+    parser.add_argument("what", nargs="+", choices=("run", "export", "search", "sweep", "random"))
     parser.add_argument("--points", type=int, default=100, help="kills at random moments")
+    parser.add_argument("--every", type=int, default=1, help="kill before each so manieth operation")
     chosen = parser.parse_args()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are forked
-    jobs.write_report = lambda directory: None  # it takes longer than all else, and writes as everything does
+    # A report takes longer than all else, and is written as everything is.
+    compress.write_report = searches.write_search = lambda directory: None
     place = Path(tempfile.mkdtemp(prefix="campaign-"))
     if "run" in chosen.what:
-        at_every_operation(place / "run", running, ran)
+        at_every_operation(place / "run", running, ran, chosen.every)
+    if "search" in chosen.what:
+        at_every_operation(place / "search", searching, searched, chosen.every)
+    if "sweep" in chosen.what:
+        at_every_operation(place / "sweep", sweeping, swept, chosen.every)
     if "export" in chosen.what:
         before = fresh(place / "before", None)
         process(running, before)
-        at_every_operation(place / "export", exporting, exported, before)
+        at_every_operation(place / "export", exporting, exported, chosen.every, before)
     if "random" in chosen.what:
-        at_random(place / "random", running, ran, chosen.points)
+        at_random(place / "random run", running, ran, chosen.points // 2)
+        at_random(place / "random sweep", sweeping, swept, chosen.points - chosen.points // 2)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nxmiformer.jobs import job as jobs
+from nxmiformer.jobs import compress as jobs
 
 pytest.importorskip("optuna", reason="optuna, which the studies are made with, is missing")
 SCRIPT = Path(__file__).parents[1] / "experiments" / "tune" / "run.py"

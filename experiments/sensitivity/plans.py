@@ -10,7 +10,7 @@ from functools import cache
 
 import run
 
-from nxmiformer.jobs.job import opened
+from nxmiformer.jobs.opening import opened
 from nxmiformer.jobs.search import evidence_of, nominal
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense

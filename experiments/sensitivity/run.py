@@ -17,7 +17,9 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from nxmiformer.cli import build
-from nxmiformer.jobs.job import Job, opened, run
+from nxmiformer.jobs.compress import run
+from nxmiformer.jobs.job import Job
+from nxmiformer.jobs.opening import opened
 from nxmiformer.jobs.search import evidence_of, nominal
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+NEXT = "next:"  # what parts the places from the commands
 PASSED = ("job", "budget", "search", "plan", "sensitivity", "name", "out", "resume", "overwrite")  # of a search's words
 
 
@@ -66,7 +67,7 @@ def command(words: Iterable[str], *more: str) -> str:
 def _told(places: Mapping[str, str], commands: Mapping[str, str]) -> list[str]:
     """A line for each place, and for each command with what it is for."""
     found = [f"{name}: {place}" for name, place in places.items()]
-    return [*found, "next:", *(f"  {each}    # {what}" for each, what in commands.items())]
+    return [*found, NEXT, *(f"  {each}    # {what}" for each, what in commands.items())]
 
 
 def _python(imported: str, expression: str) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from nxmiformer.export.manifest import MANIFEST
+from nxmiformer.jobs.place import RECORD
 from nxmiformer.runs.parse import parse
 
-RECORD = "run.json"  # what a run is, in its directory
 KEPT = ("max_length", "eval_batch_size")  # of its `train`
 
 

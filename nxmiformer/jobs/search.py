@@ -14,7 +14,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nxmiformer.files import write_text
-from nxmiformer.jobs.job import Job, leave_dense, opened, run, train
+from nxmiformer.jobs.compress import run
+from nxmiformer.jobs.contents import read_contents
+from nxmiformer.jobs.job import Job
+from nxmiformer.jobs.opening import check_same, opened, without_paths
+from nxmiformer.jobs.phases import leave_dense, train
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.targets import Target, Targets
@@ -29,7 +33,6 @@ from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.search import Found
 from nxmiformer.search.whole import Sets
 from nxmiformer.sets import NM
-from nxmiformer.train.checkpoint import difference
 from nxmiformer.train.loop import Stage
 from nxmiformer.train.recipe import Phase, Recipe
 
@@ -48,16 +51,11 @@ def planned(job: Job) -> Job:
     """
     if not job.budget.given:
         return job
-    searching = replace(job, directory=job.directory / "search", wandb=None)
+    searching = replace(job, directory=job.directory / "search", wandb=None, notes={})
     if found(searching) is None:
-        search(replace(searching, resume=job.resume and _begun(searching)))
+        search(searching)
     planning = Planning(f"searched@{job.budget}", path=str(searching.directory / "plan.json"))
-    return replace(_going_on(job, searching.directory, planning), resume=job.resume and _begun(job))
-
-
-def _begun(job: Job) -> bool:
-    """Whether there is something to resume from; a job that was killed in its search has not begun itself."""
-    return (job.directory / "checkpoints" / "latest").exists()
+    return _going_on(job, searching.directory, planning)
 
 
 def found(job: Job) -> dict[str, Any] | None:
@@ -65,15 +63,14 @@ def found(job: Job) -> dict[str, Any] | None:
     be run.
 
     Raises:
-        ValueError: a search of another configuration left it; the message shows the difference.
+        RefusedError: a search of another configuration, model or data left it; the message shows the difference.
     """
     path = job.directory / FOUND
     if not (job.resume and path.exists()):
         return None
     content = parse(path.read_bytes(), str(path))
-    differences = difference(content["identity"], _identity(job))
-    if differences:
-        raise ValueError(f"{job.directory} is a search of another configuration:\n  " + "\n  ".join(differences))
+    ours = _identity(job, read_contents(job))
+    check_same(f"{job.directory} is a search of another configuration", content["identity"], ours, "the search there")
     return content
 
 
@@ -88,12 +85,11 @@ def search(job: Job) -> dict[str, Any]:
         raise ValueError("there is no search: give one, such as search=knapsack")
     if not job.budget.given:
         raise ValueError(NONE)
-    if not job.resume:  # what an earlier search left is not this one's
-        (job.directory / FOUND).unlink(missing_ok=True)
-        shutil.rmtree(job.directory / TRIALS, ignore_errors=True)
-    with opened(job, lambda model: nominal(job, model)) as (stage, watched, position, resumed):
+    with opened(job, lambda model: _affordable(job, model)) as (stage, watched, position, resumed):
+        if not job.resume:  # what an earlier search left is not this one's
+            (job.directory / FOUND).unlink(missing_ok=True)
+            shutil.rmtree(job.directory / TRIALS, ignore_errors=True)
         targets, rest = _targets(watched), _rest_bits(job, stage.model, watched)
-        job.search.limit(targets, job.budget, rest)
         train(job, stage, _dense(job), position, resumed)
         leave_dense(replace(job, report_on="holdout"), stage)
         began = time.perf_counter()
@@ -116,6 +112,14 @@ def search(job: Job) -> dict[str, Any]:
 def nominal(job: Job, model: PreTrainedModel) -> CompressionPlan:
     """A plan that constrains nothing: it names the layers that are to be looked at."""
     return CompressionPlan.uniform(model, job.planning.targets(model), ANY)
+
+
+def _affordable(job: Job, model: PreTrainedModel) -> CompressionPlan:
+    """The same, once it is known that there is a plan within the budget."""
+    watched = nominal(job, model)
+    assert job.search is not None
+    job.search.limit(_targets(watched), job.budget, _rest_bits(job, model, watched))
+    return watched
 
 
 def _targets(nominal: CompressionPlan) -> Targets:
@@ -178,7 +182,9 @@ def _trial(job: Job, plan: CompressionPlan, steps: int) -> float:
         plan.save(directory / "given.json")
         going_on = _going_on(job, job.directory, Planning(plan.fingerprint, path=str(directory / "given.json")))
         recipe = Recipe(_shortened(going_on.recipe.phases, steps))
-        trial = replace(going_on, directory=directory, recipe=recipe, report_on="holdout", wandb=None, resume=False)
+        trial = replace(
+            going_on, directory=directory, recipe=recipe, report_on="holdout", wandb=None, resume=False, notes={}
+        )
         run(replace(trial, name=directory.name))
     content = json.loads(file.read_text(encoding="utf-8"))
     score: float = content["scores"]["packed"][content["task"]["metric"]]
@@ -193,14 +199,13 @@ def _shortened(phases: Mapping[str, Phase], steps: int) -> dict[str, Phase]:
     return {name: replace(phase, steps=int(count)) for (name, phase), count in pairs}
 
 
-def _identity(job: Job) -> dict[str, Any]:
-    """What a search must agree with to be used again, as JSON values."""
+def _identity(job: Job, content: Mapping[str, str]) -> dict[str, Any]:
+    """What a search must agree with to be used again, as JSON values; `content` is that of the model and the data."""
     kept = ("seed", "task", "model", "plan", "budget", "search", "train")
     trained = job.recipe.phases if job.search is not None and job.search.halving is not None else _dense(job)
     phases = job.config.get("recipe", {}).get("phases", {})
     found = {**{key: job.config.get(key) for key in kept}, "phases": {name: phases.get(name) for name in trained}}
-    identity: dict[str, Any] = json.loads(json.dumps(found))
-    return identity
+    return {**without_paths(found), "content": dict(content)}
 
 
 def _content(
@@ -224,6 +229,6 @@ def _content(
         **found.to_dict(),
         "seconds": seconds,
         "epochs": seconds / (trained / steps * epoch) if trained else None,
-        "identity": _identity(job),
+        "identity": _identity(job, stage.checkpoints.identity["content"]),
         **provenance(),
     }

@@ -1,116 +1,140 @@
-"""The jobs of a sweep: what an earlier one has finished is not run again, and what fails does not stop the others."""
+"""A sweep: what fails does not stop it, and at its end every job is told.
+
+How a job ended is noted beside the jobs, in `.jobs`, and not in its directory: that of a refused one stays as it is.
+"""
 
 import json
+import math
 import os
 import shlex
+import shutil
 import sys
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from rich.console import Console
 
-from nxmiformer.files import write_text
-from nxmiformer.jobs.job import PASSING, Job
-from nxmiformer.plan.compression import CompressionPlan
-from nxmiformer.report.document import write_report
-from nxmiformer.runs.parse import parse
-from nxmiformer.train.checkpoint import Checkpoints, difference
+from nxmiformer.errors import RefusedError
+from nxmiformer.files import LOCK, alone, write_text
+from nxmiformer.jobs.place import claimed, occupied
+from nxmiformer.report.table import sweep_summary
 
-FAILED = "failed.json"
+SWEPT, NOTES = "multirun.yaml", ".jobs"
+HELD = ExitStack()  # what a sweep holds until the command ends, however it does
+
+
+@dataclass
+class Ended:
+    """How a job of a sweep ended.
+
+    Attributes:
+        directory: the job's.
+        overrides: what it was given.
+        state: "done", "skipped" (it was done before), "failed" or "refused" (nothing of it has been changed).
+        value: what a sweeper is told; NaN where there is none.
+        figures: scores and sizes for the table, by name, in words.
+        error, message: of one that failed or was refused.
+    """
+
+    directory: str = ""
+    overrides: list[str] = field(default_factory=list)
+    state: str = "done"
+    value: float = math.nan
+    figures: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+    message: str = ""
 
 
 @contextmanager
-def recorded(directory: Path) -> Iterator[None]:
-    """Leave the error that ends the block in `failed.json`; a block that ends well removes it."""
-    try:
-        yield
-    except Exception as error:
-        content = {"error": type(error).__name__, "message": str(error)}
-        with suppress(OSError):  # of a full disk, which is likely to be the error
-            write_text(directory / FAILED, json.dumps(content, indent=1) + "\n")
-        raise
-    (directory / FAILED).unlink(missing_ok=True)
-
-
-@contextmanager
-def survived() -> Iterator[None]:
-    """Print the error that ends the block, as a single run does, and go on after it.
+def noted(directory: Path) -> Iterator[Ended]:
+    """Note how the job of a sweep in `directory` ended, and go on after an error, which is printed as by a single run.
 
     Out of a job, it would end the sweep after the batch, and would have to be pickled on its way out of a worker.
     """
+    config = HydraConfig.get()
+    ended = Ended(os.path.relpath(directory), list(config.overrides.task))
     try:
-        yield
+        yield ended
     except Exception as error:
+        ended.state = "refused" if isinstance(error, RefusedError) else "failed"
+        ended.error, ended.message = type(error).__name__, str(error)
         if isinstance(error, ValueError | OSError) and not os.environ.get("NXMIFORMER_TRACEBACK"):
             print(f"nxmiformer: {error}", file=sys.stderr)
         else:
             traceback.print_exc()
+    with suppress(OSError):  # Hydra makes it, and not every job leaves something in it
+        directory.rmdir()
+    notes = Path(config.sweep.dir) / NOTES
+    notes.mkdir(parents=True, exist_ok=True)
+    write_text(notes / f"{config.job.num}.json", json.dumps(asdict(ended)) + "\n")
 
 
-def resumable(job: Job) -> Job:
-    """The job of a sweep that is run again: it resumes only where there is a checkpoint to go on from."""
-    return replace(job, resume=job.resume and Checkpoints(job.directory, {}).path("latest") is not None)
+class Around(Callback):
+    """What is done around a run and around a sweep. Hydra makes a mere warning of any exception here but SystemExit."""
 
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Note which directories are not there yet."""
+        directory = Path(config.hydra.run.dir).absolute()
+        self.made = [each for each in (directory, *directory.parents) if not each.exists()]
 
-def finished(job: Job) -> dict[str, Any] | None:
-    """The content of the `report.json` that this very job left in its directory; None where it is (still) to be run.
-
-    Raises:
-        ValueError: another job left it; the message shows the difference.
-    """
-    path = job.directory / "report.json"
-    if not (job.resume and path.exists()):
-        return None
-    content, started = parse(path.read_bytes(), str(path)), job.directory / "run.json"
-    theirs = {"config": parse(started.read_bytes(), str(started))["config"], "plan": content["plan"]["fingerprint"]}
-    # The file of a plan may have changed under its name; any other plan is a matter of the configuration.
-    planned = job.planning.path and CompressionPlan.load(job.planning.path).fingerprint
-    ours = {"config": job.config, "plan": planned or theirs["plan"]}
-    differences = difference(_lasting(theirs), _lasting(ours), whose="the finished job")
-    if differences:
-        lines = "\n  ".join(differences)
-        raise ValueError(f"{job.directory} is that of another job; give another hydra.sweep.dir:\n  {lines}")
-    if not (job.directory / "report.html").exists():  # a kill came between the two
-        write_report(job.directory)
-    return content
-
-
-def _lasting(identity: dict[str, Any]) -> dict[str, Any]:
-    """The identity as JSON has it, without what changes no score."""
-    passing = PASSING - {"report_on"}
-    kept: dict[str, Any] = json.loads(json.dumps(identity))
-    return {**kept, "config": {key: value for key, value in kept["config"].items() if key not in passing}}
-
-
-class Failures(Callback):
-    """At the end of a multirun: name the jobs that failed in it, and end with status 1 if there are any."""
+    def on_run_end(self, config: DictConfig, **_: Any) -> None:
+        """Remove those that Hydra has made and the job has left nothing in, as where its values were refused."""
+        with suppress(OSError):
+            for each in self.made:
+                each.rmdir()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Note what earlier sweeps left in the directory."""
-        self.earlier = _failures(config)
+        """Take the sweep's directory, before Hydra writes to it; end with status 2 where it cannot be had."""
+        directory = Path(config.hydra.sweep.dir)
+        resume, overwrite = config.get("resume") is True, config.get("overwrite") is True
+        try:
+            HELD.enter_context(alone(directory))
+            if overwrite:
+                _check_idle(directory)
+            HELD.enter_context(claimed(directory, "a sweep", _swept, resume=resume, overwrite=overwrite))
+            HELD.callback(_clear, directory)
+        except (RefusedError, OSError) as error:
+            print(f"nxmiformer: {error}", file=sys.stderr)
+            sys.exit(2)
+        shutil.rmtree(directory / NOTES, ignore_errors=True)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Print each failed job's directory, overrides and error."""
-        failed = [path for path, written in _failures(config).items() if self.earlier.get(path) != written]
-        for path in failed:
-            content = json.loads(path.read_text())
-            print(f"failed: {path.parent}: {_overrides(path.parent)}", file=sys.stderr)
-            print(f"  {content['error']}: {content['message']}", file=sys.stderr)
+        """Print each job that failed, and a table of all; end with status 1 if any did."""
+        notes = sorted(Path(config.hydra.sweep.dir, NOTES).glob("*.json"), key=lambda path: int(path.stem))
+        jobs = [Ended(**json.loads(path.read_text(encoding="utf-8"))) for path in notes]
+        failed = [job for job in jobs if job.error]
+        for job in failed:
+            print(f"{job.state}: {job.directory}: {shlex.join(job.overrides)}", file=sys.stderr)
+            print(f"  {job.error}: {job.message}", file=sys.stderr)
+        if jobs:
+            Console().print(sweep_summary([asdict(job) for job in jobs]))
+        shutil.rmtree(Path(config.hydra.sweep.dir, NOTES), ignore_errors=True)
         if failed:
-            sys.exit(1)  # Hydra makes a mere warning of any other exception
+            sys.exit(1)
 
 
-def _failures(config: DictConfig) -> dict[Path, int]:
-    """Every `failed.json` of the sweep, with the time of its writing in nanoseconds."""
-    return {path: path.stat().st_mtime_ns for path in sorted(Path(config.hydra.sweep.dir).rglob(FAILED))}
+def _clear(directory: Path) -> None:
+    """Remove what Hydra has left of a sweep that began no job, as where a value was refused."""
+    with suppress(OSError):
+        if {path.name for path in directory.iterdir()} <= {SWEPT, LOCK}:
+            (directory / SWEPT).unlink()
 
 
-def _overrides(directory: Path) -> str:
-    """What the job was given, as Hydra keeps it beside the job's files."""
-    path = directory / ".hydra" / "overrides.yaml"
-    return shlex.join(map(str, OmegaConf.load(path))) if path.exists() else "its overrides are not kept"
+def _swept(directory: Path) -> bool:
+    """Whether a sweep has begun a job in the directory."""
+    return (directory / SWEPT).exists() and any(occupied(each) for each in directory.iterdir())
+
+
+def _check_idle(directory: Path) -> None:
+    """Raise a RefusedError where a job of the sweep is at work: a launcher's workers may outlive the command."""
+    for lock in directory.rglob(LOCK):
+        if lock.parent != directory:
+            with alone(lock.parent):
+                pass

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from nxmiformer.runs import speeds, words
@@ -103,6 +104,24 @@ def storage(run: Run) -> Table:
         ),
         named=2,
     )
+
+
+def sweep(jobs: Sequence[Mapping[str, Any]]) -> Table:
+    """The jobs of a sweep, each by its directory and those of its overrides that not all have."""
+    common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
+    figures = list(dict.fromkeys(name for job in jobs for name in job["figures"]))
+    values = [] if figures else ["value"]
+    rows = [
+        (
+            Path(job["directory"]).name,
+            " ".join(word for word in job["overrides"] if word not in common),
+            job["state"],
+            *(job["figures"].get(name, words.NONE) for name in figures),
+            *(words.small(job["value"]) for _ in values),
+        )
+        for job in jobs
+    ]
+    return Table(("job", "given", "state", *figures, *values), tuple(rows), named=3)
 
 
 def phases(run: Run) -> Table:

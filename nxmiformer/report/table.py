@@ -1,5 +1,6 @@
 """The end of a console run, on one screen."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -50,6 +51,13 @@ def bench_summary(found: Mapping[str, Any]) -> Group:
         _table(content.throughputs(found)),
         *(Text(f"- {sentence}") for sentence in speeds.findings(found)),
     )
+
+
+def sweep_summary(jobs: Sequence[Mapping[str, Any]]) -> Group:
+    """A line for each job of a sweep: what it was given that not all were, how it ended, and its figures."""
+    states = Counter(job["state"] for job in jobs)
+    headline = f"{len(jobs)} jobs: " + ", ".join(f"{count} {state}" for state, count in states.items())
+    return Group(Text(""), Text(headline, style="bold"), Text(""), _table(content.sweep(jobs)))
 
 
 def _table(source: content.Table) -> "_Fitting":

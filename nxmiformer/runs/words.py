@@ -58,6 +58,18 @@ def no_better(metric: str, value: float, chance: Chance) -> str:
     return f"the dense model, with {score(metric, value)} {metric}, is {NO_BETTER} ({about})"
 
 
+def outcome(content: Mapping[str, Any]) -> dict[str, str]:
+    """A run on one line of a table, of the content of a `report.json`."""
+    task, scores, kept = content["task"], content["scores"], content["retention"]
+    metric: str = task["metric"]
+    return {
+        f"dense {metric}": score(metric, scores["dense"][metric]),
+        f"packed {metric}": score(metric, scores["packed"][metric]),
+        "kept": percent(kept) if kept is not None else NONE,
+        "of the file": size(content["storage"]["bytes"]["packed_model"]),
+    }
+
+
 def size(nbytes: float) -> str:
     """Bytes with three digits and a decimal unit: "37.4 MB"."""
     for unit in ("B", "kB", "MB", "GB"):

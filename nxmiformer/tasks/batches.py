@@ -63,9 +63,10 @@ def _padded(row: list[int], fill: list[int], side: str) -> list[int]:
     return fill + row if side == "left" else row + fill
 
 
-def encode_splits(task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> dict[str, Examples]:
+def encode_splits(
+    splits: datasets.DatasetDict, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> dict[str, Examples]:
     """The splits of a task by name, tokenised; how many of their texts are cut off is logged."""
-    splits = task.splits()
     data = {name: encode(splits[name], task, tokenizer, max_length) for name in splits}
     if any(examples.cut for examples in data.values()):
         told = [f"{examples.cut:,} of {len(examples):,} in {name}" for name, examples in data.items()]

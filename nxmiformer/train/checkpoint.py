@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from nxmiformer.errors import RefusedError
 from nxmiformer.files import digests_of, replacing, telling, tidy, write_text
 
 NAMES = ("latest", "best")
@@ -120,7 +121,7 @@ class Checkpoints:
         _check(directory)
         differences = difference(json.loads((directory / IDENTITY).read_text()), self.identity)
         if differences:
-            raise ValueError(f"{directory} is a checkpoint of another run:\n  " + "\n  ".join(differences))
+            raise RefusedError(f"{directory} is a checkpoint of another run:\n  " + "\n  ".join(differences))
         missing, unexpected = model.load_state_dict(load_file(directory / WEIGHTS), strict=False)
         shared = {key for key in missing if key not in _distinct(model)}
         if unexpected or set(missing) - shared:

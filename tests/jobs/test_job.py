@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from nxmiformer import cli
 from nxmiformer.export.packed import load_packed
-from nxmiformer.jobs.job import run
+from nxmiformer.jobs.compress import run
 from nxmiformer.jobs.provenance import revision
 from nxmiformer.layers.convert import verify
 from nxmiformer.plan.compression import CompressionPlan
@@ -17,6 +17,7 @@ from nxmiformer.train.recipe import Recipe
 
 TINY = [
     "name=tiny",
+    "dense_cache=null",
     *("model.hidden=32", "model.heads=2", "model.intermediate=64", "model.layers=1"),
     *("task.train=96", "task.holdout=24", "task.validation=48"),
     *("train.batch_size=12", "train.evaluate_every=2", "train.cpu=true"),

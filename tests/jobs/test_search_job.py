@@ -10,9 +10,9 @@ import transformers
 
 from nxmiformer import cli
 from nxmiformer.export.packed import load_packed
-from nxmiformer.jobs import job as jobs
+from nxmiformer.jobs import compress as jobs
 from nxmiformer.jobs import search as planner
-from nxmiformer.jobs.job import run
+from nxmiformer.jobs.compress import run
 from nxmiformer.jobs.search import planned, search
 from nxmiformer.layers.convert import verify
 from nxmiformer.models.source import Embedded
@@ -21,6 +21,7 @@ from nxmiformer.search.sensitivity import OutputError
 
 TINY = [
     "name=tiny",
+    "dense_cache=null",
     *("model.hidden=32", "model.heads=2", "model.intermediate=64", "model.layers=1"),
     *("task.train=96", "task.holdout=24", "task.validation=24"),
     *("train.batch_size=12", "train.cpu=true", "train.threads=1"),
@@ -275,14 +276,14 @@ def test_a_search_of_another_configuration_is_not_gone_on_from_and_the_differenc
     _, directory = compressed
     before = (directory / "search" / "search.json").read_text()
     for change, line in [
-        ("budget.ratio=0.2", "budget.ratio: 0.11 in the checkpoint, 0.2 now"),
-        ("seed=1", "seed: 0 in the checkpoint, 1 now"),
-        ("search.keep=2", "search.keep: 3 in the checkpoint, 2 now"),
-        ("recipe.phases.dense.steps=5", "phases.dense.steps: 4 in the checkpoint, 5 now"),
+        ("budget.ratio=0.2", "budget.ratio: 0.11 in the search there, 0.2 now"),
+        ("seed=1", "seed: 0 in the search there, 1 now"),
+        ("search.keep=2", "search.keep: 3 in the search there, 2 now"),
+        ("recipe.phases.dense.steps=5", "phases.dense.steps: 4 in the search there, 5 now"),
     ]:
         with pytest.raises(ValueError, match=ANOTHER) as error:
             planned(job(directory, "budget.ratio=0.11", change, "resume=true"))
-        assert [shown.strip() for shown in str(error.value).splitlines()[1:]] == [line]
+        assert line in [shown.strip() for shown in str(error.value).splitlines()[1:]]
     assert (directory / "search" / "search.json").read_text() == before
     assert measured == []
 
@@ -345,7 +346,7 @@ def test_a_plan_that_was_chosen_by_training_depends_on_how_it_was_trained(halved
     change = "recipe.phases.admm.optimizer.lr=0.1"
     with pytest.raises(ValueError, match=ANOTHER) as error:
         planned(job(tmp_path, *options, change))
-    assert "phases.admm.optimizer.lr: 0.0004 in the checkpoint, 0.1 now" in str(error.value)
+    assert "phases.admm.optimizer.lr: 0.0004 in the search there, 0.1 now" in str(error.value)
 
 
 # Layers that are stored the other way round.

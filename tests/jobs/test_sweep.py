@@ -15,7 +15,7 @@ import torch
 from hydra.errors import MissingConfigException
 
 from nxmiformer import cli
-from nxmiformer.jobs import job as jobs
+from nxmiformer.jobs import compress as jobs
 
 SIZES = ["model.hidden=32", "model.heads=2", "model.intermediate=64", "model.layers=1"]
 SIZES += ["task.train=48", "task.holdout=24", "task.validation=24"]
@@ -66,6 +66,15 @@ def written(directory):
     return {path.relative_to(directory).as_posix(): path.stat().st_mtime_ns for path in files}
 
 
+def everything(directory):
+    """Every file and directory below the directory: its bytes, and when it was written."""
+    return {
+        path.relative_to(directory).as_posix(): (path.is_file() and path.read_bytes(), path.stat().st_mtime_ns)
+        for path in [directory, *directory.rglob("*")]
+        if path.name != ".lock" and path != directory
+    }
+
+
 def read(path):
     return json.loads(path.read_text())
 
@@ -93,21 +102,18 @@ def test_a_failed_job_does_not_stop_the_others_and_is_named_and_runs_again_where
     ("change", "line"),
     [
         ("train.clip=7.0", "config.train.clip: 1.0 in the finished job, 7.0 now"),
-        ("seed=4", "config.seed: 3 in the finished job, 4 now"),
-        ("report_on=holdout", "config.report_on: 'validation' in the finished job, 'holdout' now"),
+        ("seed=4", "seed: 3 in the finished job, 4 now"),
+        ("report_on=holdout", "report_on: 'validation' in the finished job, 'holdout' now"),
     ],
 )
 def test_a_finished_job_of_another_configuration_is_refused_and_kept(sweep, tmp_path, change, line):
     assert sweep("seed=3")[0] == 0
-    before = written(tmp_path / "sweep" / "0")
+    before = everything(tmp_path / "sweep" / "0")
     status, told = sweep(*([] if "seed" in change else ["seed=3"]), change, "resume=true")
     assert status == 1
-    assert "sweep/0 is that of another job; give another hydra.sweep.dir" in told
-    (shown,) = read(tmp_path / "sweep" / "0" / "failed.json")["message"].splitlines()[1:]
-    assert shown.strip() == line
-    assert {**written(tmp_path / "sweep" / "0"), **before} != before  # failed.json is new,
-    (tmp_path / "sweep" / "0" / "failed.json").unlink()
-    assert written(tmp_path / "sweep" / "0") == before  # and nothing else
+    assert "sweep/0 is that of another job; give this one another directory" in told
+    assert line in [shown.strip() for shown in told.splitlines()]
+    assert everything(tmp_path / "sweep" / "0") == before
 
 
 def test_a_finished_job_is_refused_where_its_plan_file_has_changed(sweep, tmp_path):
@@ -122,18 +128,22 @@ def test_a_finished_job_is_refused_where_its_plan_file_has_changed(sweep, tmp_pa
     assert "  plan: '" in told
 
 
-def test_without_resume_every_job_runs_again_and_no_report_of_an_earlier_one_is_left_meanwhile(
-    sweep, tmp_path, monkeypatch
-):
+def test_a_sweep_in_the_directory_of_another_is_refused_or_moves_that_aside_whole(sweep, tmp_path, monkeypatch):
     assert sweep("seed=0")[0] == 0
+    before = everything(tmp_path / "sweep")
+    status, told = sweep("seed=1")
+    assert status == 2
+    assert "sweep has a sweep already: resume=true goes on with it, overwrite=true moves it aside" in told
+    assert everything(tmp_path / "sweep") == before
 
     def stop(*_):
         raise RuntimeError("the power went")
 
     monkeypatch.setattr(jobs, "train", stop)
-    status, told = sweep("seed=1")
+    status, told = sweep("seed=1", "overwrite=true")
     assert status == 1
     assert "Traceback" in told  # nobody foresaw it
+    assert everything(tmp_path / "sweep.1") == before
     assert read(tmp_path / "sweep" / "0" / "failed.json") == {"error": "RuntimeError", "message": "the power went"}
     assert not (tmp_path / "sweep" / "0" / "report.json").exists()
 
@@ -178,8 +188,7 @@ def test_a_finished_search_is_not_run_again_and_one_of_another_configuration_is_
     assert written(place) == before
     status, told = sweep(*words, "budget.ratio=0.4", "resume=true")
     assert status == 1
-    assert "budget.ratio: 0.5 in the checkpoint, 0.4 now" in told
-    (place / "failed.json").unlink()
+    assert "budget.ratio: 0.5 in the search there, 0.4 now" in told
     assert written(place) == before
 
 
@@ -204,15 +213,29 @@ def test_a_job_that_fails_returns_no_number_to_the_sweeper(sweep, tmp_path, monk
     assert done == read(tmp_path / "sweep" / "1" / "report.json")["scores"]["packed"]["accuracy"]
 
 
-def test_a_single_run_tells_its_failure_as_before_and_leaves_it_until_it_succeeds(command, tmp_path):
+def test_a_single_run_leaves_its_failure_until_it_succeeds_and_nothing_where_it_never_began(
+    command, tmp_path, monkeypatch
+):
     failed = tmp_path / "run" / "failed.json"
     status, told = command("hydra.run.dir=run", "seed=abc")
     assert (status, told.splitlines()[-1]) == (2, "nxmiformer: seed=abc: its value must be of type int")
-    assert read(failed)["error"] == "ValueError"
+    assert not failed.parent.exists()
     status, told = command("hydra.run.dir=run", "seed=0", "resume=true")
-    assert (status, "there is no checkpoint 'latest'" in told) == (2, True)
-    assert "there is no checkpoint" in read(failed)["message"]
-    assert command("hydra.run.dir=run", "seed=0")[0] == 0
+    assert (status, "there is nothing in " in told) == (2, True)
+    assert not failed.parent.exists()
+
+    def stop(*_):
+        raise RuntimeError("the power went")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "train", stop)
+        with pytest.raises(RuntimeError, match="the power went"):
+            command("hydra.run.dir=run", "seed=0")
+    assert read(failed) == {"error": "RuntimeError", "message": "the power went"}
+    before = everything(failed.parent)
+    assert command("hydra.run.dir=run", "seed=0")[0] == 2
+    assert everything(failed.parent) == before
+    assert command("hydra.run.dir=run", "seed=0", "resume=true")[0] == 0
     assert not failed.exists()
 
 
@@ -237,6 +260,7 @@ def test_a_directory_that_another_process_is_at_work_in_is_refused_until_that_en
         status, told = sweep("seed=0,1", "resume=true")
         assert status == 1
         assert f"process {holder.pid} on " in told
+        assert [path.name for path in place.iterdir()] == [".lock"]
         assert [path.parent.name for path in (tmp_path / "sweep").glob("*/report.json")] == ["0"]
         holder.kill()
     assert sweep("seed=0,1", "resume=true")[0] == 0
@@ -331,7 +355,7 @@ def test_a_sweep_that_was_killed_ends_in_the_bits_of_one_that_was_not_without_wh
     assert metrics.read_text().splitlines()[:19] == steps  # the times that they took, too
     for seed in range(3):
         with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
-            config = hydra.compose("config", [*LONG, f"seed={seed}", "name=whole"])
+            config = hydra.compose("config", [*LONG, f"seed={seed}", "name=whole", "dense_cache=null"])
         whole = tmp_path / f"whole{seed}"
         content = jobs.run(cli.build(config, whole))
         packed = Path("packed") / "model.safetensors"

@@ -186,8 +186,9 @@ class Split(Pairs):
 
 def test_a_run_says_how_many_texts_of_each_split_are_cut_off(caplog):
     caplog.set_level(logging.INFO, "nxmiformer")
-    encode_splits(Split(("no", "yes")), tokenizer(), 9)
+    task = Split(("no", "yes"))
+    encode_splits(task.splits(), task, tokenizer(), 9)
     assert not caplog.records
-    encode_splits(Split(("no", "yes")), tokenizer(), 8)
+    encode_splits(task.splits(), task, tokenizer(), 8)
     (record,) = caplog.records
     assert record.getMessage() == "train.max_length=8 cuts texts off: 1 of 2 in train, 0 of 1 in validation"

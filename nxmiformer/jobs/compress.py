@@ -1,0 +1,95 @@
+"""One run: a dense model in; a verified, packed, sparse and low-bit one out, and a report."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nxmiformer.export.manifest import replaceable
+from nxmiformer.export.packed import add_results, load_packed, packing
+from nxmiformer.files import set_aside, write_text
+from nxmiformer.jobs.contents import read_contents
+from nxmiformer.jobs.job import Job
+from nxmiformer.jobs.opening import check_same, identity_of, opened, record
+from nxmiformer.jobs.phases import train
+from nxmiformer.jobs.record import report
+from nxmiformer.layers.convert import verify
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.report.document import write_report
+from nxmiformer.runs.parse import parse
+from nxmiformer.runs.words import results
+from nxmiformer.train.evaluate import predict
+from nxmiformer.train.loop import Stage
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Run the job; give the content of its `report.json`.
+
+    Raises:
+        ValueError: the plan does not fit the model, the checkpoint is of another run, or training went astray.
+    """
+    began = time.perf_counter()
+    with opened(job, job.planning) as (stage, plan, position, resumed):
+        plan.save(job.directory / "plan.json")
+        train(job, stage, job.recipe.phases, position, resumed)
+        verify(stage.model, plan)
+        content = _pack(job, stage, plan, began - position.seconds)
+        write_text(job.directory / "report.json", json.dumps(content, indent=1) + "\n")
+        write_report(job.directory)
+        stage.tracker.report(job.directory)
+    return content
+
+
+def finished(job: Job) -> dict[str, Any] | None:
+    """The content of the `report.json` that this very job left in its directory; None where it is (still) to be run.
+
+    Raises:
+        RefusedError: another job left it; the message shows the difference.
+    """
+    path = job.directory / "report.json"
+    if not (job.resume and path.exists()):
+        return None
+    content = parse(path.read_bytes(), str(path))
+    theirs = {**record(job.directory).get("identity", {}), "report_on": content["report_on"]}
+    if job.budget.given:  # the run went on from the dense model of its search, which read what the job reads
+        theirs["content"] = record(job.directory / "search").get("identity", {}).get("content")
+    # The file of a plan may have changed under its name; any other plan is a matter of the configuration.
+    planned = CompressionPlan.load(job.planning.path).fingerprint if job.planning.path else theirs.get("plan")
+    ours = {**identity_of(job, planned or "", read_contents(job)), "report_on": job.report_on}
+    check_same(
+        f"{job.directory} is that of another job; give this one another directory", theirs, ours, "the finished job"
+    )
+    if not (job.directory / "report.html").exists():  # a kill came between the two
+        write_report(job.directory)
+    return content
+
+
+def _pack(job: Job, stage: Stage, plan: CompressionPlan, began: float) -> dict[str, Any]:
+    """Leave the packed model in `packed/`, once it is found to be the trained one; give the content of report.json."""
+    path = job.directory / "packed"
+    if path.exists() and not replaceable(path):  # damaged, or edited: then it is somebody's
+        set_aside(path)
+    with packing(stage.model, plan, path, stage.tokenizer) as (directory, size):
+        stage.facts["scores"]["final"], stage.facts["scores"]["packed"] = _reload(job, stage, directory)
+        content = report(job, stage, plan, size, time.perf_counter() - began)
+        add_results(directory, results(content))
+    return content
+
+
+def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """The scores of the model as trained, and as read back from its packed files; their logits must be the same."""
+    examples, size = stage.data[job.report_on], job.settings.eval_batch_size
+    loaded = load_packed(packed).to(stage.accelerator.device)
+    logits = [
+        predict(model, examples, size, stage.accelerator, stage.display, f"{job.report_on}, {name}")
+        for name, model in {"trained": stage.model, "packed": loaded}.items()
+    ]
+    if not np.array_equal(logits[0], logits[1]):
+        raise RuntimeError(
+            f"the packed model does not give the logits of the trained one: they differ by up to "
+            f"{np.abs(logits[0] - logits[1]).max():g}; please report this"
+        )
+    final, reloaded = (stage.task.score(each, examples.labels.numpy()) for each in logits)
+    return final, reloaded

@@ -1,0 +1,73 @@
+"""What a run reads, by its content: two that read other weights or rows under the same names are not the same run."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import datasets
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from nxmiformer.jobs.job import Job
+from nxmiformer.tasks.order import in_order
+from nxmiformer.tasks.task import Task
+
+DIGITS = 16  # hexadecimal, of SHA-256
+
+
+def contents(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, splits: datasets.DatasetDict
+) -> dict[str, str]:
+    """A digest of the weights as read, of what computes with them, of the tokenizer, and of each split's rows.
+
+    Args:
+        model: before anything is done to it.
+    """
+    columns = (*task.columns, "label")
+    rows = {name: _digest(_json(list(split[key])) for key in columns) for name, split in splits.items()}
+    return {
+        "weights": _digest(_tensors(model.state_dict())),
+        "architecture": _digest([str(type(model)).encode(), str(model).encode(), _json(_config(model))]),
+        "tokenizer": _digest([_json(_vocabulary(tokenizer))]),
+        **rows,
+    }
+
+
+def read_contents(job: Job) -> dict[str, str]:
+    """Those of the model and the data that the job would read now."""
+    tokenizer = job.source.tokenizer(job.task)
+    model = job.source.model(job.task, tokenizer, job.seed)
+    task = in_order(job.task, model.config.id2label)
+    return contents(model, tokenizer, task, task.splits())
+
+
+def _digest(parts: Iterable[bytes | memoryview]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(len(part).to_bytes(8))  # so that no two lists of parts are one text
+        digest.update(part)
+    return digest.hexdigest()[:DIGITS]
+
+
+def _tensors(state: Mapping[str, torch.Tensor]) -> Iterable[bytes | memoryview]:
+    for name, tensor in state.items():
+        yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+        yield tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _config(model: PreTrainedModel) -> dict[str, Any]:
+    """The model's configuration, without where it was read from."""
+    attention = model.config._attn_implementation
+    return {**model.config.to_dict(), "_name_or_path": None, "attention": attention}
+
+
+def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> list[Any]:
+    """The words and the special ones, and how a text becomes them where the tokenizer can tell."""
+    fast = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else ""
+    special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), special, fast]
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, default=str).encode()

@@ -1,0 +1,144 @@
+"""A job that is about to begin: its model and data are read, and then its directory becomes its own."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+from nxmiformer.console.display import Display
+from nxmiformer.errors import RefusedError
+from nxmiformer.files import tidy, write_text
+from nxmiformer.jobs.contents import contents
+from nxmiformer.jobs.job import PASSING, Job
+from nxmiformer.jobs.place import RECORD
+from nxmiformer.jobs.provenance import provenance
+from nxmiformer.layers.convert import convert
+from nxmiformer.models.agreement import agree
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.runs.parse import parse
+from nxmiformer.tasks.batches import encode_splits
+from nxmiformer.tasks.order import in_order
+from nxmiformer.train.checkpoint import Checkpoints, Position, difference
+from nxmiformer.train.loop import Stage
+from nxmiformer.train.recipe import check_distillation
+from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
+
+
+class Opened(NamedTuple):
+    """A job that is ready to train: from `position` on, with the state of the checkpoint that was taken there."""
+
+    stage: Stage
+    plan: CompressionPlan
+    position: Position
+    resumed: dict[str, Any] | None
+
+
+@contextmanager
+def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> Iterator[Opened]:
+    """Read the job's model and data, convert the model to the plan that `planning` gives, and open its directory.
+
+    Raises:
+        RefusedError: the job resumes, and what is in its directory is another's; the message shows the difference.
+    """
+    display = Display(job.label)
+    display.say(f"reading task {job.task.name} and model {job.source.name}")
+    if job.settings.threads is not None:
+        torch.set_num_threads(job.settings.threads)
+    transformers.set_seed(job.seed)
+    tokenizer = job.source.tokenizer(job.task)
+    model = job.source.model(job.task, tokenizer, job.seed)
+    agree(model, tokenizer, job.settings.max_length)
+    plan = planning(model)
+    if remark := plan.remark(model):
+        print(f"{job.name}: {remark}", file=sys.stderr, flush=True)
+    task = in_order(job.task, model.config.id2label)
+    splits = task.splits()
+    identity = identity_of(job, plan.fingerprint, contents(model, tokenizer, task, splits))
+    data = encode_splits(splits, task, tokenizer, job.settings.max_length)
+    example = data["holdout"].batch([0], "cpu")
+    convert(model, plan, {key: value for key, value in example.items() if key != "labels"})
+    check_distillation(job.recipe.phases, model, example)
+    accelerator = job.settings.accelerator()
+    checkpoints = Checkpoints(job.directory, identity)
+    position, resumed = _going_on(job, checkpoints, model)
+    _begin(job, checkpoints)
+    facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
+    wrapped = accelerator.prepare_model(model)
+    with _tracker(job, position if resumed is not None else None, display) as tracker:
+        stage = Stage(
+            model, wrapped, tokenizer, task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts,
+            display,
+        )  # fmt: skip
+        yield Opened(stage, plan, position, resumed)
+
+
+def identity_of(job: Job, plan: str, content: Mapping[str, str]) -> dict[str, Any]:
+    """What must agree for a job to go on with what another has left, as JSON values.
+
+    Args:
+        plan: the plan's fingerprint.
+        content: see `contents`.
+    """
+    config = without_paths({key: value for key, value in job.config.items() if key not in {*PASSING, "seed"}})
+    return {"config": config, "plan": plan, "seed": job.seed, "content": dict(content)}
+
+
+def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as JSON values, without where things are read from: what is read there is compared instead."""
+    kept: dict[str, Any] = json.loads(json.dumps(config))
+    for group in ("model", "task", "plan"):
+        if isinstance(kept.get(group), dict):
+            kept[group].pop("path", None)
+    return kept
+
+
+def _going_on(job: Job, checkpoints: Checkpoints, model: PreTrainedModel) -> tuple[Position, dict[str, Any] | None]:
+    """Where the job begins, and the state of the checkpoint that was taken there, if it resumes from one."""
+    if not job.resume:
+        return Position(), None
+    if checkpoints.path("latest") is not None:
+        return checkpoints.load("latest", model)
+    if (job.directory / RECORD).exists():  # it was killed before its first checkpoint, and begins again
+        theirs = record(job.directory).get("identity", {})
+        check_same(f"{job.directory} is that of another run", theirs, checkpoints.identity, "the run there")
+    return Position(), None
+
+
+def record(directory: Path) -> dict[str, Any]:
+    """The content of the `run.json` in a directory."""
+    path = directory / RECORD
+    return parse(path.read_bytes(), str(path))
+
+
+def check_same(message: str, theirs: Any, ours: Any, whose: str) -> None:
+    """Raise a RefusedError with the message and a line for each difference, if there is any."""
+    differences = difference(theirs, ours, whose=whose)
+    if differences:
+        raise RefusedError("\n  ".join([f"{message}:", *differences]))
+
+
+def _begin(job: Job, checkpoints: Checkpoints) -> None:
+    """Leave the first bytes in the job's directory, its record before anything else; clear away what a kill left."""
+    job.directory.mkdir(parents=True, exist_ok=True)
+    content = {**provenance(), "directory": str(Path.cwd()), "config": job.config, "identity": checkpoints.identity}
+    (job.directory / "report.json").unlink(missing_ok=True)  # where there is one, the run beside it has ended
+    write_text(job.directory / RECORD, json.dumps(content, indent=1) + "\n")
+    for directory in (job.directory, job.directory / "figures"):
+        tidy(directory)
+    checkpoints.tidy()
+    for name, text in job.notes.items():
+        (job.directory / name).parent.mkdir(exist_ok=True)
+        write_text(job.directory / name, text)
+
+
+def _tracker(job: Job, position: Position | None, display: Display) -> Tracker:
+    trackers: list[Tracker] = [Jsonl(job.directory, None if position is None else position.total_step)]
+    if job.wandb is not None:
+        trackers.append(Wandb(job.directory, job.config, job.wandb, display))
+    return Several(trackers)

@@ -1,0 +1,103 @@
+"""The phases of a run, from where it stands to their end."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedModel
+
+from nxmiformer.console.quiet import quiet
+from nxmiformer.files import replacing
+from nxmiformer.jobs.dense import rows_of, shared
+from nxmiformer.jobs.job import Job
+from nxmiformer.layers.convert import distinct_layers
+from nxmiformer.methods.base import Length
+from nxmiformer.methods.dense import Dense
+from nxmiformer.methods.one_shot import OneShot
+from nxmiformer.runs.words import no_better
+from nxmiformer.train.checkpoint import Position
+from nxmiformer.train.loop import Stage, train_phase
+from nxmiformer.train.recipe import Phase
+
+log = logging.getLogger(__name__)
+
+
+def train(
+    job: Job, stage: Stage, recipe: Mapping[str, Phase], position: Position, resumed: Mapping[str, Any] | None
+) -> None:
+    """The phases from the position on. Where compression begins, the dense model is scored and kept."""
+    names, phases = list(recipe), list(recipe.values())
+    compressing = next((i for i, phase in enumerate(phases) if not isinstance(phase.method, Dense)), len(phases))
+    if position.phase < compressing:
+        position = _train_dense(job, stage, dict(list(recipe.items())[:compressing]), position, resumed)
+        resumed = None
+    teacher: nn.Module | None = None
+    for index in range(position.phase, len(phases)):
+        if "dense" not in stage.facts["scores"]:
+            leave_dense(job, stage)
+            _one_shot(job, stage)
+        if teacher is None and any(phase.objective.distils for phase in phases[index:]):
+            teacher = _teacher(job, stage)
+        position = train_phase(stage, names[index], phases[index], teacher, position, resumed, index == len(phases) - 1)
+        resumed = None
+        stage.save("latest", position, {})
+
+
+def _train_dense(
+    job: Job, stage: Stage, phases: Mapping[str, Phase], position: Position, resumed: Mapping[str, Any] | None
+) -> Position:
+    """The phases that a recipe begins with, from the position on, unless another run has trained them already."""
+    names = list(phases)
+    with shared(job, stage, phases) as kept:
+        taken = kept.take(stage) if kept is not None and position == Position() else None
+        if taken is not None:
+            stage.save("latest", taken, {})
+            return taken
+        for name in names[position.phase :]:
+            position = train_phase(stage, name, phases[name], None, position, resumed, final=False)
+            resumed = None
+            stage.save("latest", position, {})
+        if kept is not None:
+            kept.keep(stage, position, rows_of(job, position))
+    return position
+
+
+def leave_dense(job: Job, stage: Stage) -> None:
+    """Score the dense model, and keep it in `dense/`, as `transformers` does."""
+    Dense().attach(stage.model, Length(0, 1))
+    stage.facts["scores"]["dense"] = stage.score(job.report_on)
+    score, chance = stage.facts["scores"]["dense"][stage.task.metric], stage.chance(job.report_on)
+    if score <= chance.most:
+        log.info("%s", no_better(stage.task.metric, score, chance))
+    with quiet(), replacing(job.directory / "dense", lambda _: True, "a dense model") as directory:
+        stage.model.save_pretrained(directory)
+        stage.tokenizer.save_pretrained(directory)
+
+
+def _one_shot(job: Job, stage: Stage) -> None:
+    """Score the projection of the dense model."""
+    one_shot = OneShot()
+    one_shot.attach(stage.model, Length(0, 1))
+    with one_shot.as_finished():
+        stage.facts["scores"]["one_shot"] = stage.score(job.report_on)
+        stage.facts["projection_error"] = errors(job, stage.model)
+
+
+def _teacher(job: Job, stage: Stage) -> PreTrainedModel:
+    """The dense model, frozen, in evaluation mode."""
+    with quiet():
+        teacher = type(stage.model).from_pretrained(job.directory / "dense")
+    return teacher.to(stage.accelerator.device).eval().requires_grad_(False)
+
+
+def errors(job: Job, model: nn.Module) -> dict[str, float]:
+    """||W_dense - W||^2 / ||W_dense||^2 of each compressed layer, as the model stands."""
+    errors = {}
+    with safe_open(job.directory / "dense" / "model.safetensors", framework="pt") as dense:
+        for name, layer in distinct_layers(model).items():
+            before = dense.get_tensor(f"{name}.weight").float()
+            distance = (before - layer.weight.detach().cpu().float()).square().sum()
+            errors[name] = (distance / before.square().sum()).item()
+    return errors

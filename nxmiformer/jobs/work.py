@@ -1,0 +1,97 @@
+"""One job of the command line, from the moment that its directory is its own to what the console says of it."""
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+from rich.console import Console
+
+from nxmiformer.console import ending
+from nxmiformer.errors import RefusedError
+from nxmiformer.files import alone
+from nxmiformer.jobs.bench import bench
+from nxmiformer.jobs.compress import finished, run
+from nxmiformer.jobs.export import export
+from nxmiformer.jobs.job import Job
+from nxmiformer.jobs.place import claimed, occupied, recorded
+from nxmiformer.jobs.search import found, planned, search
+from nxmiformer.jobs.sweep import Ended
+from nxmiformer.report.table import bench_summary, export_summary, search_summary, summary
+from nxmiformer.runs.numbers import read_run
+from nxmiformer.runs.speeds import best
+from nxmiformer.runs.words import outcome
+
+
+def work(kind: str, build: Callable[[], Job], directory: Path, ended: Ended, sweeping: bool) -> None:
+    """Build the job and do what its `kind` is, alone in its directory; note how it ended.
+
+    Raises:
+        RefusedError: the directory is not the job's to begin or to go on in, and nothing there has been changed.
+    """
+    with alone(directory), recorded(directory, first=sweeping):
+        job = build()
+        with _place(kind, job, sweeping):
+            lines = KINDS[kind](job, ended)
+    for line in lines[: lines.index(ending.NEXT)] if sweeping else lines:
+        Console().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _place(kind: str, job: Job, sweeping: bool) -> AbstractContextManager[None]:
+    """The job's directory, where it leaves something there; what a sweep is to overwrite has been moved already."""
+    if kind not in ("compress", "search"):
+        return nullcontext()
+    if job.resume and not sweeping and not occupied(job.directory):
+        raise RefusedError(f"there is nothing in {job.directory} to go on with: leave out resume=true to begin it")
+    return claimed(job.directory, "a run", resume=job.resume, overwrite=job.overwrite and not sweeping)
+
+
+def _compress(job: Job, ended: Ended) -> list[str]:
+    """Run the job, unless it is finished; its value is the score of the packed model. Each of these gives its last
+    lines."""
+    content, console = finished(job), Console()
+    if content is None:
+        content = run(planned(job))
+        console.print(summary(read_run(job.directory)))
+    else:
+        ended.state = "skipped"
+    ended.figures = outcome(content)
+    ended.value = float(content["scores"]["packed"][content["task"]["metric"]])
+    return ending.compressed(job.directory)
+
+
+def _search(job: Job, ended: Ended) -> list[str]:
+    """Search, unless it is finished; its value is the score of the plan that is found."""
+    content, console = found(job), Console()
+    if content is None:
+        content = search(job)
+    else:
+        ended.state = "skipped"
+    console.print(search_summary(content))
+    ended.value = float(content["best"]["score"])
+    return ending.searched(job.directory, ended.overrides, job.name)
+
+
+def _export(job: Job, ended: Ended) -> list[str]:
+    """Export a packed model; its value is the score of the artefact."""
+    content, console = export(job), Console()
+    console.print(export_summary(content))
+    scores = content["scores"][content["form"]]
+    ended.value = float(scores[content["task"]["metric"]]) if scores else math.nan
+    return ending.exported(content["form"], Path(content["out"]), str(job.path))
+
+
+def _bench(job: Job, ended: Ended) -> list[str]:
+    """Time a packed model; its value is the most that any way to run it gains over the dense one."""
+    content, console = bench(job), Console()
+    console.print(bench_summary(content))
+    ended.value = best(content).ratio
+    return ending.benched(Path(content["out"]), str(job.path))
+
+
+KINDS: dict[str, Callable[[Job, Ended], list[str]]] = {
+    "compress": _compress,
+    "search": _search,
+    "export": _export,
+    "bench": _bench,
+}
