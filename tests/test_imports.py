@@ -11,6 +11,7 @@ ROOT = Path(nxmiformer.__file__).parent
 ORDER = """
 errors
 files
+console
 sets
 layers layers.mode layers.wrapped layers.quantizers layers.compressed layers.linear layers.targets
 plan

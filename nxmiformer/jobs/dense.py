@@ -80,12 +80,13 @@ def shared(job: Job, stage: Stage, phases: Mapping[str, Phase]) -> Iterator[Kept
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     place = Path(job.dense_cache) / digest
     with ExitStack() as held:
+        kept: Kept | None = Kept(place, key)
         try:
             held.enter_context(_turn(place))
         except FileError as error:
             print(f"the dense model is not kept for other runs: {error}", flush=True)
-            place = None
-        yield place and Kept(place, key)
+            kept = None
+        yield kept
 
 
 def rows_of(job: Job, position: Position) -> list[dict[str, Any]]:

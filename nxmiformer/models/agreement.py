@@ -35,8 +35,8 @@ def _agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     config = model.config.get_text_config()
     theirs = getattr(config, "pad_token_id", None)
     if tokenizer.pad_token_id is None:
-        known = theirs is not None and 0 <= theirs < len(tokenizer)
-        token = tokenizer.convert_ids_to_tokens(theirs) if known else tokenizer.eos_token
+        known = isinstance(theirs, int) and 0 <= theirs < len(tokenizer)
+        token = tokenizer.convert_ids_to_tokens(int(theirs or 0)) if known else tokenizer.eos_token
         if token is None:
             raise ValueError(
                 "neither the tokenizer nor the model says what to pad with: set tokenizer.pad_token, and save the "

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import numpy as np
@@ -14,11 +15,11 @@ def plain(name: str) -> str:
     return "".join(sign for sign in str(name).casefold() if sign.isalnum())
 
 
-def in_order(task: Task, names: Mapping[int, str]) -> Task:
+def in_order(task: Task, names: Mapping[Any, str] | None) -> Task:
     """The task with its classes in the order of a model's `id2label`; the task itself where that is its own order, or
     where the names are not the task's."""
     place = {plain(name): number for number, name in enumerate(task.labels)}
-    theirs = [plain(names[number]) for number in sorted(names)]
+    theirs = [plain(name) for _, name in sorted((names or {}).items())]
     if sorted(theirs) != sorted(place) or theirs == list(place):
         return task
     return Reordered(task, tuple(place[name] for name in theirs))

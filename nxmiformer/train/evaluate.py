@@ -26,7 +26,8 @@ def predict(
         batch = examples.batch(indices, accelerator.device)
         del batch["labels"]
         with accelerator.autocast():
-            return model(**batch).logits.float().cpu()  # type: ignore[no-any-return]
+            logits: torch.Tensor = model(**batch).logits
+        return logits.float().cpu()
 
     order = sorted_batches(examples, size)
     with evaluating(model):
