@@ -158,13 +158,13 @@ class Display:
 
     @contextmanager
     def work(self, name: str, total: int, done: int = 0) -> Iterator[Work]:
-        """Work in `total` steps; whoever does it calls `step`."""
-        work = Work(name, total, done, brief=False)
-        self.surface.show(work)
+        """Work in `total` steps; whoever does it calls `step`. Nothing is shown where there are none left."""
+        work, surface = Work(name, total, done, brief=False), self.surface if done < total else Nowhere()
+        surface.show(work)
         try:
             yield work
         finally:
-            self.surface.close(work)
+            surface.close(work)
 
     def step(self, work: Work, figures: str = "") -> None:
         """One step more, with the figures of it."""

@@ -88,6 +88,8 @@ def test_brief_work_is_shown_only_where_it_lasts(clock, capsys):
 
 def test_nothing_is_shown_of_no_work_and_by_what_is_silent(clock, capsys):
     assert list(Display().tracked([], "layers", 72)) == []
+    with Display().work("one_shot", 0):
+        pass
     silent = Display(shown=False)
     silent.say("reading")
     with silent.work("dense", 1) as work:
