@@ -4,16 +4,14 @@ import difflib
 import logging
 import os
 import sys
-import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -24,113 +22,19 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from nxmiformer import conf
 from nxmiformer.console.ending import interrupted
 from nxmiformer.errors import unknown
+from nxmiformer.jobs.build import asked_for, build
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.origin import as_trained
 from nxmiformer.jobs.place import occupied
 from nxmiformer.jobs.sweep import HELD, Ended, noted
-from nxmiformer.jobs.work import KINDS, work
+from nxmiformer.jobs.work import work
 
-PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
-PARTS |= {"budget": "budget", "search": "search", "format": "format", "bench": "bench"}
-PLAIN = ("name", "seed", "report_on", "resume", "overwrite", "dense_cache", "path", "out")
+CONF = Path(next(iter(conf.__path__)))
+NAMELESS = "Config group override must be a string"  # Hydra, of task=null
 LAUNCHERS = ("joblib", "submitit", "ray")  # of Hydra's, those that are extras
-
-
-def build(config: DictConfig, directory: Path) -> Job:
-    """The job that a composed configuration describes.
-
-    Raises:
-        ValueError: a value is missing, unknown, of another type or out of range; the message says which.
-    """
-    missing = sorted(OmegaConf.missing_keys(config))
-    if missing:
-        raise ValueError(_missing(missing))
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    valid = [*PARTS, *PLAIN, "tracker", "job"]
-    for key in plain:
-        if key not in valid:
-            raise unknown("key", key, valid)
-    if plain["job"] not in KINDS:
-        raise unknown("job", plain["job"], KINDS)
-    hints = get_type_hints(Job)
-    wanted = {key: hints[name] for key, name in {**PARTS, **dict(zip(PLAIN, PLAIN, strict=True))}.items()}
-    mistakes = [line for key, hint in wanted.items() for line in _mistakes(plain[key], hint, key)]
-    if mistakes:
-        raise ValueError("\n  ".join(mistakes))
-    parts: dict[str, Any] = {name: _instantiate(key, config[key]) for key, name in PARTS.items()}
-    for name, phase in parts["recipe"].phases.items():
-        _try_optimizer(f"recipe.phases.{name}", phase)
-    values = {key: plain[key] for key in PLAIN}
-    return Job(**values, **parts, directory=directory, config=plain, wandb=plain["tracker"]["wandb"])
-
-
-def _missing(keys: list[str]) -> str:
-    return f"these values must be given: {', '.join(f'{key}=...' for key in keys)}"
-
-
-def _mistakes(value: Any, hint: Any, where: str) -> Iterator[str]:
-    """What in a configured value is not of the type that its place has; names of a choice are left to their class."""
-    origin, options = get_origin(hint), [option for option in get_args(hint) if option is not types.NoneType]
-    if origin in (Union, types.UnionType) and len(options) == 1:
-        if value is not None:
-            yield from _mistakes(value, options[0], where)
-    elif isinstance(value, dict) and "_target_" in value:
-        yield from _object_mistakes(value, hint, where)
-    elif origin is Mapping and isinstance(value, dict):
-        for key, item in value.items():
-            yield from _mistakes(item, options[1], f"{where}.{key}")
-    elif not _fits(value, hint, origin):
-        what = "list" if origin is not None else getattr(hint, "__name__", hint)
-        yield f"{where}={'null' if value is None else value}: its value must be of type {what}"
-
-
-def _fits(value: Any, hint: Any, origin: Any) -> bool:
-    if hint is Any:
-        return True
-    if origin is Literal:
-        return isinstance(value, str)
-    if origin is not None and origin is not Callable:
-        return isinstance(value, list)
-    accepted = {float: (int, float)}.get(hint, hint)
-    return isinstance(hint, type) and isinstance(value, accepted) and isinstance(value, bool) == (hint is bool)
-
-
-def _object_mistakes(node: dict[str, Any], hint: Any, where: str) -> Iterator[str]:
-    """As `_mistakes`, of a node that describes an object."""
-    try:
-        target = hydra.utils.get_object(node["_target_"])
-    except Exception:  # instantiating it says what is wrong
-        return
-    if isinstance(hint, type) and not (isinstance(target, type) and issubclass(target, hint)):
-        yield f"{where}._target_={node['_target_']}: it is no {hint.__name__}"
-    elif is_dataclass(target):
-        hints, names = get_type_hints(target), [field.name for field in fields(target) if field.init]
-        for key, value in node.items():
-            if key in names:
-                yield from _mistakes(value, hints[key], f"{where}.{key}")
-            elif not key.startswith("_"):
-                yield str(unknown(f"key of {where}", key, names))
-
-
-def _instantiate(key: str, node: DictConfig) -> Any:
-    """The object that a node describes; errors say which node."""
-    try:
-        return hydra.utils.instantiate(node, _convert_="object")
-    except hydra.errors.InstantiationException as error:
-        where = next((line for line in str(error).splitlines() if line.startswith("full_key")), f"full_key: {key}")
-        raise ValueError(f"{where.removeprefix('full_key: ')}: {_root(error)}") from error
-
-
-def _try_optimizer(where: str, phase: Any) -> None:
-    """Build the phase's optimizer on nothing much: what it refuses is better known now than after hours of training."""
-    try:
-        phase.optimizer(
-            [{"params": [torch.nn.Parameter(torch.zeros(1, 1, device="cpu"))], "weight_decay": phase.weight_decay}]
-        )
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}.optimizer: {error}") from error
 
 
 @hydra.main(version_base="1.3", config_path="pkg://nxmiformer.conf", config_name="config")
@@ -227,10 +131,20 @@ def _explain(error: Exception) -> str:
             return f"hydra/launcher={option} is not installed; it comes with: pip install 'nxmiformer[{extra}]'"
         return str(unknown(f"option of {group}", option, error.options))
     if isinstance(root, InterpolationToMissingValueError):
-        return _missing([str(root).splitlines()[0].rsplit(" ", 1)[-1]])
+        return asked_for([str(root).splitlines()[0].rsplit(" ", 1)[-1]])
     if isinstance(root, ConfigKeyError | ConfigAttributeError) and root.full_key:
         return f"there is no {root.full_key}{_near(str(root.full_key))}"
-    return str(root)
+    return _nameless(sys.argv[1:]) if NAMELESS in str(root) else str(root)
+
+
+def _nameless(words: list[str]) -> str:
+    """Which group it is whose option is no name: Hydra does not tell."""
+    given = OverridesParser.create().parse_overrides([word for word in words if "=" in word and word[0] != "-"])
+    chosen = {each.key_or_group: each.value() for each in given if not each.is_sweep_override()}
+    options = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in chosen}
+    wrong = [group for group, value in chosen.items() if options[group] and not isinstance(value, str)]
+    shown = {group: "null" if chosen[group] is None else chosen[group] for group in wrong}
+    return "\n  ".join(f"{group}={shown[group]}: choose one of {', '.join(options[group])}" for group in wrong)
 
 
 def _near(key: str) -> str:

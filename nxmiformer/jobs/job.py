@@ -67,6 +67,8 @@ class Job:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed}: a seed is at least 0 and below 2**32")
         if self.report_on not in ("validation", "holdout"):
             raise ValueError(f"report_on is 'validation' or 'holdout', not {self.report_on!r}")
         if self.resume and self.overwrite:

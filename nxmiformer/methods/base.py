@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nxmiformer.layers.convert import Compressed, Moved, distinct_layers, project, projected
 from nxmiformer.layers.moments import Batch
 from nxmiformer.sets import Piece
+from nxmiformer.sets.fields import check_fields
 
 
 class Length(NamedTuple):
@@ -43,6 +44,7 @@ class Method(abc.ABC):
     learned_scales: bool = False
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name, least in (("refresh", 1), ("rescale", 1), ("delay", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least} optimizer steps, not {getattr(self, name)}")

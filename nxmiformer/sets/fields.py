@@ -3,21 +3,22 @@
 Python does not ask: `Grid(4.0)` would train, and fail when its codes are packed.
 """
 
+import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-WORDS = {int: "an integer", float: "a number", str: "text", bool: "true or false", NoneType: "None"}
+WORDS = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", NoneType: "None"}
 
 
 def check_fields(value: Any) -> None:
     """Raise a ValueError that names the first field of a dataclass which holds a value of another type.
 
-    4.0 is no integer, and True neither that nor a number. Only an integer that is given for a number becomes one, for
-    what is equal is to be written alike.
+    4.0 is no integer, and True neither that nor a number; nor is what is not finite. Only an integer that is given for
+    a number becomes one, for what is equal is to be written alike.
     """
     kind: Any = type(value)
     for name, hint in hints(kind).items():
@@ -49,8 +50,14 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is tuple:
         each = inner[:1] * len(value) if isinstance(value, tuple) and inner[-1] is ... else inner
         return isinstance(value, tuple) and len(value) == len(each) and all(map(_fits, value, each))
-    if kind is not None and issubclass(kind, Mapping):
+    if kind is Mapping:
         return isinstance(value, kind) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    if kind is Sequence:
+        return isinstance(value, kind) and not isinstance(value, str) and all(_fits(each, inner[0]) for each in value)
+    if kind is Callable or hint is Any:
+        return callable(value) or hint is Any
+    if isinstance(value, float) and not math.isfinite(value):
+        return False
     number = (int, float) if hint is float else hint
     return isinstance(value, number) and (hint is bool or not isinstance(value, bool))
 
@@ -64,6 +71,8 @@ def _words(hint: Any) -> str:
         return " or ".join(map(repr, inner))
     if kind is tuple:
         return f"a tuple ({', '.join('...' if each is ... else _words(each) for each in inner)})"
-    if kind is not None:
+    if kind is Mapping:
         return f"a mapping of {_words(inner[0])} to {_words(inner[1])}"
-    return WORDS.get(hint, hint.__name__)
+    if kind is Sequence:
+        return f"a list of {_words(inner[0])}"
+    return "a function" if kind is Callable else WORDS.get(hint, hint.__name__)

@@ -11,13 +11,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, get_scheduler
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.console.display import SILENT, Display
 from nxmiformer.errors import unknown
 from nxmiformer.layers.convert import distinct_layers
 from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Length, Method
+from nxmiformer.sets.fields import check_fields
 from nxmiformer.tasks.batches import Examples, batches_per_epoch, shuffled
 from nxmiformer.tasks.task import Chance, Task
 from nxmiformer.train.astray import check_finite
@@ -62,6 +63,7 @@ class Settings:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in ("batch_size", "accumulation", "eval_batch_size", "max_length", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, not {getattr(self, name)}")
@@ -108,6 +110,10 @@ class Stage:
     seed: int
     facts: dict[str, Any]
     display: Display = SILENT
+
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one pass over the training data."""
+        return self.settings.steps_per_epoch(len(self.data["train"]), self.accelerator.num_processes)
 
     def score(self, split: str) -> dict[str, float]:
         """The task's metrics on a split, as the model stands."""
@@ -164,9 +170,9 @@ def train_phase(
         ValueError: the loss, a weight or a state is not finite; the data do not fill a batch.
     """
     settings, accelerator = stage.settings, stage.accelerator
-    length = phase.length(settings.steps_per_epoch(len(stage.data["train"]), accelerator.num_processes))
+    length = phase.length(stage.steps_per_epoch())
     clock = _Clock(position)
-    training = _training(stage, name, phase, length, calibrate=position.step == 0)
+    training = training_of(stage, name, phase, length, calibrate=position.step == 0)
     if resumed is not None:
         if position.step:
             training.load_state_dict(resumed, position.step)
@@ -174,7 +180,7 @@ def train_phase(
     method, optimizer = training.method, accelerator.prepare_optimizer(training.optimizer)
     trained = [p for group in training.optimizer.param_groups for p in group["params"]]
     batches = _batches(stage, position)
-    _training_mode(stage.model, phase.dropout)
+    training_mode(stage.model, phase.dropout)
     took: list[float] = []
     stage.model.zero_grad()  # the phase before may have trained only a part, and left gradients on the rest
     with stage.display.work(name, length.steps, position.step) as work:
@@ -232,7 +238,7 @@ def train_phase(
     return clock.tick(position.step).after_phase()
 
 
-def _training(stage: Stage, name: str, phase: Phase, length: Length, calibrate: bool) -> Training:
+def training_of(stage: Stage, name: str, phase: Phase, length: Length, calibrate: bool) -> Training:
     """Attach the phase's method to the model, and build what trains it."""
 
     @torch.no_grad()
@@ -249,11 +255,10 @@ def _training(stage: Stage, name: str, phase: Phase, length: Length, calibrate: 
             pass
     parts = shares(method, stage.facts["projection_error"]) if phase.relative else {}
     optimizer = method.optimizer(scaled(phase.optimizer(groups(method.parameters(), phase.weight_decay, parts))))
-    scheduler = get_scheduler(phase.schedule, optimizer, round(phase.warmup * length.steps), length.steps)
-    return Training(method, optimizer, scheduler)
+    return Training(method, optimizer, phase.scheduler(optimizer, length))
 
 
-def _training_mode(model: nn.Module, dropout: bool) -> None:
+def training_mode(model: nn.Module, dropout: bool) -> None:
     """Training mode; without dropout, for the compressed layers alone, whose ranges are to follow the activations."""
     model.train(dropout)
     for layer in distinct_layers(model).values():

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nxmiformer.sets.fields import check_fields
 from nxmiformer.train.hidden import hidden_error
 
 
@@ -31,6 +32,7 @@ class Objective:
     hidden: float = 0.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         weights = {"task": self.task, "logits": self.logits, "hidden": self.hidden}
         if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"the weights of an objective are >= 0 and not all zero, not {weights}")

@@ -1,21 +1,32 @@
 """The phases of a run."""
 
-from collections.abc import Callable, Mapping
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
+from itertools import takewhile
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, SchedulerType
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import PreTrainedModel, get_scheduler
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION
 
 from nxmiformer.errors import unknown
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.methods.dense import Dense
+from nxmiformer.sets.fields import check_fields
 from nxmiformer.train.hidden import HiddenStatesError, check_every_layer_runs
 from nxmiformer.train.objective import Objective
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+FOLLOWING = ("reduce_lr_on_plateau", "greedy")  # schedules that want a score at every step, which no phase has
+SCHEDULES = {kind.value: make for kind, make in TYPE_TO_SCHEDULER_FUNCTION.items() if kind.value not in FOLLOWING}
+GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # to a schedule, by its phase
 
 
 @dataclass(frozen=True)
@@ -29,6 +40,7 @@ class Phase:
         epochs: its length in passes over the training data; or
         steps: its length in optimizer steps, which wins where given. A phase of no steps still applies its method.
         schedule: the learning rate's course, a name that `transformers.get_scheduler` knows.
+        schedule_options: what it takes besides, such as `num_decay_steps` of "warmup_stable_decay".
         warmup: share of the steps in which the learning rate rises.
         relative: whether a compressed weight trains at the learning rate times its relative distance from its set,
             ||W - P(W)|| / ||W|| of the dense W, and all else at that times the distance of all weights together. What
@@ -45,25 +57,91 @@ class Phase:
     epochs: float = 1.0
     steps: int | None = None
     schedule: str = "linear"
+    schedule_options: Mapping[str, Any] = field(default_factory=dict)
     warmup: float = 0.1
     relative: bool = False
     weight_decay: float = 0.0
     dropout: bool = True
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.epochs < 0 or (self.steps is not None and self.steps < 0):
             raise ValueError(f"a phase cannot have {self.epochs} epochs or {self.steps} steps")
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1], not {self.warmup}")
+        if self.weight_decay < 0:
+            raise ValueError(f"weight_decay must not be negative, not {self.weight_decay}")
         if self.relative and isinstance(self.method, Dense):
             raise ValueError("a dense phase has no sets for its learning rates to be relative to: relative=false")
-        names = [kind.value for kind in SchedulerType]
-        if self.schedule not in names:
-            raise unknown("schedule of the learning rate", self.schedule, names)
+        self._check_schedule()
+        self.try_out(Length(10, 10))
+
+    def _check_schedule(self) -> None:
+        if self.schedule in FOLLOWING:
+            raise ValueError(f"schedule={self.schedule} follows a score; a phase takes one of {', '.join(SCHEDULES)}")
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule of the learning rate", self.schedule, SCHEDULES)
+        taken = {k: p for k, p in signature(SCHEDULES[self.schedule]).parameters.items() if k not in GIVEN}
+        for name in self.schedule_options:
+            if name not in taken:
+                raise unknown(f"option of schedule={self.schedule}", name, taken)
+        needed = [k for k, p in taken.items() if p.default is Parameter.empty and k not in self.schedule_options]
+        if needed:
+            options = " ".join(f"schedule_options.{name}=..." for name in needed)
+            raise ValueError(f"schedule={self.schedule} needs more than its name: {options}")
 
     def length(self, epoch: int) -> Length:
         """Its length, where one pass over the data takes `epoch` optimizer steps."""
         return Length(round(self.epochs * epoch) if self.steps is None else self.steps, epoch)
+
+    def scheduler(self, optimizer: torch.optim.Optimizer, length: Length) -> LambdaLR:
+        """The learning rates of the optimizer's groups over the phase."""
+        warmup = round(self.warmup * length.steps)
+        options = dict(self.schedule_options) or None
+        return get_scheduler(self.schedule, optimizer, warmup, length.steps, options)
+
+    def try_out(self, length: Length) -> None:
+        """Take one step with the optimizer and the schedule of a phase of that length, on nothing.
+
+        Raises:
+            ValueError: they cannot be made or stepped, whatever it is that they raise.
+        """
+        parameters = [nn.Parameter(torch.zeros(shape, device="cpu")) for shape in ((1, 1), (1,))]
+        for each in parameters:
+            each.grad = torch.zeros_like(each)
+        pairs = zip(parameters, (self.weight_decay, 0.0), strict=True)
+        with _named("optimizer"):
+            optimizer = self.optimizer([{"params": [p], "weight_decay": decay, "share": 1.0} for p, decay in pairs])
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                raise TypeError(f"it gives a {type(optimizer).__name__}, which is no optimizer of torch")
+        with _named(schedule := f"schedule={self.schedule}, schedule_options={dict(self.schedule_options)}"):
+            scheduler = self.scheduler(optimizer, length)
+            for factor in (scheduler.lr_lambdas[0](step) for step in range(0, length.steps, 1 + length.steps // 100)):
+                if not (math.isfinite(factor) and factor >= 0):
+                    raise ValueError(f"it multiplies the learning rate by {factor}")
+        with _named("optimizer"):
+            optimizer.step()
+            _check_kept(optimizer.state_dict())
+        with _named(schedule):
+            scheduler.step()
+            _check_kept(scheduler.state_dict())
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Make a ValueError that begins with `what` of whatever is raised: the code may be anybody's."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {error or type(error).__name__}") from error
+
+
+def _check_kept(state: dict[str, Any]) -> None:
+    """Raise an error unless a checkpoint can hold the state: tensors, numbers and text, as a resume reads it."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    torch.load(file, weights_only=True)
 
 
 @dataclass(frozen=True)
@@ -77,6 +155,9 @@ class Recipe:
             raise ValueError(
                 f"a recipe needs a phase that compresses; this one has {list(self.phases) or 'none at all'}"
             )
+        for name, phase in takewhile(lambda pair: isinstance(pair[1].method, Dense), self.phases.items()):
+            if phase.objective.distils:
+                raise ValueError(f"phase {name!r} makes the dense model, and has no teacher yet: objective.task alone")
 
 
 @torch.no_grad()

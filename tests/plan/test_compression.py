@@ -263,7 +263,9 @@ OF_ANOTHER_TYPE = {
     ),
     r"needs aliases to be a tuple \(text, ...\), not 'up'": lambda layer: layer.update(aliases="up"),
     "LayerSpec needs activations to be Activations or None, not 8": lambda layer: layer.update(activations=8),
-    "Activations needs momentum to be a number, not '0.9'": lambda layer: layer["activations"].update(momentum="0.9"),
+    "Activations needs momentum to be a finite number, not '0.9'": lambda layer: layer["activations"].update(
+        momentum="0.9"
+    ),
     "unknown field of Grid 'bit': did you mean bits": lambda layer: layer["weight"]["second"].update(bit=4),
     "Grid lacks scale": lambda layer: layer["weight"]["second"].pop("scale"),
     r"density must be in \(0, 1\], not nan": lambda layer: layer.update(
