@@ -60,14 +60,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
                 raise PackedError(f"{path / name} is missing")
             if name != WEIGHTS:
                 _compare(path / name, digest_of(path / name), digest)
-        if manifest["dtype"] not in [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]:
-            raise PackedError(f"{path / MANIFEST}: weights cannot have the dtype {manifest['dtype']!r}")
-        if manifest["attention"] not in ATTENTION:
-            raise PackedError(f"{path / MANIFEST}: there is no attention {manifest['attention']!r}")
-        architecture = getattr(transformers, str(manifest["architecture"]), None)
-        if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
-            raise PackedError(f"{path / MANIFEST}: transformers has no model {manifest['architecture']!r}")
+        check_known(manifest, path)
         return {**manifest, "shared": dict(manifest["shared"])}
+
+
+def check_known(manifest: Mapping[str, Any], path: Path) -> None:
+    """Raise a PackedError unless the manifest, which is that of `path`, is of a model that `transformers` builds."""
+    if manifest["dtype"] not in [str(dtype).removeprefix("torch.") for dtype in DTYPES.values()]:
+        raise PackedError(f"{path / MANIFEST}: weights cannot have the dtype {manifest['dtype']!r}")
+    if manifest["attention"] not in ATTENTION:
+        raise PackedError(f"{path / MANIFEST}: there is no attention {manifest['attention']!r}")
+    architecture = getattr(transformers, str(manifest["architecture"]), None)
+    if not (isinstance(architecture, type) and issubclass(architecture, PreTrainedModel)):
+        raise PackedError(f"{path / MANIFEST}: transformers has no model {manifest['architecture']!r}")
 
 
 def replaceable(path: Path) -> bool:

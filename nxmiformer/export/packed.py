@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -34,11 +35,12 @@ from nxmiformer.export.manifest import (
     REQUIRES,
     WEIGHTS,
     Digest,
+    check_known,
     read_manifest,
     reading,
     replaceable,
 )
-from nxmiformer.export.skeleton import check, read_plan
+from nxmiformer.export.skeleton import check, planned_header, read_plan
 from nxmiformer.export.weights import fill, packed_parts, rest_of
 from nxmiformer.files import digest_of, digests_of, files_in, replacing, write_text
 from nxmiformer.layers.convert import verify
@@ -101,9 +103,7 @@ def packing(
         make_eager(model)
     plan.check(model)
     verify(model, plan)
-    odd = [f"{name} is {p.dtype}" for name, p in model.named_parameters() if p.dtype != model.dtype]
-    if odd:
-        raise ValueError(f"a packed model has one dtype: the model's is {model.dtype}, and {', '.join(odd)}")
+    _check_dtype(model)
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, replaceable, "a packed model") as directory:
@@ -113,29 +113,59 @@ def packing(
         yield directory, PackedSize(weights, sum(file.stat().st_size for file in files))
 
 
+def check_packable(
+    model: PreTrainedModel, plan: CompressionPlan, tokenizer: PreTrainedTokenizerBase | None = None
+) -> None:
+    """Raise what `save_packed`, or `load_packed` after it, would, whatever the weights: all but these is written to a
+    temporary directory, and a model is built of it that takes tensors of the names, shapes and sizes of theirs.
+
+    Raises:
+        ValueError: as `save_packed`, or as `load_packed`.
+    """
+    plan.check(model)
+    _check_dtype(model)
+    with TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        manifest = _write_frame(model, plan, directory, tokenizer)
+        check_known(manifest, directory)
+        check(directory, manifest, plan, planned_header(model, plan))
+
+
+def _check_dtype(model: PreTrainedModel) -> None:
+    odd = [f"{name} is {p.dtype}" for name, p in model.named_parameters() if p.dtype != model.dtype]
+    if odd:
+        raise ValueError(f"a packed model has one dtype: the model's is {model.dtype}, and {', '.join(odd)}")
+
+
 def _write(
     model: PreTrainedModel, plan: CompressionPlan, directory: Path, tokenizer: PreTrainedTokenizerBase | None
 ) -> int:
     """Write all files; give the bytes of the packed weights."""
     packed = packed_parts(model, plan)
-    rest, shared = rest_of(model, plan)
+    rest, _ = rest_of(model, plan)
     plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in rest.items()}
     save_file({**packed, **plain}, directory / WEIGHTS, metadata={"format": "pt"})
+    manifest = _write_frame(model, plan, directory, tokenizer)
+    _seal(directory, {**manifest, "files": digests_of(directory)}, plan)
+    return sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
+
+
+def _write_frame(
+    model: PreTrainedModel, plan: CompressionPlan, directory: Path, tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, Any]:
+    """Write plan, config and tokenizer; give the manifest, which names no files yet."""
     plan.save(directory / PLAN)
     attention = model.config._attn_implementation if model.config._attn_implementation in ATTENTION else None
     _write_config(model, attention, directory)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
-    manifest = {
+    return {
         "format": FORMAT,
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": attention,
-        "shared": shared,
-        "files": digests_of(directory),
+        "shared": rest_of(model, plan)[1],
     }
-    _seal(directory, manifest, plan)
-    return sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
 
 
 def _seal(

@@ -5,6 +5,7 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ from transformers import AutoConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from nxmiformer.export.manifest import CONFIG, DTYPES, MANIFEST, PLAN, WEIGHTS, PackedError, reading
-from nxmiformer.export.weights import part_keys, put, rest_of
+from nxmiformer.export.weights import PARTS, part_keys, put, rest_of
 from nxmiformer.layers.convert import convert
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.sets import ConstraintSet
 
 SIZES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}  # bytes; those of a packed part are single ones otherwise
 # A model larger than both is not what its file says: the smallest sets, 1:64 of 1 bit, save a factor of 300.
 LEAST_BOUND, BOUND = 2**30, 512  # bytes, and times the bytes of the file
 
 MANY = 10_000  # layers, or labels without names
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 Header = Mapping[str, tuple[tuple[int, ...], str]]  # the shape and the dtype of each tensor in a file of weights
 
 
@@ -38,9 +41,14 @@ def read_plan(path: Path) -> CompressionPlan:
         return CompressionPlan.load(path / PLAN)
 
 
-def check(path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> PreTrainedModel:
-    """The blank model; a PackedError unless the weights have the names, shapes and dtypes that it and the plan need."""
-    header = header_of(path / WEIGHTS)
+def check(
+    path: Path, manifest: Mapping[str, Any], plan: CompressionPlan, header: Header | None = None
+) -> PreTrainedModel:
+    """The blank model; a PackedError unless the weights have the names, shapes and dtypes that it and the plan need.
+
+    `header` is that of the file of weights, where that is still to be written.
+    """
+    header = header_of(path / WEIGHTS) if header is None else header
     with reading(path / CONFIG):
         _check_counts(json.loads((path / CONFIG).read_text(encoding="utf-8")))
         with _at_most(64 + 16 * len(header)):
@@ -55,6 +63,21 @@ def header_of(file: Path) -> Header:
     with reading(file), safe_open(file, framework="pt") as stored:
         slices = {key: stored.get_slice(key) for key in stored.keys()}  # noqa: SIM118 (it is no mapping)
         return {key: (tuple(part.get_shape()), part.get_dtype()) for key, part in slices.items()}
+
+
+def planned_header(model: PreTrainedModel, plan: CompressionPlan) -> Header:
+    """Of the file that the packed model will be: the parts of a set's point nearest to zero are those of any other."""
+    rest, _ = rest_of(model, plan)
+    header = {key: (tuple(tensor.shape), NAMES.get(tensor.dtype, "I64")) for key, tensor in rest.items()}
+
+    @cache
+    def parts(constraint: ConstraintSet, shape: tuple[int, int]) -> dict[str, tuple[tuple[int, ...], str]]:
+        packed = constraint.pack(constraint.project(torch.zeros(shape, dtype=model.dtype, device="cpu")))
+        return {part: (tuple(each.shape), NAMES.get(each.dtype, "U8")) for part, each in packed.items()}
+
+    for name, spec in plan.layers.items():
+        header |= {name + PARTS[part]: entry for part, entry in parts(spec.weight, spec.shape).items()}
+    return header
 
 
 def _blank(path: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
@@ -86,7 +109,7 @@ def fit(model: PreTrainedModel, path: Path, manifest: Mapping[str, Any], plan: C
     """Raise a PackedError unless the weights have the names, shapes and dtypes that a joined model needs."""
     file, dtype, left = path / WEIGHTS, getattr(torch, manifest["dtype"]), dict(header)
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    if size > max(LEAST_BOUND, BOUND * file.stat().st_size):
+    if size > max(LEAST_BOUND, BOUND * sum(math.prod(shape) * SIZES.get(each, 1) for shape, each in header.values())):
         raise PackedError(f"{path / CONFIG} asks for {size} bytes, which {file} cannot be")
     with reading(file):
         rest, shared = rest_of(model, plan)

@@ -15,6 +15,7 @@ from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import check_same, identity_of, opened, record
 from nxmiformer.jobs.phases import train
 from nxmiformer.jobs.record import report
+from nxmiformer.jobs.rehearsal import rehearse
 from nxmiformer.layers.convert import verify
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_report
@@ -32,6 +33,7 @@ def run(job: Job) -> dict[str, Any]:
     """
     began = time.perf_counter()
     with opened(job, job.planning) as (stage, plan, position, resumed):
+        rehearse(stage, dict(list(job.recipe.phases.items())[position.phase :]), job.report_on, plan)
         plan.save(job.directory / "plan.json")
         train(job, stage, job.recipe.phases, position, resumed)
         verify(stage.model, plan)

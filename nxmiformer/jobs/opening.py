@@ -26,7 +26,6 @@ from nxmiformer.tasks.batches import encode_splits
 from nxmiformer.tasks.order import in_order
 from nxmiformer.train.checkpoint import Checkpoints, Position, difference
 from nxmiformer.train.loop import Stage
-from nxmiformer.train.recipe import check_distillation
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
 
 
@@ -61,9 +60,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     splits = task.splits()
     identity = identity_of(job, plan.fingerprint, contents(model, tokenizer, task, splits))
     data = encode_splits(splits, task, tokenizer, job.settings.max_length)
-    example = data["holdout"].batch([0], "cpu")
-    convert(model, plan, {key: value for key, value in example.items() if key != "labels"})
-    check_distillation(job.recipe.phases, model, example)
+    convert(model, plan)
     accelerator = job.settings.accelerator()
     checkpoints = Checkpoints(job.directory, identity)
     position, resumed = _going_on(job, checkpoints, model)

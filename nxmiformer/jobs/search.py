@@ -20,6 +20,7 @@ from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import check_same, opened, without_paths
 from nxmiformer.jobs.phases import leave_dense, train
 from nxmiformer.jobs.provenance import provenance
+from nxmiformer.jobs.rehearsal import rehearse
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.targets import Target, Targets
 from nxmiformer.methods.dense import Dense
@@ -90,6 +91,9 @@ def search(job: Job) -> dict[str, Any]:
             (job.directory / FOUND).unlink(missing_ok=True)
             shutil.rmtree(job.directory / TRIALS, ignore_errors=True)
         targets, rest = _targets(watched), _rest_bits(job, stage.model, watched)
+        # Under the plan that will be found the rest is rehearsed again; scales to learn come with its sets.
+        known = {name: phase for name, phase in job.recipe.phases.items() if not phase.method.learned_scales}
+        rehearse(stage, known, "holdout")
         train(job, stage, _dense(job), position, resumed)
         leave_dense(replace(job, report_on="holdout"), stage)
         began = time.perf_counter()

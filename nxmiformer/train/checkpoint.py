@@ -93,7 +93,7 @@ class Checkpoints:
         with replacing(target, lambda _: True, "a checkpoint") as directory:
             save_file(_distinct(model), directory / WEIGHTS)
             with (directory / STATE).open("wb") as file:
-                torch.save({**state, "rng": _rng_state(), "position": vars(position)}, file)
+                torch.save({**state, "rng": rng_state(), "position": vars(position)}, file)
             write_text(directory / IDENTITY, json.dumps(self.identity, indent=1))
             write_text(directory / DIGESTS, json.dumps(digests_of(directory), indent=1))
         write_text(self.root / name, target.name)
@@ -161,7 +161,7 @@ def _distinct(model: nn.Module) -> dict[str, torch.Tensor]:
     return {key: state[key].contiguous() for key in seen.values()}
 
 
-def _rng_state() -> dict[str, Any]:
+def rng_state() -> dict[str, Any]:
     """The global generators' states, in types that a load without pickle accepts."""
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)  # noqa: NPY002
     version, internal, gauss = random.getstate()

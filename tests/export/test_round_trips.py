@@ -10,6 +10,8 @@ from test_lazy import check_lazy
 from tiny import MODELS, contents, logits, same_bits, seeded
 
 from nxmiformer.export import load_packed, save_packed
+from nxmiformer.export.packed import check_packable
+from nxmiformer.export.skeleton import header_of, planned_header
 from nxmiformer.layers.convert import convert, project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.plan.origin import Planning
@@ -36,15 +38,18 @@ plans = st.builds(
 
 @settings(max_examples=20, deadline=None)
 @given(st.sampled_from(MODELS), plans, st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
-def test_a_model_is_read_and_saved_again_as_it_was(make, planning, dtype):
+def test_a_model_is_saved_as_foreseen_and_read_and_saved_again_as_it_was(make, planning, dtype):
     model = seeded(make).to(dtype)
     plan = planning(model)
     convert(model, plan)
+    check_packable(model, plan)
+    foreseen = planned_header(model, plan)
     project(model)
     model.eval()
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory)
         save_packed(model, plan, path / "eager")
+        assert header_of(path / "eager" / "model.safetensors") == foreseen
         loaded = load_packed(path / "eager")
         state, again = model.state_dict(), loaded.state_dict()
         assert state.keys() == again.keys()

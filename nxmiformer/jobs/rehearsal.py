@@ -1,0 +1,170 @@
+"""What would fail after hours fails in seconds, named, before the first step.
+
+Every phase puts its method on the real model, takes the loss of a few real examples and its gradient, builds what would
+train, and is evaluated. The score is taken of drawn logits, and the packed model is laid out without its weights. No
+step is taken, and nothing of it stays: a run with a rehearsal has the bits of a run without.
+
+So that it takes seconds, one layer stands for all that have its set and shape, and no layer is reconstructed.
+"""
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from nxmiformer.export.packed import check_packable
+from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.convert import check_called, compressed_layers, distinct_layers
+from nxmiformer.layers.mode import evaluating
+from nxmiformer.layers.quantizers import ActivationQuantizer, WeightQuantizer
+from nxmiformer.layers.untouched import untouched
+from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.tasks.batches import Examples
+from nxmiformer.train.checkpoint import restore_rng, rng_state
+from nxmiformer.train.evaluate import predict
+from nxmiformer.train.loop import Stage, training_mode, training_of
+from nxmiformer.train.recipe import Phase, check_distillation
+
+FEW = 2  # examples of a batch on a CPU; a GPU has whole ones, for it is their memory that may not be there
+
+
+def rehearse(stage: Stage, phases: Mapping[str, Phase], report_on: str, plan: CompressionPlan | None = None) -> None:
+    """Go through the phases, the evaluation, and the packing of the plan that the model was converted to, if given.
+
+    Raises:
+        ValueError: something of it would fail; the message says what, why, and where to change it.
+    """
+    state = rng_state()
+    try:
+        if plan is not None:
+            with _part("packing the model", "model, plan"):
+                check_packable(stage.model, plan, stage.tokenizer)
+        with untouched(stage.model):
+            for split in dict.fromkeys(("holdout", report_on)):
+                _score(stage, split)
+            batch = _longest(stage.data["train"], _size(stage, stage.settings.batch_size))
+            inputs = batch.batch(range(len(batch)), stage.accelerator.device)
+            with _part("a forward pass", "train.max_length, plan.exclude, model"):
+                check_called(stage.model, {key: value for key, value in inputs.items() if key != "labels"})
+            _thin_out(stage.model)
+            check_distillation(phases, stage.model, inputs)
+            for name, phase in phases.items():
+                _phase(stage, name, phase, inputs)
+    finally:
+        restore_rng(state)
+
+
+def _thin_out(model: nn.Module) -> None:
+    """Make plain layers of all compressed ones but one of each kind, and those that share its weight."""
+    kept: dict[object, Tensor] = {}
+    for layer in {id(layer): layer for layer in compressed_layers(model).values()}.values():
+        kind = layer.plain, str(layer.quantizer), str(layer.inputs), layer.weight.shape
+        if kept.setdefault(kind, layer.weight) is not layer.weight:
+            layer.release()
+
+
+def _phase(stage: Stage, name: str, phase: Phase, batch: Mapping[str, Tensor]) -> None:
+    """One phase, on one batch of its inputs and labels."""
+    where = f"recipe.phases.{name}"
+    with _part(f"the length of phase {name!r}", f"train.batch_size, {where}.steps"):
+        length = phase.length(stage.steps_per_epoch())
+    with _part(f"the optimizer or schedule of phase {name!r}", f"{where}.optimizer, {where}.schedule"):
+        phase.try_out(length)
+    method = copy.copy(phase.method)  # what it takes hold of is not the run's
+    method.delay = 0
+    with _part(f"the method of phase {name!r}", f"{where}.method, plan"):
+        errors = dict.fromkeys(distinct_layers(stage.model), 1.0)  # which nobody knows yet
+        facts = {**stage.facts, "projection_error": errors}
+        training_of(replace(stage, facts=facts), name, replace(phase, method=method), length, calibrate=False)
+        method.before_step(0)
+    with _part(f"the loss of phase {name!r}", f"{where}.objective, train.batch_size, train.max_length"):
+        training_mode(stage.model, phase.dropout)
+        with stage.accelerator.autocast():
+            loss = phase.objective(stage.wrapped, _Dense(stage.model), batch)
+        if not math.isfinite(loss.item()):
+            raise ValueError(f"it is {loss.item()}")
+        loss.backward()
+        method.before_clip()
+        stage.model.zero_grad()
+    keys = "train.eval_batch_size, train.max_length, task"
+    with _part(f"the evaluation of phase {name!r}", keys), method.as_finished():
+        _evaluate(stage)
+
+
+def _evaluate(stage: Stage) -> None:
+    """The logits of one batch, as the model stands."""
+    examples = _longest(stage.data["holdout"], _size(stage, stage.settings.eval_batch_size))
+    logits, wanted = predict(stage.model, examples, len(examples), stage.accelerator), stage.task.outputs
+    if logits.shape != (len(examples), wanted):
+        raise ValueError(f"of {len(examples)} examples the logits are {logits.shape}, and the task has {wanted} each")
+    if not np.isfinite(logits).all():
+        raise ValueError("there are logits that are not finite")
+
+
+def _score(stage: Stage, split: str) -> None:
+    """The task's score of drawn logits, for all labels of a split."""
+    labels = stage.data[split].labels.numpy()
+    drawn = np.random.default_rng(0).standard_normal((len(labels), stage.task.outputs), dtype=np.float32)
+    with _part(f"the score on {split}", "task"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of labels that are all alike: the score says so
+        scores = stage.task.score(drawn, labels)
+        odd = {key: value for key, value in scores.items() if not math.isfinite(value)}
+        if odd or stage.task.metric not in scores:
+            raise ValueError(f"of {len(labels)} examples it is {scores}, and {stage.task.metric} must be a number")
+
+
+class _Dense(nn.Module):
+    """The model in evaluation mode and without its quantizers, in place of the teacher that it will leave."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.models = (model,)  # which is no child of this one
+
+    def forward(self, **inputs: Any) -> Any:
+        (model,) = self.models
+        with evaluating(model), _unquantized(model):
+            return model(**inputs)
+
+
+@contextmanager
+def _unquantized(model: nn.Module) -> Iterator[None]:
+    """The model without its quantizers, of weights and of inputs."""
+    active = [part for layer in compressed_layers(model).values() for part in _quantizers(layer) if part.active]
+    for part in active:
+        part.active = False
+    try:
+        yield
+    finally:
+        for part in active:
+            part.active = True
+
+
+def _quantizers(layer: Compressed) -> list[WeightQuantizer | ActivationQuantizer]:
+    return [layer.quantizer] if layer.inputs is None else [layer.quantizer, layer.inputs]
+
+
+@contextmanager
+def _part(what: str, keys: str) -> Iterator[None]:
+    """Say which part of the rehearsal failed: whatever it raises, for the code of a model may be anybody's."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"the run would fail later, in {what}: {reason}\n  to be changed in {keys}") from error
+
+
+def _size(stage: Stage, size: int) -> int:
+    return min(size, FEW) if stage.accelerator.device.type == "cpu" else size
+
+
+def _longest(examples: Examples, size: int) -> Examples:
+    """So many examples, those of the most tokens: what fits them fits all."""
+    lengths = examples.lengths()
+    chosen = sorted(range(len(examples)), key=lambda index: -lengths[index])[:size]
+    return replace(examples, features=[examples.features[i] for i in chosen], labels=examples.labels[chosen])
