@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import hydra
@@ -22,7 +23,6 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from nxmiformer import conf
 from nxmiformer.console.ending import interrupted
 from nxmiformer.errors import unknown
 from nxmiformer.jobs.build import asked_for, build
@@ -32,7 +32,7 @@ from nxmiformer.jobs.place import occupied
 from nxmiformer.jobs.sweep import HELD, Ended, noted
 from nxmiformer.jobs.work import work
 
-CONF = Path(next(iter(conf.__path__)))
+CONF = Path(str(resources.files("nxmiformer.conf")))
 NAMELESS = "Config group override must be a string"  # Hydra, of task=null
 LAUNCHERS = ("joblib", "submitit", "ray")  # of Hydra's, those that are extras
 

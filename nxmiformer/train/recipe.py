@@ -81,7 +81,8 @@ class Phase:
             raise ValueError(f"schedule={self.schedule} follows a score; a phase takes one of {', '.join(SCHEDULES)}")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule of the learning rate", self.schedule, SCHEDULES)
-        taken = {k: p for k, p in signature(SCHEDULES[self.schedule]).parameters.items() if k not in GIVEN}
+        make: Callable[..., Any] = SCHEDULES[self.schedule]
+        taken = {k: p for k, p in signature(make).parameters.items() if k not in GIVEN}
         for name in self.schedule_options:
             if name not in taken:
                 raise unknown(f"option of schedule={self.schedule}", name, taken)
