@@ -25,7 +25,8 @@ from nxmiformer.train.objective import Objective
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 FOLLOWING = ("reduce_lr_on_plateau", "greedy")  # schedules that want a score at every step, which no phase has
-SCHEDULES = {kind.value: make for kind, make in TYPE_TO_SCHEDULER_FUNCTION.items() if kind.value not in FOLLOWING}
+MAKERS: dict[Any, Any] = TYPE_TO_SCHEDULER_FUNCTION
+SCHEDULES = {kind.value: make for kind, make in MAKERS.items() if kind.value not in FOLLOWING}
 GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # to a schedule, by its phase
 
 
@@ -81,8 +82,7 @@ class Phase:
             raise ValueError(f"schedule={self.schedule} follows a score; a phase takes one of {', '.join(SCHEDULES)}")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule of the learning rate", self.schedule, SCHEDULES)
-        make: Callable[..., Any] = SCHEDULES[self.schedule]
-        taken = {k: p for k, p in signature(make).parameters.items() if k not in GIVEN}
+        taken = {k: p for k, p in signature(SCHEDULES[self.schedule]).parameters.items() if k not in GIVEN}
         for name in self.schedule_options:
             if name not in taken:
                 raise unknown(f"option of schedule={self.schedule}", name, taken)
