@@ -10,8 +10,10 @@ import pytest
 import torch
 from transformers import BertForSequenceClassification
 
-from nxmiformer.jobs import job as jobs
+from nxmiformer.jobs import compress, phases
 from nxmiformer.jobs.build import build
+from nxmiformer.jobs.opening import opened
+from nxmiformer.jobs.rehearsal import rehearse
 from nxmiformer.layers.convert import compressed_layers
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.models.source import Embedded
@@ -21,6 +23,7 @@ from nxmiformer.train.recipe import Recipe
 
 TINY = [
     "name=tiny",
+    "dense_cache=null",
     *("model.hidden=32", "model.heads=2", "model.intermediate=64", "model.layers=2"),
     *("task.train=48", "task.holdout=24", "task.validation=24"),
     *("train.batch_size=12", "train.evaluate_every=0", "train.cpu=true", "train.threads=1"),
@@ -52,7 +55,7 @@ def generators():
 
 
 def traces(model):
-    """All that a rehearsal could leave in a model."""
+    """All that a rehearsal could leave in a model, and in the generators."""
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     modules = [(name, type(m), m.training) for name, m in model.named_modules()]
     layers = compressed_layers(model).values()
@@ -68,9 +71,9 @@ def test_a_rehearsal_leaves_model_methods_and_generators_as_they_were(recipe, tm
     plan = ["plan.activations.ranges=ema", "plan.embeddings=int8", "plan.head=int8"]
     whole = job(tmp_path / "run", *plan, recipe=recipe)
     methods = {name: dict(vars(phase.method)) for name, phase in whole.recipe.phases.items()}
-    with jobs.opened(whole, whole.planning) as (stage, plan, _, _):
+    with opened(whole, whole.planning) as (stage, plan, _, _):
         before, rest = traces(stage.model)
-        jobs.rehearse(stage, whole.recipe.phases, "validation", plan)
+        rehearse(stage, whole.recipe.phases, "validation", plan)
         after, rest_after = traces(stage.model)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -85,10 +88,10 @@ def test_a_run_has_the_same_bits_with_a_rehearsal_and_without(tmp_path, monkeypa
         return losses, (directory / "packed" / "model.safetensors").read_bytes()
 
     few = ["model.layers=1", "plan.activations.ranges=ema", "recipe.phases.admm.method.calibration=0"]
-    monkeypatch.setattr(jobs, "write_report", lambda _: None)
-    jobs.run(job(tmp_path / "with", *few))
-    monkeypatch.setattr(jobs, "rehearse", lambda *_: None)
-    jobs.run(job(tmp_path / "without", *few))
+    monkeypatch.setattr(compress, "write_report", lambda _: None)
+    compress.run(job(tmp_path / "with", *few))
+    monkeypatch.setattr(compress, "rehearse", lambda *_: None)
+    compress.run(job(tmp_path / "without", *few))
     assert bits(tmp_path / "with") == bits(tmp_path / "without")
 
 
@@ -133,11 +136,11 @@ class Damaged(Embedded):
         return model
 
 
-class Short(Embedded):
+class Unpaired(Embedded):
     def model(self, task, tokenizer, seed):
         model = super().model(task, tokenizer, seed)
-        model.bert.embeddings.position_embeddings = torch.nn.Embedding(8, self.hidden)
-        model.config.max_position_embeddings = 8
+        model.bert.embeddings.token_type_embeddings = torch.nn.Embedding(1, self.hidden)
+        model.config.type_vocab_size = 1
         return model
 
 
@@ -158,15 +161,15 @@ FAILURES = {
     ),
     "packing the model: .*transformers has no model 'Foreign'": lambda job: replace(job, source=Theirs(**SMALL)),
     "the loss of phase 'dense': it is nan": lambda job: replace(job, source=Damaged(**SMALL)),
-    "a forward pass: IndexError: index out of range": lambda job: replace(job, source=Short(**SMALL)),
+    "a forward pass: IndexError: index out of range": lambda job: replace(job, source=Unpaired(**SMALL)),
 }
 
 
 @pytest.mark.parametrize(("message", "broken"), FAILURES.items(), ids=FAILURES)
 def test_what_would_fail_later_fails_before_the_first_step_and_says_where(message, broken, tmp_path):
     with pytest.raises(ValueError, match=f"^the run would fail later, in {message}(?s:.*)\n  to be changed in [a-z]"):
-        jobs.run(broken(job(tmp_path / "run")))
-    assert (tmp_path / "run" / "metrics.jsonl").read_text() == ""
+        compress.run(broken(job(tmp_path / "run")))
+    assert "loss" not in "".join(path.read_text() for path in (tmp_path / "run").glob("metrics.jsonl"))
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -186,8 +189,10 @@ def test_a_resumed_run_rehearses_what_is_left_of_it(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     whole = job(tmp_path / "run")
-    for name, stop in (("leave_dense", killed), ("rehearse", noted)):  # in the admm phase; and when it goes on
-        monkeypatch.setattr(jobs, name, stop)
-        with pytest.raises(KeyboardInterrupt):
-            jobs.run(replace(whole, resume=name == "rehearse"))
+    monkeypatch.setattr(phases, "leave_dense", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compress.run(whole)
+    monkeypatch.setattr(compress, "rehearse", noted)
+    with pytest.raises(KeyboardInterrupt):
+        compress.run(replace(whole, resume=True))
     assert seen == ["admm", "finish"]
