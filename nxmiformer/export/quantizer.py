@@ -55,17 +55,19 @@ class PackedQuantizer(HfQuantizer):
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         self.path = _whole(Path(kwargs["checkpoint_files"][0]), str(model.name_or_path))
         self.manifest, self.plan = read_manifest(self.path), read_plan(self.path)
-        header, self.part = header_of(self.path / WEIGHTS), ""
+        self.part = ""
         if type(model).__name__ != self.manifest["architecture"]:
             self.part = _part(model, self.path, self.manifest)
             self.plan = self.plan.within(self.part, model)
-            start = f"{self.part}."
-            header = {key.removeprefix(start): facts for key, facts in header.items() if key.startswith(start)}
-            pairs = self.manifest["shared"].items()
+            pairs, start = self.manifest["shared"].items(), f"{self.part}."
             shared = {a.removeprefix(start): b.removeprefix(start) for a, b in pairs if a.startswith(start)}
             self.manifest = {**self.manifest, "shared": shared}
         self.digest = Digest(self.path, self.manifest)
         try:
+            header = header_of(self.path / WEIGHTS)
+            if self.part:
+                start = f"{self.part}."
+                header = {key.removeprefix(start): facts for key, facts in header.items() if key.startswith(start)}
             join(model, self.path, self.manifest, self.plan)
             fit(model, self.path, self.manifest, self.plan, header)
         except PackedError:
