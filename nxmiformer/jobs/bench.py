@@ -21,6 +21,7 @@ from nxmiformer.files import alone, set_aside, write_text
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.origin import packed_of
 from nxmiformer.jobs.provenance import device_name, provenance
+from nxmiformer.models.agreement import positions
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_bench
 from nxmiformer.runs.parse import parse
@@ -79,7 +80,7 @@ def _bench(job: Job, path: Path, out: Path) -> dict[str, Any]:
 
 def _shapes(job: Job, model: PreTrainedModel) -> tuple[list[tuple[int, int]], list[int]]:
     """The shapes to time, the smallest first, and the lengths that are too long for the model."""
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = positions(model)
     too_long = [length for length in job.bench.lengths if limit is not None and length > limit]
     lengths = [length for length in job.bench.lengths if length not in too_long]
     if not lengths:
