@@ -4,8 +4,10 @@ import difflib
 import logging
 import os
 import sys
+import tempfile
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -23,7 +25,8 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
-from nxmiformer.console.ending import interrupted
+from nxmiformer.console.ending import STOPPED, interrupted
+from nxmiformer.console.quiet import barless
 from nxmiformer.errors import unknown
 from nxmiformer.jobs.build import asked_for, build
 from nxmiformer.jobs.job import Job
@@ -47,10 +50,27 @@ def _main(config: DictConfig) -> float:
         label = f"job {HydraConfig.get().job.num}" if sweeping else ""
         return replace(build(whole, directory), notes=_notes(config), label=label)
 
-    words = list(HydraConfig.get().overrides.task)
-    with told(), noted(directory) if sweeping else nullcontext(Ended(overrides=words)) as ended:
+    with told(), barless(), noted(directory) if sweeping else _single(config, directory) as ended:
         work(config.job, job, directory, ended, sweeping)
     return ended.value
+
+
+@contextmanager
+def _single(config: DictConfig, directory: Path) -> Iterator[Ended]:
+    """How a job that is in no sweep ends. Stopped, it says how to go on: after it, Hydra does not know its name."""
+    words = list(HydraConfig.get().overrides.task)
+    try:
+        yield Ended(overrides=words)
+    except KeyboardInterrupt:
+        placed = any(word.startswith("hydra.run.dir=") for word in words)
+        if config.job == "bench":
+            line = interrupted(words)
+        elif occupied(directory):
+            line = interrupted(words, *([] if placed else [f"name={config.name}"]))
+        else:
+            line = STOPPED
+        print(line, file=sys.stderr)
+        sys.exit(130)
 
 
 def _notes(config: DictConfig) -> dict[str, str]:
@@ -85,26 +105,23 @@ def main() -> None:
             _main()
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(_fail(_explain(error)))
-    except (ValueError, OSError) as error:
+    except KeyboardInterrupt:
+        print(STOPPED, file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
         if os.environ.get("NXMIFORMER_TRACEBACK"):
             raise
-        sys.exit(_fail(str(error)))
-    except KeyboardInterrupt:
-        print(_stopped(), file=sys.stderr)
-        sys.exit(130)
+        if isinstance(error, ValueError | OSError):
+            sys.exit(_fail(str(error)))
+        print(_unforeseen(error), file=sys.stderr)
+        sys.exit(1)
 
 
-def _stopped() -> str:
-    """How to go on with what has been stopped, where anything was begun."""
-    ours = HydraConfig.get() if HydraConfig.initialized() else None
-    if ours is None:
-        return "nxmiformer: stopped; nothing was begun"
-    if ours.mode == RunMode.MULTIRUN:
-        return interrupted(sys.argv[1:], f"hydra.sweep.dir={ours.sweep.dir}")
-    directory = Path(ours.runtime.output_dir)
-    if not occupied(directory):
-        return "nxmiformer: stopped; nothing was begun"
-    return interrupted(sys.argv[1:], f"hydra.run.dir={os.path.relpath(directory)}")
+def _unforeseen(error: Exception) -> str:
+    """An error that nobody foresaw, in one message; what led to it is kept in a file."""
+    with tempfile.NamedTemporaryFile("w", prefix="nxmiformer-", suffix=".txt", delete=False) as file:
+        traceback.print_exception(error, file=file)
+    return f"nxmiformer: {type(error).__name__}: {error}\nthis was not foreseen: please report it with {file.name}"
 
 
 def _root(error: BaseException) -> BaseException:

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+STOPPED = "nxmiformer: stopped; nothing was begun"
 NEXT = "next:"  # what parts the places from the commands
 PASSED = ("job", "budget", "search", "plan", "sensitivity", "name", "out", "resume", "overwrite")  # of a search's words
 
@@ -55,7 +56,8 @@ def benched(out: Path, path: str) -> list[str]:
 
 def interrupted(words: Iterable[str], *more: str) -> str:
     """The line that says how to go on with what has been stopped: by the same words, and `more`."""
-    return f"nxmiformer: stopped; this goes on with it: {command(words, *more, 'resume=true')}"
+    kept = [word for word in words if _key(word) != "overwrite"]  # which would begin anew
+    return f"nxmiformer: stopped; this goes on with it: {command(kept, *more, 'resume=true')}"
 
 
 def command(words: Iterable[str], *more: str) -> str:

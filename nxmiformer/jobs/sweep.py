@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
+from nxmiformer.console.ending import interrupted
 from nxmiformer.errors import RefusedError
 from nxmiformer.files import LOCK, alone, write_text
 from nxmiformer.jobs.place import claimed, occupied
@@ -100,6 +102,7 @@ class Around(Callback):
                 _check_idle(directory)
             HELD.enter_context(claimed(directory, "a sweep", _swept, resume=resume, overwrite=overwrite))
             HELD.callback(_clear, directory)
+            HELD.push(partial(_stopped, directory))
         except (RefusedError, OSError) as error:
             print(f"nxmiformer: {error}", file=sys.stderr)
             sys.exit(2)
@@ -118,6 +121,13 @@ class Around(Callback):
         shutil.rmtree(Path(config.hydra.sweep.dir, NOTES), ignore_errors=True)
         if failed:
             sys.exit(1)
+
+
+def _stopped(directory: Path, kind: type[BaseException] | None, *_: object) -> None:
+    """Where the sweep is stopped, say how to go on with it, and end with status 130."""
+    if kind is not None and issubclass(kind, KeyboardInterrupt):
+        print(interrupted(sys.argv[1:], f"hydra.sweep.dir={directory}"), file=sys.stderr)
+        sys.exit(130)
 
 
 def _clear(directory: Path) -> None:

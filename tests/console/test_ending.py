@@ -60,7 +60,7 @@ def test_a_run_after_a_search_does_not_get_the_name_of_the_search(here, words):
 
 
 def test_what_has_been_stopped_goes_on_by_the_same_words_and_its_name(here):
-    line = ending.interrupted(["task=rte", "resume=false", "plan.include=['*.query']"], "name=a [b]")
+    line = ending.interrupted(["task=rte", "resume=false", "overwrite=true", "plan.include=['*.query']"], "name=a [b]")
     words = shlex.split(line.partition("it: ")[2])[1:]
     assert words == ["task=rte", "plan.include=['*.query']", "name=a [b]", "resume=true"]
 
