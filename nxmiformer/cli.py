@@ -112,7 +112,7 @@ def main() -> None:
         if os.environ.get("NXMIFORMER_TRACEBACK"):
             raise
         if isinstance(error, ValueError | OSError):
-            sys.exit(_fail(str(error)))
+            sys.exit(_fail(_nameless(sys.argv[1:]) if NAMELESS in str(error) else str(error)))
         print(_unforeseen(error), file=sys.stderr)
         sys.exit(1)
 
@@ -151,7 +151,7 @@ def _explain(error: Exception) -> str:
         return asked_for([str(root).splitlines()[0].rsplit(" ", 1)[-1]])
     if isinstance(root, ConfigKeyError | ConfigAttributeError) and root.full_key:
         return f"there is no {root.full_key}{_near(str(root.full_key))}"
-    return _nameless(sys.argv[1:]) if NAMELESS in str(root) else str(root)
+    return str(root)
 
 
 def _nameless(words: list[str]) -> str:

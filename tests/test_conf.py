@@ -9,6 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from nxmiformer import cli, conf
+from nxmiformer.jobs import work
 from nxmiformer.jobs.job import Job
 from nxmiformer.methods.base import Method
 from nxmiformer.plan.origin import Planning
@@ -177,7 +178,7 @@ def command(monkeypatch, tmp_path, capsys):
         def started(job):
             raise AssertionError("the job was started")
 
-        monkeypatch.setattr(cli, "run", started)
+        monkeypatch.setattr(work, "run", started)
         monkeypatch.setattr(sys, "argv", ["nxmiformer", *words])
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ console
 sets
 layers layers.mode layers.wrapped layers.quantizers layers.compressed layers.linear layers.targets
 plan
-layers.convert layers.lazy layers.semi_structured
+layers.convert layers.lazy layers.semi_structured layers.untouched
 layers.moments
 optim
 methods

@@ -198,11 +198,11 @@ def test_training_that_goes_astray_does_not_overwrite_the_last_good_checkpoint(t
         def before_clip(self):
             self.taken = getattr(self, "taken", 0) + 1
             if self.taken == at:
-                spoil(run, run.model.classifier.weight, made[0])
+                spoil(run, run.model.classifier.weight, made[-1])
 
     def adam(groups):
         made.append(AdamW(groups, lr=1e-3))
-        return made[0]
+        return made[-1]
 
     with pytest.raises(
         ValueError, match=r"phase 'dense'.* (is nan|is not finite|are not finite) at step \d: lower its .*; or go on"

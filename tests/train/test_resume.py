@@ -104,7 +104,7 @@ def job(directory, methods="admm", resume=False, lr=1e-3, seed=0, weight=None, *
         source=Dropping(**SIZES),
         planning=Planning("test", weight, Activations(8, "ema", 0.9)),
         recipe=Recipe(phases),
-        settings=Settings(batch_size=4, accumulation=2, checkpoint_every=2, evaluate_every=3, cpu=True),
+        settings=Settings(batch_size=4, accumulation=2, max_length=64, checkpoint_every=2, evaluate_every=3, cpu=True),
         config={"recipe": {"lr": lr}, "resume": resume},
         resume=resume,
         **options,
