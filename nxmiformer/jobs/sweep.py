@@ -20,6 +20,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
 from nxmiformer.console.ending import interrupted
@@ -83,8 +84,10 @@ class Around(Callback):
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Note which directories are not there yet."""
-        directory = Path(config.hydra.run.dir).absolute()
-        self.made = [each for each in (directory, *directory.parents) if not each.exists()]
+        self.made: list[Path] = []
+        with suppress(OmegaConfBaseException):  # a value that the name is made of is missing, and is asked for later
+            directory = Path(config.hydra.run.dir).absolute()
+            self.made = [each for each in (directory, *directory.parents) if not each.exists()]
 
     def on_run_end(self, config: DictConfig, **_: Any) -> None:
         """Remove those that Hydra has made and the job has left nothing in, as where its values were refused."""
