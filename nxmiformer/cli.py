@@ -58,11 +58,12 @@ def _main(config: DictConfig) -> float:
 @contextmanager
 def _single(config: DictConfig, directory: Path) -> Iterator[Ended]:
     """How a job that is in no sweep ends. Stopped, it says how to go on: after it, Hydra does not know its name."""
-    words = list(HydraConfig.get().overrides.task)
+    overrides = HydraConfig.get().overrides
+    placed = [word for word in overrides.hydra if word.startswith("hydra.run.dir=")]
+    words = [*overrides.task, *placed]
     try:
-        yield Ended(overrides=words)
+        yield Ended(overrides=list(overrides.task))
     except KeyboardInterrupt:
-        placed = any(word.startswith("hydra.run.dir=") for word in words)
         if config.job == "bench":
             line = interrupted(words)
         elif occupied(directory):
