@@ -268,7 +268,7 @@ OF_ANOTHER_TYPE = {
     ),
     "unknown field of Grid 'bit': did you mean bits": lambda layer: layer["weight"]["second"].update(bit=4),
     "Grid lacks scale": lambda layer: layer["weight"]["second"].pop("scale"),
-    r"density must be in \(0, 1\], not nan": lambda layer: layer.update(
+    "density to be a finite number, not nan": lambda layer: layer.update(
         weight={"set": "Unstructured", "density": float("nan")}
     ),
 }
