@@ -36,7 +36,8 @@ def training(run: Run) -> Figure:
         _loss(ax, _inside(loss, span))
         _step_axis(grid[-1][spans.index(span)], span, width / sum(widths))
     grid[0][0].set_ylabel("training loss", fontsize=SMALL, color=MUTED)
-    title(figure, f"The training loss of {spans[-1].phase} {_course(_smooth(_inside(loss, spans[-1]).values))}")
+    poor = "" if run.report.above_chance else f"; the dense model is {words.NO_BETTER}"
+    title(figure, f"The training loss of {spans[-1].phase} {_course(_smooth(_inside(loss, spans[-1]).values))}{poor}")
     if holdout.steps:
         _scores(run, grid[1], spans, holdout)
         title(figure, _ending(run, holdout))
