@@ -10,10 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 from nxmiformer.errors import unknown
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.values import mistakes
+from nxmiformer.jobs.work import KINDS
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
 PARTS |= {"budget": "budget", "search": "search", "format": "format", "bench": "bench"}
-JOBS = ("compress", "search", "export", "bench")
 PLAIN = ("name", "seed", "report_on", "resume", "overwrite", "dense_cache", "path", "out")
 TRACKER = Mapping[str, Mapping[str, Any] | None]
 
@@ -35,8 +35,8 @@ def build(config: DictConfig, directory: Path) -> Job:
     absent = [key for key in wanted if key not in plain]
     if absent:
         raise ValueError(asked_for(absent))
-    if plain["job"] not in JOBS:
-        raise unknown("job", plain["job"], JOBS)
+    if plain["job"] not in KINDS:
+        raise unknown("job", plain["job"], KINDS)
     wrong = [line for key, hint in wanted.items() for line in mistakes(plain[key], hint, key)]
     if wrong:
         raise ValueError("\n  ".join(wrong))

@@ -19,6 +19,7 @@ from nxmiformer.jobs.rehearsal import rehearse
 from nxmiformer.layers.convert import verify
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_report
+from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.runs.words import results
 from nxmiformer.train.evaluate import predict
@@ -38,7 +39,7 @@ def run(job: Job) -> dict[str, Any]:
         train(job, stage, job.recipe.phases, position, resumed)
         verify(stage.model, plan)
         content = _pack(job, stage, plan, began - position.seconds)
-        write_text(job.directory / "report.json", json.dumps(content, indent=1) + "\n")
+        write_text(job.directory / REPORT, json.dumps(content, indent=1) + "\n")
         write_report(job.directory)
         stage.tracker.report(job.directory)
     return content
@@ -50,7 +51,7 @@ def finished(job: Job) -> dict[str, Any] | None:
     Raises:
         RefusedError: another job left it; the message shows the difference.
     """
-    path = job.directory / "report.json"
+    path = job.directory / REPORT
     if not (job.resume and path.exists()):
         return None
     content = parse(path.read_bytes(), str(path))

@@ -21,6 +21,7 @@ from nxmiformer.jobs.provenance import provenance
 from nxmiformer.layers.convert import convert
 from nxmiformer.models.agreement import agree
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.tasks.batches import encode_splits
 from nxmiformer.tasks.order import in_order
@@ -124,7 +125,7 @@ def _begin(job: Job, checkpoints: Checkpoints) -> None:
     """Leave the first bytes in the job's directory, its record before anything else; clear away what a kill left."""
     job.directory.mkdir(parents=True, exist_ok=True)
     content = {**provenance(), "directory": str(Path.cwd()), "config": job.config, "identity": checkpoints.identity}
-    (job.directory / "report.json").unlink(missing_ok=True)  # where there is one, the run beside it has ended
+    (job.directory / REPORT).unlink(missing_ok=True)  # where there is one, the run beside it has ended
     write_text(job.directory / RECORD, json.dumps(content, indent=1) + "\n")
     for directory in (job.directory, job.directory / "figures"):
         tidy(directory)

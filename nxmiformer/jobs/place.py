@@ -10,8 +10,8 @@ from pathlib import Path
 
 from nxmiformer.errors import RefusedError
 from nxmiformer.files import LOCK, alone, set_aside, write_text
+from nxmiformer.runs.many import FAILED, RECORD
 
-RECORD, FAILED = "run.json", "failed.json"
 MARKS = (  # what a run or a search leaves
     *(RECORD, "plan.json", "metrics.jsonl", "report.json", "search.json"),
     *("checkpoints", "dense", "packed", "search", "trials"),

@@ -28,6 +28,7 @@ from nxmiformer.models.source import Pretrained
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.plan.origin import Planning
 from nxmiformer.report.document import write_search
+from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.search.budget import NONE
 from nxmiformer.search.evidence import Evidence
@@ -180,7 +181,7 @@ def _trial(job: Job, plan: CompressionPlan, steps: int) -> float:
     """The score on the holdout after a run of the recipe's compressing phases in so many steps; a run that is there is
     not run again."""
     directory = job.directory / TRIALS / f"{plan.fingerprint}-{steps}"
-    file = directory / "report.json"
+    file = directory / REPORT
     if not file.exists():
         directory.mkdir(parents=True, exist_ok=True)
         plan.save(directory / "given.json")
