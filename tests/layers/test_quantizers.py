@@ -121,7 +121,7 @@ def test_an_inactive_quantizer_returns_its_input_and_watches_nothing():
         ({"ranges": "tokens"}, "unknown range of activations 'tokens': did you mean token"),
         ({"bits": 8.0}, "Activations needs bits to be an integer, not 8.0"),
         ({"ranges": None}, "needs ranges to be 'token' or 'tensor' or 'ema', not None"),
-        ({"momentum": float("nan")}, r"momentum must be in \[0, 1\), not nan"),
+        ({"momentum": float("nan")}, "Activations needs momentum to be a finite number, not nan"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
     ],
 )

@@ -602,7 +602,7 @@ def test_the_papers_forward_pass_sees_the_grid_alone_and_its_z_the_support_alone
         ({"target": "sparse"}, r"unknown target of Z 'sparse': did you mean sparsity"),
         ({"see": "project"}, r"unknown view of the forward pass 'project': did you mean projection"),
         ({"rho": 0.0}, "rho must be a positive number"),
-        ({"rho": float("nan")}, "rho must be a positive number"),
+        ({"rho": float("nan")}, "Admm needs rho to be a finite number, not nan"),
         ({"interval": 0}, "interval must be at least one"),
         ({"pull": "decouple"}, r"unknown pull 'decouple': did you mean decoupled"),
         ({"dual": 1.5}, r"dual must be in \[0, 1\]"),
