@@ -1,21 +1,17 @@
-"""From text to batches of tensors."""
+"""Examples, and the order in which they become batches of tensors."""
 
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import datasets
 import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from nxmiformer.tasks.task import Task
-
-log = logging.getLogger(__name__)
-
 WINDOW = 32  # batches within which examples of like length are put together
 MULTIPLE = 8  # padded lengths are multiples of this
+
+Vary = Callable[[dict[str, Tensor], torch.Generator], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -23,74 +19,81 @@ class Examples:
     """Tokenised examples.
 
     Attributes:
-        features: per example the tokenizer's lists of integers, such as `input_ids`.
-        labels: (examples,), int64 classes or float32 targets.
-        padding: what each feature is padded with.
-        side: where it is padded, "right" or "left".
+        features: of each example its rows by name, lists of integers such as `input_ids`, padded to the longest of a
+            batch.
+        padding: what the rows of each name are padded with.
+        whole: what has one value, or one row of equal length, an example: by name, tensors (examples, ...), such as the
+            `labels` of a classification.
+        truths: of each example what its answer is held against when it is scored.
+        side: where rows are padded, "right" or "left".
         limit: tokens that no batch is wider than, whatever its width is rounded to.
-        cut: how many examples were cut off there.
+        cut: how many texts were cut off there.
+        vary: makes a batch of training anew each time that it is seen, such as by other masks.
     """
 
-    features: Sequence[dict[str, list[int]]]
-    labels: Tensor
-    padding: dict[str, int]
+    features: Sequence[Mapping[str, Sequence[int]]]
+    padding: Mapping[str, int]
+    whole: Mapping[str, Tensor] = field(default_factory=dict)
+    truths: Sequence[Any] = ()
     side: str = "right"
     limit: int | None = None
     cut: int = 0
+    vary: Vary | None = None
 
     def __len__(self) -> int:
         return len(self.features)
 
     def lengths(self) -> list[int]:
-        """Tokens of each example."""
+        """Tokens of each example: of its first row, `input_ids`."""
         return [len(next(iter(feature.values()))) for feature in self.features]
 
+    def only(self, indices: Sequence[int]) -> "Examples":
+        """These of the examples, in this order."""
+        return replace(
+            self,
+            features=[self.features[i] for i in indices],
+            whole={name: values[list(indices)] for name, values in self.whole.items()},
+            truths=[self.truths[i] for i in indices],
+        )
+
     def batch(self, indices: Sequence[int], device: torch.device | str) -> dict[str, Tensor]:
-        """The examples as (batch, tokens) tensors, padded to the longest, and `labels` (batch,)."""
-        longest = max(len(next(iter(self.features[i].values()))) for i in indices)
-        width = -(-longest // MULTIPLE) * MULTIPLE
-        if self.limit is not None:
-            width = max(longest, min(width, self.limit))
+        """The examples as (batch, places) tensors, each padded to the longest of its name, and what is `whole`."""
         batch = {}
         for key, fill in self.padding.items():
-            rows = [self.features[i][key] for i in indices]
+            rows = [list(self.features[i][key]) for i in indices]
+            width = self._width(max(map(len, rows)))
             padded = [_padded(row, [fill] * (width - len(row)), self.side) for row in rows]
             batch[key] = torch.tensor(padded, device=device)
-        return {**batch, "labels": self.labels[list(indices)].to(device)}
+        return {**batch, **{key: values[list(indices)].to(device) for key, values in self.whole.items()}}
+
+    def _width(self, longest: int) -> int:
+        width = -(-longest // MULTIPLE) * MULTIPLE
+        return width if self.limit is None else max(longest, min(width, self.limit))
 
 
 def _padded(row: list[int], fill: list[int], side: str) -> list[int]:
     return fill + row if side == "left" else row + fill
 
 
-def encode_splits(
-    splits: datasets.DatasetDict, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> dict[str, Examples]:
-    """The splits of a task by name, tokenised; how many of their texts are cut off is logged."""
-    data = {name: encode(splits[name], task, tokenizer, max_length) for name in splits}
-    if any(examples.cut for examples in data.values()):
-        told = [f"{examples.cut:,} of {len(examples):,} in {name}" for name, examples in data.items()]
-        log.info("train.max_length=%d cuts texts off: %s", max_length, ", ".join(told))
-    return data
+def fills(names: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """What rows of these names, as the tokenizer gives them, are padded with."""
+    special: dict[str, Any] = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
+    return {name: special.get(name, 0) for name in names}
 
 
-def encode(split: datasets.Dataset, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Examples:
-    """Tokenise a split of `task`, truncated to `max_length` tokens and padded where the tokenizer pads."""
-    columns = [list(split[column]) for column in task.columns]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    features = [dict(zip(encoded.keys(), row, strict=True)) for row in zip(*encoded.values(), strict=True)]
-    labels = torch.tensor(split["label"], dtype=torch.int64 if task.labels else torch.float32, device="cpu")
-    fills: dict[str, Any] = {"input_ids": tokenizer.pad_token_id, "token_type_ids": tokenizer.pad_token_type_id}
-    padding = {key: fills.get(key, 0) for key in encoded}
-    return Examples(features, labels, padding, tokenizer.padding_side, max_length, _cut(encoded, columns, tokenizer))
+def rows_of(encoded: BatchEncoding) -> list[dict[str, list[int]]]:
+    """The rows of each example by name, as a tokenizer gives them for many."""
+    return [dict(zip(encoded.keys(), row, strict=True)) for row in zip(*encoded.values(), strict=True)]
 
 
-def _cut(encoded: BatchEncoding, columns: Sequence[list[str]], tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many of the texts were truncated. Tokenizers that are written in Python do not tell, but for the lengths."""
+def cut_off(encoded: BatchEncoding, columns: Sequence[Sequence[Any]], tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many texts, or pairs of texts, were truncated. Tokenizers that are written in Python do not tell, but for the
+    lengths."""
     if encoded.encodings is not None:
         return sum(bool(each.overflowing) for each in encoded.encodings)
     lengths = map(len, encoded["input_ids"])
-    return sum(len(whole) > length for whole, length in zip(tokenizer(*columns)["input_ids"], lengths, strict=True))
+    whole = tokenizer(*map(list, columns))["input_ids"]
+    return sum(len(each) > length for each, length in zip(whole, lengths, strict=True))
 
 
 def shuffled(
@@ -116,7 +119,10 @@ def shuffled(
     while True:
         order = _epoch(lengths, whole, torch.Generator().manual_seed(seed * 1_000_003 + start // per_epoch))
         for position in range(start % per_epoch, per_epoch):
-            yield examples.batch(order[position][rank * size : (rank + 1) * size], device)
+            batch = examples.batch(order[position][rank * size : (rank + 1) * size], device)
+            if examples.vary is not None:
+                batch = examples.vary(batch, torch.Generator().manual_seed((seed * 1_000_003 + start) * world + rank))
+            yield batch
             start += 1
 
 

@@ -26,9 +26,8 @@ import random
 from collections.abc import Callable
 
 import datasets
-import numpy as np
 
-from nxmiformer.tasks.task import Task
+from nxmiformer.tasks.labelled import LabelledTexts
 
 PEOPLE = "actor baker boy doctor driver farmer girl judge lawyer nurse painter sailor singer student tailor teacher"
 MOODS = "angry busy calm hungry lonely proud sad thirsty tired worried"
@@ -215,7 +214,7 @@ LIMIT = 10_000 * len(PHENOMENA)
 
 
 @dataclasses.dataclass(frozen=True)
-class Grammar(Task):
+class Grammar(LabelledTexts):
     """Sentence pairs from the grammar above, half of them entailments in each split and each phenomenon.
 
     No premise occurs twice, in one split or in two. The same seed and sizes give the same splits; `validation` does not
@@ -284,7 +283,3 @@ class Grammar(Task):
         label_feature = datasets.ClassLabel(names=list(self.labels))
         features = {"premise": text, "hypothesis": text, "label": label_feature, "phenomenon": text}
         return datasets.Dataset.from_list(rows, features=datasets.Features(features))
-
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The share of right answers, from logits (examples, 2) and labels (examples,)."""
-        return {"accuracy": float((logits.argmax(axis=-1) == labels).mean())}

@@ -1,13 +1,26 @@
-"""What a task is: its text columns, its labels, its splits and its official score."""
+"""What a task is: which head, which data, which units of the outputs are compared, and its score.
+
+Every part of the program asks a task through this contract, and none goes around it.
+"""
 
 import abc
+import logging
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import datasets
-import numpy as np
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-MARGIN = 2.0  # standard errors by which a score must be above chance to tell of a model that reads
+from nxmiformer.tasks.batches import Examples
+from nxmiformer.tasks.scale import Better, better
+from nxmiformer.tasks.units import Outputs, Units
+
+log = logging.getLogger(__name__)
+
+MARGIN = 2.0  # standard errors by which a score must be better than chance to tell of a model that reads
 
 
 @dataclass(frozen=True)
@@ -16,54 +29,109 @@ class Chance:
 
     score: float
     error: float
+    better: Better = "higher"
 
     @property
-    def most(self) -> float:
-        """What such an answer may score: a model that scores no more is no better than chance."""
-        return self.score + MARGIN * self.error
+    def limit(self) -> float:
+        """What such an answer may score: a model that scores no better is no better than chance."""
+        return self.score + (MARGIN if self.better == "higher" else -MARGIN) * self.error
+
+    def beaten(self, score: float) -> bool:
+        """Whether a score is better than chance."""
+        return score > self.limit if self.better == "higher" else score < self.limit
 
 
 class Task(abc.ABC):
-    """A labelled text task.
+    """Something to learn from data.
 
     Attributes:
         name: short lower-case name, as it appears in reports.
-        columns: the one or two text columns, in the order the tokenizer takes them.
-        labels: the class names, in label order; empty for a regression task.
-        metric: the key of `score`'s result that stands for the task in every table.
-        span: the least and the largest label of a regression; None: any number.
+        metric: the key of `score`'s result that stands for the task in every table; see `scale` for how it is read.
+        reads: the columns of its splits that it reads.
+        labels: the class names, in the order of a model's outputs; empty where there are no classes.
+        head: the name of the `Auto` class of `transformers` that gives the model.
+        targets: the parts of a batch that are no inputs of the model but what it should say.
+        unseen: the parts that no model is given, with its targets or without: `units` reads them.
     """
 
     name: str
-    columns: tuple[str, ...]
-    labels: tuple[str, ...]
     metric: str
-    span: tuple[float, float] | None = None
-
-    @property
-    def outputs(self) -> int:
-        """Number of model outputs: one per class, one for a regression."""
-        return len(self.labels) or 1
+    reads: tuple[str, ...]
+    labels: tuple[str, ...] = ()
+    head: ClassVar[str]
+    targets: ClassVar[tuple[str, ...]] = ("labels",)
+    unseen: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def splits(self) -> datasets.DatasetDict:
-        """The splits `train`, `holdout` and `validation`, each with the text columns and `label`.
+        """The splits `train`, `holdout` and `validation`.
 
         `holdout` is cut from the training data: every choice that is made by looking at a score (an interval, a
         checkpoint, a learning rate) looks at it. `validation` is read for the reported figure only.
         """
 
     @abc.abstractmethod
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The official metrics, as fractions (not per cent), from logits (examples, outputs) and labels (examples,)."""
+    def encode(
+        self, split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, config: PretrainedConfig
+    ) -> Examples:
+        """The examples of a split, of at most `max_length` tokens each, for a model of this configuration."""
 
-    def chance(self, labels: np.ndarray) -> Chance:
-        """By `metric`, on examples with these labels (examples,): the share of the largest class, which is what always
-        answering with it scores in accuracy; 0 for a correlation."""
-        if not self.labels:
-            return uncorrelated(len(labels))
-        most = float(np.bincount(labels).max() / len(labels))
-        return Chance(most, math.sqrt(most * (1 - most) / len(labels)))
+    @abc.abstractmethod
+    def units(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Units:
+        """What is compared of the outputs of a model on a batch; the batch has its targets."""
+
+    @abc.abstractmethod
+    def answers(self, units: Units, batch: Mapping[str, Tensor], model: PreTrainedModel | None = None) -> list[Any]:
+        """Of each example of a batch, in order, what `score` needs to know.
+
+        Args:
+            model: what gave the units, for a task whose answers are written token by token; None where there are only
+                its outputs, as of an export: then what is answered comes from the units.
+        """
+
+    @abc.abstractmethod
+    def score(self, answers: Sequence[Any], truths: Sequence[Any]) -> dict[str, float]:
+        """The metrics, from the answers of all examples and their `Examples.truths`; shares are fractions of 1."""
+
+    def chance(self, truths: Sequence[Any]) -> Chance:
+        """By `metric`, on examples with these truths; 0 where nothing is right by chance."""
+        return Chance(0.0, 0.0)
+
+    def configure(self) -> dict[str, Any]:
+        """What the model's configuration is given: labels, kind of problem."""
+        return {}
+
+    def in_order(self, names: Sequence[str]) -> "Task":
+        """The task with its classes numbered as a model numbers them, whose classes have these names; itself where that
+        is its own order, or where the names are not the task's."""
+        return self
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch without its targets: keyword arguments of the model."""
+        return {name: tensor for name, tensor in self.told(batch).items() if name not in self.targets}
+
+    def told(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The batch with its targets: keyword arguments of a model that is to give its loss."""
+        return {name: tensor for name, tensor in batch.items() if name not in self.unseen}
+
+    def improves(self, score: float, best: float | None) -> bool:
+        """Whether a score by `metric` is better than the best so far; None is worse than any."""
+        return best is None or (score > best if better(self.metric) == "higher" else score < best)
+
+
+def encode_splits(
+    splits: datasets.DatasetDict,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    config: PretrainedConfig,
+) -> dict[str, Examples]:
+    """The splits of a task by name, tokenised; how many of their texts are cut off is logged."""
+    data = {name: task.encode(split, tokenizer, max_length, config) for name, split in splits.items()}
+    if any(examples.cut for examples in data.values()):
+        told = [f"{examples.cut:,} of {len(examples):,} in {name}" for name, examples in data.items()]
+        log.info("train.max_length=%d cuts texts off: %s", max_length, ", ".join(told))
+    return data
 
 
 def uncorrelated(examples: int) -> Chance:

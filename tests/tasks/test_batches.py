@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import logging
 import random
@@ -9,7 +10,11 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from nxmiformer.tasks.batches import Examples, batches_per_epoch, encode, encode_splits, shuffled, sorted_batches
+from nxmiformer.tasks.batches import Examples, batches_per_epoch, shuffled, sorted_batches
+from nxmiformer.tasks.labelled import LabelledTexts
+from nxmiformer.tasks.task import encode_splits
+
+CONFIG = transformers.BertConfig()
 
 
 def examples(count, seed=0):
@@ -19,7 +24,7 @@ def examples(count, seed=0):
     for i in range(count):
         length = rng.randint(1, 20)
         features.append({"input_ids": [i + 1] * length, "attention_mask": [1] * length})
-    return Examples(features, torch.arange(count), {"input_ids": 0, "attention_mask": 0})
+    return Examples(features, {"input_ids": 0, "attention_mask": 0}, {"labels": torch.arange(count)})
 
 
 def labels(batches, count):
@@ -87,7 +92,7 @@ def test_batches_are_padded_on_the_right_with_each_features_own_filler_to_a_mult
         {"input_ids": [5, 6, 7], "token_type_ids": [0, 1, 1]},
         {"input_ids": [8] * 9, "token_type_ids": [1] * 9},
     ]
-    data = Examples(features, torch.tensor([0.5, 1.5]), {"input_ids": 3, "token_type_ids": 0})
+    data = Examples(features, {"input_ids": 3, "token_type_ids": 0}, {"labels": torch.tensor([0.5, 1.5])})
     batch = data.batch([1, 0], "cpu")
     assert batch["input_ids"].tolist() == [[8] * 9 + [3] * 7, [5, 6, 7] + [3] * 13]
     assert batch["token_type_ids"].tolist() == [[1] * 9 + [0] * 7, [0, 1, 1] + [0] * 13]
@@ -122,13 +127,17 @@ def test_evaluation_takes_every_example_once_in_order_of_length(size):
     assert all(len(batch) == size for batch in batches[:-1])
 
 
-class Pairs:
-    """As much of a task as `encode` reads."""
-
-    columns = ("one", "two")
+class Pairs(LabelledTexts):
+    name, metric, columns = "pairs", "accuracy", ("one", "two")
 
     def __init__(self, names):
         self.labels = names
+
+    def splits(self):
+        raise NotImplementedError
+
+    def score(self, answers, truths):
+        raise NotImplementedError
 
 
 def tokenizer():
@@ -144,19 +153,19 @@ def tokenizer():
 
 def test_encode_tokenises_pairs_and_truncates_them():
     split = datasets.Dataset.from_dict({"one": ["a b", "c"], "two": ["c", "a a a a a"], "label": [1, 0]})
-    data = encode(split, Pairs(("no", "yes")), tokenizer(), 6)
+    data = Pairs(("no", "yes")).encode(split, tokenizer(), 6, CONFIG)
     assert [feature["input_ids"] for feature in data.features] == [[2, 4, 5, 3, 6, 3], [2, 6, 3, 4, 4, 3]]
     assert data.features[0]["token_type_ids"] == [0, 0, 0, 0, 1, 1]
-    assert data.labels.tolist() == [1, 0]
-    assert data.labels.dtype == torch.int64
+    assert data.whole["labels"].tolist() == data.truths == [1, 0]
+    assert data.whole["labels"].dtype == torch.int64
     assert data.padding == {"input_ids": 0, "token_type_ids": 0, "attention_mask": 0}
 
 
 def test_encode_takes_the_labels_of_a_regression_as_numbers():
     split = datasets.Dataset.from_dict({"one": ["a"], "two": ["b"], "label": [2.5]})
-    data = encode(split, Pairs(()), tokenizer(), 8)
-    assert data.labels.dtype == torch.float32
-    assert data.labels.tolist() == [2.5]
+    data = Pairs(()).encode(split, tokenizer(), 8, CONFIG)
+    assert data.whole["labels"].dtype == torch.float32
+    assert data.whole["labels"].tolist() == data.truths == [2.5]
 
 
 def test_texts_are_padded_on_the_tokenizers_side_and_no_wider_than_they_may_be():
@@ -164,8 +173,8 @@ def test_texts_are_padded_on_the_tokenizers_side_and_no_wider_than_they_may_be()
     left = tokenizer()
     left.padding_side = "left"
     for each, row in ((tokenizer(), [2, 4, 5, 3, 6, 3, 0, 0]), (left, [0, 0, 2, 4, 5, 3, 6, 3])):
-        assert encode(split, Pairs(("no", "yes")), each, 9).batch([0], "cpu")["input_ids"].tolist() == [row]
-    data = encode(split, Pairs(("no", "yes")), left, 9)
+        assert Pairs(("no", "yes")).encode(split, each, 9, CONFIG).batch([0], "cpu")["input_ids"].tolist() == [row]
+    data = Pairs(("no", "yes")).encode(split, left, 9, CONFIG)
     assert data.batch([0, 1], "cpu")["input_ids"].shape == (2, 9)
     assert data.batch([0, 1], "cpu")["attention_mask"][0].tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 1]
 
@@ -173,9 +182,9 @@ def test_texts_are_padded_on_the_tokenizers_side_and_no_wider_than_they_may_be()
 @pytest.mark.parametrize(("length", "cut"), [(9, 0), (8, 1), (6, 1), (5, 2)])
 def test_texts_that_are_cut_off_are_counted_by_either_kind_of_tokenizer(length, cut, monkeypatch):
     split = datasets.Dataset.from_dict({"one": ["a b", "c"], "two": ["c", "a a a a a"], "label": [1, 0]})
-    assert encode(split, Pairs(("no", "yes")), tokenizer(), length).cut == cut
+    assert Pairs(("no", "yes")).encode(split, tokenizer(), length, CONFIG).cut == cut
     monkeypatch.setattr(transformers.BatchEncoding, "encodings", None)  # as of a tokenizer written in Python
-    assert encode(split, Pairs(("no", "yes")), tokenizer(), length).cut == cut
+    assert Pairs(("no", "yes")).encode(split, tokenizer(), length, CONFIG).cut == cut
 
 
 class Split(Pairs):
@@ -187,8 +196,28 @@ class Split(Pairs):
 def test_a_run_says_how_many_texts_of_each_split_are_cut_off(caplog):
     caplog.set_level(logging.INFO, "nxmiformer")
     task = Split(("no", "yes"))
-    encode_splits(task.splits(), task, tokenizer(), 9)
+    encode_splits(task.splits(), task, tokenizer(), 9, CONFIG)
     assert not caplog.records
-    encode_splits(task.splits(), task, tokenizer(), 8)
+    encode_splits(task.splits(), task, tokenizer(), 8, CONFIG)
     (record,) = caplog.records
     assert record.getMessage() == "train.max_length=8 cuts texts off: 1 of 2 in train, 0 of 1 in validation"
+
+
+def test_rows_of_each_name_are_padded_to_their_own_longest_and_on_the_side_that_is_asked_for():
+    features = [{"input_ids": [5] * 3, "labels": [1] * 12}, {"input_ids": [6] * 5, "labels": [2]}]
+    data = Examples(features, {"input_ids": 0, "labels": -100}, side="left")
+    batch = data.batch([0, 1], "cpu")
+    assert batch["input_ids"].tolist() == [[0] * 5 + [5] * 3, [0] * 3 + [6] * 5]
+    assert batch["labels"].shape == (2, 16)
+    assert (batch["labels"] == -100).sum() == 4 + 15
+
+
+def test_a_training_batch_is_varied_by_its_place_alone():
+    data = dataclasses.replace(examples(12), vary=lambda batch, draw: {"drawn": torch.rand(3, generator=draw)})
+
+    def drawn(start, count, rank=0):
+        batches = shuffled(data, 3, 5, start, "cpu", rank, 2)
+        return torch.stack([next(batches)["drawn"] for _ in range(count)])
+
+    assert torch.equal(drawn(0, 6)[2:], drawn(2, 4))
+    assert len(torch.cat([drawn(0, 6), drawn(0, 6, rank=1)]).unique(dim=0)) == 12

@@ -16,7 +16,7 @@ def test_no_blind_answer_beats_chance_more_often_than_the_margin_lets_it(name, s
         most = int(share >= 0.5 or task.metric == "f1")
         blind = (np.full(200, most), draw.integers(2, size=200))
         chance = task.chance(labels)
-        beaten += [task.score(np.eye(2)[answer], labels)[task.metric] > chance.most for answer in blind]
+        beaten += [task.score(np.eye(2)[answer], labels)[task.metric] > chance.limit for answer in blind]
     assert np.mean(beaten) < 0.04
 
 
@@ -40,4 +40,12 @@ def test_the_error_of_a_blind_correlation_is_its_deviation():
 
 def test_a_split_of_one_class_can_show_nothing():
     assert Glue("rte").chance(np.ones(10, dtype=int)) == Chance(1.0, 0.0)
-    assert Chance(0.5, 0.1).most == 0.5 + MARGIN * 0.1
+    assert Chance(0.5, 0.1).limit == 0.5 + MARGIN * 0.1
+
+
+@pytest.mark.parametrize(
+    ("chance", "beaten", "short"), [(Chance(0.5, 0.1), 0.71, 0.7), (Chance(9.0, 1.0, "lower"), 6.9, 7.0)]
+)
+def test_chance_is_beaten_on_the_side_that_is_better(chance, beaten, short):
+    assert chance.beaten(beaten)
+    assert not chance.beaten(short)

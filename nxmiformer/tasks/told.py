@@ -1,0 +1,16 @@
+"""Fields of a task that its data tell where they are not given."""
+
+from typing import Any
+
+
+class Told:
+    """A field that the rows tell where it is not given; asking for it reads them, through the task's `facts`."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, task: Any, owner: type | None = None) -> Any:
+        return None if task is None else getattr(task.facts, self.name)  # of the class: the default
+
+    def __set__(self, task: Any, value: Any) -> None:
+        vars(task)[self.name] = value
