@@ -1,6 +1,8 @@
 """Jointly sparsify and quantize Transformers with ADMM, and ship the result as small as it claims to be."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from nxmiformer.export import PackedError, load_packed, save_packed
 from nxmiformer.layers.convert import convert, project, strip, verify
@@ -10,12 +12,17 @@ from nxmiformer.optim import ADMM
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Then, Unstructured
 
+if TYPE_CHECKING:
+    from nxmiformer.jobs.direct import compress
+    from nxmiformer.train.callback import Compression
+
 __version__ = version("nxmiformer")
 __all__ = [
     "ADMM",
     "NM",
     "Activations",
     "Block",
+    "Compression",
     "CompressionPlan",
     "ConstraintSet",
     "Grid",
@@ -23,6 +30,7 @@ __all__ = [
     "PackedError",
     "Then",
     "Unstructured",
+    "compress",
     "convert",
     "find_targets",
     "load_packed",
@@ -31,3 +39,12 @@ __all__ = [
     "strip",
     "verify",
 ]
+
+LATE = {"compress": "nxmiformer.jobs.direct", "Compression": "nxmiformer.train.callback"}  # they import much
+
+
+def __getattr__(name: str) -> Any:
+    """What is imported when it is asked for."""
+    if name not in LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(LATE[name]), name)

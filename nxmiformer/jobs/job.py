@@ -73,5 +73,7 @@ class Job:
             raise ValueError(f"report_on is 'validation' or 'holdout', not {self.report_on!r}")
         if self.resume and self.overwrite:
             raise ValueError("resume=true goes on with what is there, overwrite=true begins anew: give one of them")
+        if self.source.finetuned:
+            object.__setattr__(self, "recipe", self.recipe.of_a_trained_model())
         if self.budget.given and self.planning.path is not None:
             raise ValueError(f"plan.path={self.planning.path} is a plan already: leave out the budget, or the path")

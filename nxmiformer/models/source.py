@@ -10,28 +10,33 @@ import torch
 import transformers
 from transformers import (
     AutoConfig,
-    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from nxmiformer.console.quiet import quiet
+from nxmiformer.errors import unknown
 from nxmiformer.models import embedded
 from nxmiformer.models.checkpoint import check_loaded
 from nxmiformer.models.labels import class_names, name_classes
 from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.tasks.task import Task
 
+DTYPES = ("float32", "bfloat16")
+
 
 class Source(abc.ABC):
-    """Gives a sequence classifier, and the tokenizer that goes with it.
+    """Gives a model for a task, and the tokenizer that goes with it.
 
     Attributes:
         name: how reports call it.
+        finetuned: whether the model is trained for the task already: then the phases that make the dense model take no
+            step.
     """
 
     name: str
+    finetuned: bool = False
 
     @abc.abstractmethod
     def tokenizer(self, task: Task) -> PreTrainedTokenizerBase:
@@ -39,7 +44,7 @@ class Source(abc.ABC):
 
     @abc.abstractmethod
     def model(self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-        """The float32 model with one output for each class of `task`; new weights depend on `seed` alone."""
+        """The float32 model with the head that `task` asks for; new weights depend on `seed` alone."""
 
 
 @dataclass(frozen=True)
@@ -50,16 +55,25 @@ class Pretrained(Source):
     run.
 
     Attributes:
+        revision: of the checkpoint on the hub: a branch, a tag or a commit; None: its main one.
+        dtype: of the weights while they are trained and packed, "float32" or "bfloat16"; the second is for models that
+            are not trained, and `convert` warns of it.
         labels: the task's class names in the order of the model's outputs; None: as the checkpoint names them.
+        finetuned: the checkpoint is trained for this very task: its head is kept, and no dense model is made first.
     """
 
     path: str
     name: str = ""
+    revision: str | None = None
+    dtype: str = "float32"
     labels: Sequence[str] | None = None
+    finetuned: bool = False
 
     def __post_init__(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
             raise ValueError(f"model.path={self.path}: there is no such directory")
+        if self.dtype not in DTYPES:
+            raise unknown("model.dtype", self.dtype, DTYPES)
         if not self.name:
             object.__setattr__(self, "name", Path(self.path).name)
 
@@ -69,9 +83,13 @@ class Pretrained(Source):
         local = Path(self.path).expanduser()
         return str(local) if local.is_dir() else self.path
 
+    @property
+    def _revision(self) -> str:
+        return self.revision or "main"
+
     def tokenizer(self, task: Task) -> PreTrainedTokenizerBase:
         with self._own_code():
-            tokenizer = AutoTokenizer.from_pretrained(self._place, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(self._place, revision=self._revision, trust_remote_code=False)
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a directory without its files
             raise ValueError(f"model.path={self.path}: there is no tokenizer, or one without words")
         return tokenizer
@@ -84,17 +102,22 @@ class Pretrained(Source):
         """
         transformers.set_seed(seed)
         with quiet(), self._own_code():
-            own = AutoConfig.from_pretrained(self._place, trust_remote_code=False).id2label
-            model, report = AutoModelForSequenceClassification.from_pretrained(
+            own = AutoConfig.from_pretrained(self._place, revision=self._revision, trust_remote_code=False).id2label
+            model, report = getattr(transformers, task.head).from_pretrained(
                 self._place,
-                dtype=torch.float32,
-                num_labels=task.outputs,
-                problem_type="single_label_classification" if task.labels else "regression",
+                revision=self._revision,
+                dtype=getattr(torch, self.dtype),
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
                 trust_remote_code=False,
+                **task.configure(),
             )
         loaded = check_loaded(model, report, self.path)
+        if self.finetuned and not loaded:
+            raise ValueError(
+                f"model.finetuned=true: {self.path} has no {type(model).__name__} for {task.name}, whose head would be "
+                "drawn anew: leave it out, and the dense phase trains one"
+            )
         if task.labels:
             theirs = [own[number] for number in sorted(own)]
             name_classes(model.config, class_names(theirs, task, loaded, self.labels, self.path))
@@ -139,7 +162,7 @@ class Embedded(Source):
     def model(self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
         model = embedded.model(
             tokenizer,
-            task.outputs,
+            len(task.labels),
             seed=seed,
             hidden=self.hidden,
             layers=self.layers,
@@ -147,5 +170,5 @@ class Embedded(Source):
             intermediate=self.intermediate,
         )
         name_classes(model.config, task.labels)
-        model.config.problem_type = "single_label_classification"
+        model.config.problem_type = task.configure()["problem_type"]
         return model

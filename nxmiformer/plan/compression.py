@@ -14,6 +14,7 @@ from nxmiformer.files import write_text
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import Target, Targets, in_blocks, is_transposed
 from nxmiformer.layers.wrapped import refuse_adapters, unwrapped
+from nxmiformer.plan.printed import printed
 from nxmiformer.sets import ConstraintSet, Storage, Transposed
 from nxmiformer.sets.base import Shape
 from nxmiformer.sets.fields import check_fields
@@ -210,6 +211,10 @@ class CompressionPlan:
             f"the plan has only {100 * (1 - without / total):.1f} % of the weights in the model's blocks; the largest "
             f"of {len(left)} matrices without a set is {largest}: {self.skipped.get(largest, 'the plan leaves it out')}"
         )
+
+    def __str__(self) -> str:
+        """A short table; see `printed`."""
+        return printed(self.layers, self.skipped, self.rest)
 
     def sets(self) -> dict[str, ConstraintSet]:
         """The set of each compressed parameter by its name, as `nxmiformer.optim.ADMM` takes them."""

@@ -4,10 +4,10 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
 from itertools import takewhile
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -160,6 +160,11 @@ class Recipe:
             if phase.objective.distils:
                 raise ValueError(f"phase {name!r} makes the dense model, and has no teacher yet: objective.task alone")
 
+    def of_a_trained_model(self) -> Self:
+        """The recipe with no step in the phases that make the dense model."""
+        first = dict(takewhile(lambda pair: isinstance(pair[1].method, Dense), self.phases.items()))
+        return type(self)({**self.phases, **{name: replace(phase, steps=0) for name, phase in first.items()}})
+
 
 @torch.no_grad()
 def check_distillation(phases: Mapping[str, Phase], model: PreTrainedModel, batch: Mapping[str, Tensor]) -> None:
@@ -176,7 +181,7 @@ def check_distillation(phases: Mapping[str, Phase], model: PreTrainedModel, batc
             if phase.dropout:
                 check_every_layer_runs(model.config, f"recipe.phases.{name}.dropout=false")
             with evaluating(model):
-                phase.objective(model, model, batch)
+                replace(phase.objective, logits=0.0)(model, model, batch)
         except HiddenStatesError as error:
             without = f"recipe.phases.{name}.objective.hidden=0 leaves hidden states out"
             raise ValueError(f"phase {name} is to distil hidden states, but {error}; {without}") from error
