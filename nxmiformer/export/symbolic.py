@@ -71,6 +71,11 @@ class SymbolicLinear(nn.Module):
         self.register_buffer(CODES, codes.t().contiguous())
         self.register_buffer("scales", scales.t().contiguous())
 
+    @property
+    def weight(self) -> Tensor:
+        """Without values: T5 and others ask their layers for the type of it."""
+        return torch.empty(self.codes.shape[::-1], dtype=torch.float32, device="meta")
+
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(0, -2)
         y = (self._integers(flat) if self.integer else self._floats(flat)).view(*x.shape[:-1], self.codes.shape[1])
