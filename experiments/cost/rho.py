@@ -22,7 +22,7 @@ from nxmiformer.models.source import Pretrained
 from nxmiformer.optim.reconstruct import Problem, course
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets.words import from_words
-from nxmiformer.tasks.batches import encode, shuffled
+from nxmiformer.tasks.batches import shuffled
 from nxmiformer.tasks.glue import HUB, TASKS, Glue
 
 Course = Callable[[int], tuple[float, float]]
@@ -60,12 +60,12 @@ def _problems(arguments: argparse.Namespace) -> list[Problem]:
     tokenizer = source.tokenizer(task)
     model = source.model(task, tokenizer, 0).eval()
     convert(model, CompressionPlan.uniform(model, find_targets(model), ANY))
-    examples = encode(task.splits()["train"], task, tokenizer, max_length=128)
+    examples = task.encode(task.splits()["train"], tokenizer, 128, model.config)
     stream = shuffled(examples, 32, 0, 0, torch.device("cpu"))
 
     @torch.no_grad()
     def forward(batch: Batch) -> None:
-        model(**{key: value for key, value in batch.items() if key != "labels"})
+        model(**task.inputs(batch))
 
     moments, generator = input_moments(model, (next(stream) for _ in range(BATCHES)), forward), torch.Generator()
     problems = []

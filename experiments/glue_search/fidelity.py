@@ -16,12 +16,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 import nxmiformer as nx
-from nxmiformer.tasks.batches import encode
+from nxmiformer.layers.mode import evaluating
 from nxmiformer.tasks.glue import HUB, Glue
-from nxmiformer.train.evaluate import predict
+from nxmiformer.train.evaluate import forward_of, looks
 
 HERE = Path(__file__).parent
 FILE = HERE / "fidelity.csv"
@@ -61,11 +61,16 @@ class _Fidelity:
     def __init__(self, task: str, dense: Path, glue: str) -> None:
         data = Glue(task, glue)
         self.accelerator, tokenizer = Accelerator(cpu=True), AutoTokenizer.from_pretrained(dense)
-        self.examples = encode(data.splits()["validation"], data, tokenizer, max_length=128)
-        self.dense = self._logits(AutoModelForSequenceClassification.from_pretrained(dense))
+        model, self.task = AutoModelForSequenceClassification.from_pretrained(dense), data
+        self.examples = data.encode(data.splits()["validation"], tokenizer, 128, model.config)
+        self.dense = self._logits(model)
 
-    def _logits(self, model: torch.nn.Module) -> Tensor:
-        return torch.from_numpy(predict(model, self.examples, 64, self.accelerator)).double()
+    def _logits(self, model: PreTrainedModel) -> Tensor:
+        """In order of the examples' lengths."""
+        forward = forward_of(model, self.accelerator)
+        with evaluating(model):
+            seen = [units.logits for _, _, units in looks(forward, self.task, self.examples, 64, "cpu")]
+        return torch.cat(seen).double()
 
     def __call__(self, packed: Path) -> dict[str, float]:
         logits = self._logits(nx.load_packed(packed))

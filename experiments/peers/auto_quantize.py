@@ -39,8 +39,9 @@ from nxmiformer.search.search import Search
 from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity
 from nxmiformer.search.whole import OneShot, Sets
 from nxmiformer.sets import Grid
-from nxmiformer.tasks.batches import Examples, encode
+from nxmiformer.tasks.batches import Examples
 from nxmiformer.tasks.glue import HUB, TASKS, Glue
+from nxmiformer.tasks.units import Units, whole_units
 
 FILE = Path(__file__).with_suffix(".csv")
 CELL = ["model", "task", "seed", "bits"]  # what one call of the command replaces in the file
@@ -70,14 +71,14 @@ def main() -> None:
     task, source = Glue(arguments.task, arguments.glue), Pretrained(str(arguments.model))
     tokenizer = source.tokenizer(task)
     dense = source.model(task, tokenizer, arguments.seed).eval()
-    examples = encode(task.splits()["holdout"], task, tokenizer, max_length=128)
+    examples = task.encode(task.splits()["holdout"], tokenizer, 128, dense.config)
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
     end = arguments.examples + arguments.unseen
     looked = batches(examples, order[: arguments.examples], arguments.batch_size)
     unseen = batches(examples, order[arguments.examples : end], arguments.batch_size)
 
     def scoring(logits: np.ndarray, labels: np.ndarray) -> float:
-        return task.score(logits, labels)[task.metric]
+        return task.score(list(logits), labels.tolist())[task.metric]
 
     if "kl_div" in arguments.methods and not task.labels:
         raise ValueError(f"--methods kl_div: the one output of {task.name} is no distribution; leave it out")
@@ -236,7 +237,12 @@ def batches(examples: Examples, indices: list[int], size: int) -> list[Batch]:
 
 def evidence(model: nn.Module, scoring: Scoring, batches: Sequence[Batch]) -> Evidence:
     """The converted model on these batches."""
-    return Evidence(model, batches, lambda batch: model(**_inputs(batch)).logits, scoring)
+
+    def metric(units: Sequence[Units], batches: Sequence[Batch], truths: Sequence[Any]) -> float:
+        return scoring(torch.cat([each.logits for each in units]).numpy(), np.asarray(truths))
+
+    truths = [batch["labels"].tolist() for batch in batches]
+    return Evidence(model, batches, lambda batch: whole_units(model(**_inputs(batch)), batch), truths, metric)
 
 
 @torch.no_grad()

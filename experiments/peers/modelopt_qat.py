@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from nxmiformer.files import write_text
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models.source import Pretrained
-from nxmiformer.tasks.batches import encode, shuffled
+from nxmiformer.tasks.batches import shuffled
 from nxmiformer.tasks.glue import HUB, TASKS, Glue
 from nxmiformer.train.evaluate import evaluate
 from nxmiformer.train.loop import Settings
@@ -61,8 +61,8 @@ def main() -> None:
     accelerator = settings.accelerator()
     model = source.model(task, tokenizer, arguments.seed).to(accelerator.device)
     splits = task.splits()
-    train = encode(splits["train"], task, tokenizer, settings.max_length)
-    reported = encode(splits[arguments.report_on], task, tokenizer, settings.max_length)
+    train = task.encode(splits["train"], tokenizer, settings.max_length, model.config)
+    reported = task.encode(splits[arguments.report_on], tokenizer, settings.max_length, model.config)
 
     def batches(count: int) -> Iterator[dict[str, Tensor]]:
         order = arguments.seed * 1009 + PHASE

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from nxmiformer.console.quiet import quiet
 from nxmiformer.export.compressed_tensors import CompressedTensors
-from nxmiformer.export.format import Format, Run
+from nxmiformer.export.format import Format, Outputs, Run, compared
 from nxmiformer.export.manifest import EXPORTED, PLAN, WEIGHTS
 from nxmiformer.export.onnx import Onnx
 from nxmiformer.export.packed import load_packed
@@ -195,12 +195,12 @@ def _run_sparse(path: Path, kernel: Kernel, device: torch.device) -> Run:
 
 
 def _run(model: PreTrainedModel, device: torch.device) -> Run:
-    """What gives the logits on the CPU, and so waits for a GPU to have them."""
+    """What gives the outputs on the CPU, and so waits for a GPU to have them."""
     model = model.to(device).eval().requires_grad_(False)  # type: ignore[arg-type]
 
     @torch.inference_mode()
-    def run(batch: Mapping[str, Tensor]) -> Tensor:
-        logits: Tensor = model(**{name: tensor.to(device) for name, tensor in batch.items()}).logits
-        return logits.cpu()
+    def run(batch: Mapping[str, Tensor]) -> Outputs:
+        outputs = compared(model(**{name: tensor.to(device) for name, tensor in batch.items()}))
+        return {name: tensor.cpu() for name, tensor in outputs.items()}
 
     return run

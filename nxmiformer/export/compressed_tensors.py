@@ -22,7 +22,7 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
-from nxmiformer.export.format import Format, Run, no_tokens
+from nxmiformer.export.format import Format, Outputs, Run, no_tokens
 from nxmiformer.layers.convert import Compressed, distinct_layers, strip
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
@@ -88,9 +88,9 @@ class CompressedTensors(Format):
         model = getattr(transformers, architecture).from_pretrained(directory).eval()
 
         @torch.no_grad()
-        def run(batch: Mapping[str, Tensor]) -> Tensor:
-            logits: Tensor = model(**batch).logits
-            return logits
+        def run(batch: Mapping[str, Tensor]) -> Outputs:
+            outputs: Outputs = model(**batch)
+            return outputs
 
         return run
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.tasks.units import Outputs
 
-Run = Callable[[Mapping[str, Tensor]], Tensor]  # (batch, tokens) inputs by name -> logits (batch, outputs)
+Run = Callable[[Mapping[str, Tensor]], Outputs]  # (batch, tokens) inputs by name -> a model's outputs
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,15 @@ class Format(abc.ABC):
             raise ValueError(
                 f"the format {self.name} needs {', '.join(missing)}: pip install 'nxmiformer[{self.extra}]'"
             )
+
+
+COMPARED = ("logits", "start_logits", "end_logits")  # outputs that an artefact carries
+
+
+def compared(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Of a model's outputs those that an artefact carries; its hidden states where it has no head."""
+    named = {name: outputs[name] for name in COMPARED if name in outputs}
+    return named or {"last_hidden_state": outputs["last_hidden_state"]}
 
 
 def no_tokens(model: PreTrainedModel) -> Iterator[str]:

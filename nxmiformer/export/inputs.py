@@ -6,15 +6,17 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
 
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INPUTS = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
 SPECIAL = ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start")
 
 
 def inputs_of(model: PreTrainedModel) -> tuple[str, ...]:
     """The names of the graph's inputs; a model that tells no types of tokens apart is not asked for them."""
     taken = inspect.signature(model.forward).parameters
+    taught = bool(model.config.is_encoder_decoder) and model.can_generate()  # a decoder that is told what came before
     one_type = getattr(model.config, "type_vocab_size", 0) < 2  # GPT-2, which has no such count, takes types for tokens
-    return tuple(name for name in INPUTS if name in taken and not (one_type and name == "token_type_ids"))
+    left_out = {"token_type_ids": one_type, "decoder_input_ids": not taught}
+    return tuple(name for name in INPUTS if name in taken and not left_out.get(name, False))
 
 
 def made_up(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor]:
@@ -27,7 +29,7 @@ def made_up(model: PreTrainedModel, batch: int, length: int) -> dict[str, Tensor
     ids = words[torch.randint(len(words), (batch, length), generator=draw, device="cpu")]
     if model.config.is_encoder_decoder and isinstance(config.eos_token_id, int):
         ids[:, -1] = config.eos_token_id
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
     return {name: given.get(name, torch.zeros_like(ids)) for name in inputs_of(model)}
 
 

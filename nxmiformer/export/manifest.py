@@ -17,6 +17,7 @@ FORMAT = "nxmiformer-packed-2"
 REQUIRES = "pip install nxmiformer, and import nxmiformer before transformers reads this"  # for who has it not
 METHOD = "nxmiformer"  # as `transformers` knows it, in a config's `quantization_config`
 WEIGHTS, PLAN, MANIFEST, CONFIG, CARD = "model.safetensors", "plan.json", "packed.json", "config.json", "README.md"
+GENERATION = "generation_config.json"  # as `transformers` calls how a model writes
 EXPORTED = "export.json"  # what an export says of itself
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}  # of a model
 ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses

@@ -7,7 +7,7 @@ as zero codes, which ONNX has no shorter form for. What the plan leaves alone st
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nxmiformer.export.format import Format, Run, no_tokens
+from nxmiformer.export.format import Format, Outputs, Run, compared, no_tokens
 from nxmiformer.export.inputs import inputs_of, made_up
 from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear
 from nxmiformer.layers.convert import compressed_layers, foreign
@@ -87,49 +87,54 @@ class Onnx(Format):
         # Where a CPU's product of 8-bit integers saturates (AVX2 without VNNI), take one that does not.
         options.add_session_config_entry("session.x64quantprecision", "1")
         session = onnxruntime.InferenceSession(directory / FILE, options, providers=["CPUExecutionProvider"])
-        names = [each.name for each in session.get_inputs()]
+        names, outputs = ([each.name for each in side] for side in (session.get_inputs(), session.get_outputs()))
 
-        def run(batch: Mapping[str, Tensor]) -> Tensor:
+        def run(batch: Mapping[str, Tensor]) -> Outputs:
             if missing := [name for name in names if name not in batch]:
                 raise ValueError(f"{directory / FILE} takes {', '.join(names)}, and was not given {', '.join(missing)}")
-            return torch.from_numpy(session.run(None, {name: batch[name].cpu().numpy() for name in names})[0])
+            found = session.run(None, {name: batch[name].cpu().numpy() for name in names})
+            return dict(zip(outputs, map(torch.from_numpy, found), strict=True))
 
         return run
 
 
-class _Logits(nn.Module):
-    """A model that takes its inputs in order and gives its logits."""
+class _InOrder(nn.Module):
+    """A model that takes its inputs, and gives those of its outputs that are compared, in order."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, names: Sequence[str], outputs: Sequence[str]) -> None:
         super().__init__()
-        self.model, self.names = model, names
+        self.model, self.names, self.outputs = model, names, outputs
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        logits: Tensor = self.model(**dict(zip(self.names, inputs, strict=True))).logits
-        return logits
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        found = self.model(**dict(zip(self.names, inputs, strict=True)))
+        return tuple(found[name] for name in self.outputs)
 
 
 def traced(model: PreTrainedModel) -> "ir.Model":
     """The graph of the model, compressed layers as `symbolic` has them; the model stays as it is, and where it is."""
     model = copy.deepcopy(model).to("cpu").eval().requires_grad_(False)  # type: ignore[arg-type]
+    names, given = inputs_of(model), made_up(model, 2, 4)
+    if "decoder_input_ids" in given:  # of a length of its own
+        given["decoder_input_ids"] = given["decoder_input_ids"][:, :-1]
+    with torch.no_grad():
+        outputs = list(compared(model(**given)))  # while it can still be run
     for name, layer in compressed_layers(model).items():
         stand_in = SymbolicLinear(layer) if isinstance(layer, CompressedLinear) else SymbolicEmbedding(layer)
         model.set_submodule(name, stand_in)
     # Of the attentions of `transformers`, the one whose graph is the shortest: the other guards against rows of NaN.
     model.config._attn_implementation = "eager"
-    names = inputs_of(model)
-    given = made_up(model, 2, 4)
-    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    lengths = {"decoder_input_ids": torch.export.Dim("target")}
     with _quiet():
         program = torch.onnx.export(
-            _Logits(model, names),
+            _InOrder(model, names, outputs),
             tuple(given[name] for name in names),
             input_names=names,
-            output_names=["logits"],
+            output_names=outputs,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
-            dynamic_shapes={"inputs": tuple(dynamic for _ in names)},
+            dynamic_shapes={"inputs": tuple({0: batch, 1: lengths.get(name, length)} for name in names)},
         )
     assert program is not None
     return program.model

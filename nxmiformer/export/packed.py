@@ -1,7 +1,7 @@
 """A compressed model as files that are as small as its plan says.
 
 The directory holds `model.safetensors` (the parts that each set's `pack` makes of a weight, and every other tensor as
-it is), `plan.json`, the `transformers` config and tokenizer, a model card, and `packed.json`, which names the format
+it is), `plan.json`, the `transformers` configs and tokenizer, a model card, and `packed.json`, which names the format
 and the SHA-256 of each of the others but the card, which anyone may edit. Reading it executes nothing: safetensors and
 JSON only. The digests find damage, not malice: whoever rewrites a file can rewrite its digest. So the model is first
 laid out on the meta device, and memory is taken only once the header of the weights agrees with it.
@@ -29,6 +29,7 @@ from nxmiformer.export.manifest import (
     CARD,
     CONFIG,
     FORMAT,
+    GENERATION,
     MANIFEST,
     METHOD,
     PLAN,
@@ -157,6 +158,8 @@ def _write_frame(
     plan.save(directory / PLAN)
     attention = model.config._attn_implementation if model.config._attn_implementation in ATTENTION else None
     _write_config(model, attention, directory)
+    if model.can_generate():
+        model.generation_config.to_json_file(directory / GENERATION)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
     return {

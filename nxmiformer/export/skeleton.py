@@ -17,10 +17,10 @@ from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from nxmiformer.export.manifest import CONFIG, DTYPES, MANIFEST, PLAN, WEIGHTS, PackedError, reading
+from nxmiformer.export.manifest import CONFIG, DTYPES, GENERATION, MANIFEST, PLAN, WEIGHTS, PackedError, reading
 from nxmiformer.export.weights import PARTS, part_keys, put, rest_of
 from nxmiformer.layers.convert import convert
 from nxmiformer.plan.compression import CompressionPlan
@@ -90,6 +90,9 @@ def _blank(path: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
     with torch.device("meta"), no_init_weights():
         dtype, attention = getattr(torch, manifest["dtype"]), manifest["attention"]
         model: PreTrainedModel = architecture._from_config(config, dtype=dtype, attn_implementation=attention)
+    if model.can_generate() and (path / GENERATION).is_file():
+        with reading(path / GENERATION):
+            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     return model
 
 

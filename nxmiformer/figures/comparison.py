@@ -10,6 +10,7 @@ from nxmiformer.figures.colours import BLUE, INK, MUTED, RULE, SLATE
 from nxmiformer.figures.style import SMALL, TEXT, axes, canvas, label, score_axis, title
 from nxmiformer.runs import words
 from nxmiformer.runs.groups import Group, Panel, panels, tally, winners
+from nxmiformer.tasks.scale import scale
 
 RETENTION = "retention"
 
@@ -42,11 +43,11 @@ def comparison(frame: pd.DataFrame, value: str = RETENTION, by: str | Sequence[s
 
 def _ordered(panel: Panel, value: str) -> list[Group]:
     """The groups, best first."""
-    return sorted(panel.groups, key=lambda group: group.mean(value), reverse=not words.is_loss(panel.metric))
+    return sorted(panel.groups, key=lambda group: group.mean(value), reverse=not words.lower_is_better(panel.metric))
 
 
 def _draw(ax: Axes, panel: Panel, groups: list[Group], value: str) -> None:
-    what = f"share of the dense {panel.metric}" if value == RETENTION else panel.called(value)
+    what = f"{_of_the_dense(panel)} {panel.metric}" if value == RETENTION else panel.called(value)
     axes(ax, f"{panel.name}: {what}\n")  # above the word at the top of the dense line
     ax.grid(False)
     ax.grid(axis="x", color=RULE, linewidth=0.6)
@@ -65,13 +66,21 @@ def _draw(ax: Axes, panel: Panel, groups: list[Group], value: str) -> None:
     ax.set_yticks(range(len(groups)), [group.name for group in groups])
     ax.tick_params(axis="y", labelcolor=INK, labelsize=TEXT)
     ax.set_ylim(len(groups) - 0.4, -0.6)
-    score_axis(ax.xaxis, "" if value == RETENTION else panel.metric)
+    if value != RETENTION or not words.lower_is_better(panel.metric):
+        score_axis(ax.xaxis, "" if value == RETENTION else panel.metric)
+
+
+def _of_the_dense(panel: Panel) -> str:
+    return "times the dense" if words.lower_is_better(panel.metric) else "share of the dense"
 
 
 def _text(group: Group, value: str, metric: str) -> str:
     """The mean, and the deviation where there is one."""
-    if value != RETENTION and words.is_loss(metric):
-        mean, deviation = f"{group.mean(value):.4f}", f"{group.deviation(value):.4f}"
+    if scale(metric) != "share" and (value != RETENTION or words.lower_is_better(metric)):
+        mean, deviation = (
+            f"{each:.3f} ×" if value == RETENTION else words.score(metric, each)
+            for each in (group.mean(value), group.deviation(value))
+        )
         return f"{mean} ± {deviation}" if len(group.rows) > 1 else mean
     digits = 1 if value == RETENTION else 2
     mean, deviation = f"{100 * group.mean(value):.{digits}f}", f"{100 * group.deviation(value):.{digits}f}"
@@ -86,6 +95,8 @@ def _finding(drawn: list[Panel], ordered: list[list[Group]], value: str) -> str:
     (panel,), (groups,) = drawn, ordered
     first, score = groups[0], _text(groups[0], value, panel.metric)
     keeps = f"keeps {score} of the dense {panel.metric}" if value == RETENTION else f"has {score} {panel.called(value)}"
+    if value == RETENTION and words.lower_is_better(panel.metric):
+        keeps = f"has {score} the dense {panel.metric}"
     if len(groups) == 1:
         return f"{first.name} {keeps}"
     apart = abs(first.mean(value) - groups[1].mean(value))

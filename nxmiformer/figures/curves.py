@@ -84,11 +84,12 @@ def _ending(run: Run, holdout: Series) -> str:
     """Where the dots end, beside the dense model on the same split."""
     metric, dense, last = run.report.task.metric, run.dense_on_holdout, holdout.values[-1]
     text = f"On the holdout, {metric} ends at {words.score(metric, last)}"
-    if dense is None or words.is_loss(metric):
+    if dense is None:
         return text
-    way = "level with" if abs(last - dense) < 5e-4 else "below" if last < dense else "above"
+    level = abs(last - dense) < 5e-4
+    way = "level with" if level else f"{words.points(metric, last - dense)} {'below' if last < dense else 'above'}"
     caveat = "" if run.report.above_chance else f", which is {words.NO_BETTER}"
-    return f"{text}, {'' if way == 'level with' else words.points(last - dense) + ' '}{way} the dense model{caveat}"
+    return f"{text}, {way} the dense model{caveat}"
 
 
 def _course(values: Sequence[float]) -> str:

@@ -78,7 +78,7 @@ def _draw(ax: Axes, panel: Panel, score: str, size: str) -> None:
 
 def _best(panel: Panel, score: str, size: str) -> list[Group]:
     """The groups that no other beats in both, the smallest first."""
-    sign = -1 if words.is_loss(panel.metric) else 1
+    sign = -1 if words.lower_is_better(panel.metric) else 1
     groups = panel.groups
     chosen = non_dominated([group.mean(size) for group in groups], [sign * group.mean(score) for group in groups])
     return [groups[i] for i in chosen]
@@ -113,7 +113,7 @@ def _keeping(panel: Panel, score: str, size: str) -> list[Group]:
     the dense model is no better than chance."""
     if not panel.above_chance:
         return []
-    loss, dense = words.is_loss(panel.metric), panel.dense
+    loss, dense = words.lower_is_better(panel.metric), panel.dense
     least, most = (-math.inf, (2 - ENOUGH) * dense) if loss else (ENOUGH * dense, math.inf)
     kept = [group for group in panel.groups if least <= group.mean(score) <= most]
     return sorted(kept, key=lambda group: (group.mean(size), group.name))

@@ -176,5 +176,5 @@ def _finding(found: Mapping[str, Any]) -> str:
     scores = f"The plan for {budget} has {value} {metric} without training"
     if not rivals:
         return f"{scores}, and no uniform one fits"
-    rival = min(rivals) if words.is_loss(metric) else max(rivals)
+    rival = min(rivals) if words.lower_is_better(metric) else max(rivals)
     return f"{scores}, the best uniform one that fits {words.score(metric, rival)}"

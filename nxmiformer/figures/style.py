@@ -16,6 +16,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from nxmiformer.figures.colours import BAND, DARK, GREY, INK, MUTED, PAPER, RULE
 from nxmiformer.runs import words
 from nxmiformer.runs.numbers import Run, Span
+from nxmiformer.tasks.scale import scale
 
 TITLE, TEXT, SMALL = 12, 9, 8.5  # points
 WIDTH = 7.2  # inches
@@ -69,7 +70,7 @@ def reference(ax: Axes, y: float, text: str) -> None:
 def score_axis(axis: Axis, metric: str) -> None:
     """Write the scores of an axis as `words.score` does."""
     axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
-    if not words.is_loss(metric):
+    if scale(metric) == "share":
         percentages(axis)
 
 

@@ -46,20 +46,21 @@ def size(run: Run) -> Figure:
         side, place = (outside if stage == "dense" else -outside), (nbytes[stage], places[stage])
         label(ax, text, place, named[stage], fontsize=TEXT, bbox=BACKED, **_beside(side))
     if "one_shot" in scores and "final" in scores:
-        _gain(ax, measured.packed_model, scores["one_shot"], scores["final"], outside)
+        _gain(ax, metric, measured.packed_model, scores["one_shot"], scores["final"], outside)
     score_axis(ax.yaxis, metric)
     size_axis(ax)
     return figure
 
 
-def _gain(ax: Axes, nbytes: float, before: float, after: float, side: int) -> None:
+def _gain(ax: Axes, metric: str, nbytes: float, before: float, after: float, side: int) -> None:
     """An arrow from the one-shot model to the final one, where there is room for it."""
     low, high = ax.get_ylim()
     if abs(after - before) < 0.15 * (high - low):
         return
     arrow = {"arrowstyle": "-|>", "color": MUTED, "linewidth": 1, "shrinkA": 7, "shrinkB": 7}
     ax.annotate("", (nbytes, after), (nbytes, before), arrowprops=arrow)
-    text = f"training {'regains' if after > before else 'loses'}\n{words.points(after - before)}"
+    regains = (after < before) == words.lower_is_better(metric)
+    text = f"training {'regains' if regains else 'loses'}\n{words.points(metric, after - before)}"
     label(ax, text, (nbytes, (before + after) / 2), MUTED, bbox=BACKED, **_beside(side))
 
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import torch
 
 from nxmiformer.export.manifest import replaceable
 from nxmiformer.export.packed import add_results, load_packed, packing
@@ -17,12 +17,14 @@ from nxmiformer.jobs.phases import train
 from nxmiformer.jobs.record import report
 from nxmiformer.jobs.rehearsal import rehearse
 from nxmiformer.layers.convert import verify
+from nxmiformer.layers.mode import evaluating
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_report
 from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.runs.words import results
-from nxmiformer.train.evaluate import predict
+from nxmiformer.tasks.batches import sorted_batches
+from nxmiformer.train.evaluate import Answers, forward_of, looks
 from nxmiformer.train.loop import Stage
 
 
@@ -83,16 +85,20 @@ def _pack(job: Job, stage: Stage, plan: CompressionPlan, began: float) -> dict[s
 
 def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dict[str, float]]:
     """The scores of the model as trained, and as read back from its packed files; their logits must be the same."""
-    examples, size = stage.data[job.report_on], job.settings.eval_batch_size
-    loaded = load_packed(packed).to(stage.accelerator.device)
-    logits = [
-        predict(model, examples, size, stage.accelerator, stage.display, f"{job.report_on}, {name}")
-        for name, model in {"trained": stage.model, "packed": loaded}.items()
-    ]
-    if not np.array_equal(logits[0], logits[1]):
-        raise RuntimeError(
-            f"the packed model does not give the logits of the trained one: they differ by up to "
-            f"{np.abs(logits[0] - logits[1]).max():g}; please report this"
-        )
-    final, reloaded = (stage.task.score(each, examples.labels.numpy()) for each in logits)
-    return final, reloaded
+    examples, size, accelerator = stage.data[job.report_on], job.settings.eval_batch_size, stage.accelerator
+    models = stage.model, load_packed(packed).to(accelerator.device)
+    answers = [Answers(stage.task, examples, model) for model in models]
+    with evaluating(stage.model):
+        seen = [looks(forward_of(each, accelerator), stage.task, examples, size, accelerator.device) for each in models]
+        name, count = f"{job.report_on}, trained and packed", len(sorted_batches(examples, size))
+        for pair in stage.display.tracked(zip(*seen, strict=True), name, count, brief=True):
+            ours, theirs = (units.logits for _, _, units in pair)
+            if not torch.equal(ours, theirs):
+                apart = (ours - theirs).nan_to_num(0.0, 0.0, 0.0).abs().max().item()
+                raise RuntimeError(
+                    f"the packed model does not give the logits of the trained one: they differ by up to {apart:g}; "
+                    f"please report this"
+                )
+            for each, look in zip(answers, pair, strict=True):
+                each.add(look)
+    return answers[0].score(), answers[1].score()

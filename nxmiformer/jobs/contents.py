@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.jobs.job import Job
-from nxmiformer.tasks.order import in_order
+from nxmiformer.models.labels import classes_of
 from nxmiformer.tasks.task import Task
 
 DIGITS = 16  # hexadecimal, of SHA-256
@@ -24,8 +24,7 @@ def contents(
     Args:
         model: before anything is done to it.
     """
-    columns = (*task.columns, "label")
-    rows = {name: _digest(_json(list(split[key])) for key in columns) for name, split in splits.items()}
+    rows = {name: _digest(_json(list(split[key])) for key in task.reads) for name, split in splits.items()}
     return {
         "weights": _digest(_tensors(model.state_dict())),
         "architecture": _digest([str(type(model)).encode(), str(model).encode(), _json(_config(model))]),
@@ -38,7 +37,7 @@ def read_contents(job: Job) -> dict[str, str]:
     """Those of the model and the data that the job would read now."""
     tokenizer = job.source.tokenizer(job.task)
     model = job.source.model(job.task, tokenizer, job.seed)
-    task = in_order(job.task, model.config.id2label)
+    task = job.task.in_order(classes_of(model.config))
     return contents(model, tokenizer, task, task.splits())
 
 

@@ -17,6 +17,7 @@ import torch
 
 from nxmiformer.files import BusyError, FileError, alone
 from nxmiformer.jobs.job import Job
+from nxmiformer.jobs.opening import without_paths
 from nxmiformer.jobs.provenance import code, device_name, provenance
 from nxmiformer.layers.convert import distinct_layers
 from nxmiformer.runs.numbers import METRICS
@@ -126,7 +127,7 @@ def _key(job: Job, stage: Stage, phases: Mapping[str, Phase]) -> dict[str, Any] 
     }
     return {
         "content": {name: digest for name, digest in content.items() if name != "validation"},
-        "task": [type(task).__qualname__, task.name, task.metric],
+        "task": [type(task).__qualname__, task.name, task.metric, without_paths(job.config).get("task")],
         "seed": stage.seed,
         "phases": [[name, described[name]] for name in phases],
         "train": {name: value for name, value in vars(settings).items() if name not in PASSING},

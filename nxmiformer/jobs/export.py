@@ -4,17 +4,16 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
 from nxmiformer.console.display import Display
+from nxmiformer.export.agreement import Comparison, DisagreementError
 from nxmiformer.export.format import Format, Run
 from nxmiformer.export.manifest import CONFIG, EXPORTED, PLAN, WEIGHTS
 from nxmiformer.export.packed import load_packed
@@ -22,46 +21,11 @@ from nxmiformer.files import digests_of, replacing, write_text
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.origin import packed_of
 from nxmiformer.jobs.provenance import provenance
+from nxmiformer.models.labels import classes_of
 from nxmiformer.plan.compression import CompressionPlan
-from nxmiformer.tasks.batches import Examples, encode, sorted_batches
-from nxmiformer.tasks.order import in_order
-from nxmiformer.tasks.task import Task
-
-NEAR = 0.01  # of the range of the outputs: how far two equal predictions of a regression may be apart
-
-
-class DisagreementError(ValueError):
-    """An artefact that does not compute what the packed model does."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How the logits of an artefact, (examples, outputs), differ from those of the packed model.
-
-    Attributes:
-        difference: the largest, absolute.
-        range: of the packed model's logits, the largest less the smallest.
-        equal: the share of examples with the same prediction: the same class, or of a model with one output, a value
-            that is nearer than NEAR of the range, or of that of the labels: a model that says nearly the same always is
-            judged by what it should say.
-    """
-
-    examples: int
-    difference: float
-    range: float
-    equal: float
-
-    @classmethod
-    def of(cls, ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray) -> "Agreement":
-        """Of the packed model's logits and the artefact's, and the labels (examples,)."""
-        if theirs.shape != ours.shape:
-            raise DisagreementError(f"the artefact gives logits {theirs.shape}, and the packed model {ours.shape}")
-        apart, extent = np.abs(ours - theirs), float(np.ptp(ours))
-        if ours.shape[1] == 1:
-            same = apart[:, 0] <= NEAR * max(extent, float(np.ptp(labels)))
-        else:
-            same = ours.argmax(1) == theirs.argmax(1)
-        return cls(len(ours), float(apart.max()), extent, float(same.mean()))
+from nxmiformer.tasks.batches import sorted_batches
+from nxmiformer.tasks.units import Outputs
+from nxmiformer.train.evaluate import Answers, looks
 
 
 def export(job: Job) -> dict[str, Any]:
@@ -95,7 +59,7 @@ def export(job: Job) -> dict[str, Any]:
             with replacing(aside, is_export, "an export") as kept:
                 shutil.copytree(directory, kept, dirs_exist_ok=True)
             raise DisagreementError(
-                f"{job.format.name} does not agree with {path}: {agreement['equal']:.2%} of {agreement['examples']} "
+                f"{job.format.name} does not agree with {path}: {agreement['equal']:.2%} of {agreement['units']} "
                 f"predictions are the same, less than format.tolerance={tolerance} allows; logits differ by up to "
                 f"{agreement['difference']:g} in a range of {agreement['range']:g}. It is kept as {aside}; "
                 f"format.tolerance={math.ceil(100 * (1 - agreement['equal'])) / 100:g} would take it"
@@ -129,20 +93,26 @@ def _exported(
     written = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and file.name != CONFIG)
     tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     tokenizer.save_pretrained(directory)
-    task = in_order(job.task, model.config.id2label)
-    examples = encode(task.splits()["validation"], task, tokenizer, job.settings.max_length)
-    packed = _logits(lambda batch: _forward(model, batch), examples, size, display, "packed")
-    artefact = _logits(form.read(directory, threads), examples, size, display, form.name)
-    agreement = Agreement.of(packed, artefact, examples.labels.numpy())
+    task = job.task.in_order(classes_of(model.config))
+    examples = task.encode(task.splits()["validation"], tokenizer, job.settings.max_length, model.config)
+    runs = {"packed": _forward(model), form.name: form.read(directory, threads)}
+    answers = {name: Answers(task, examples) for name in runs}
+    seen = [looks(run, task, examples, size, "cpu") for run in runs.values()]
+    name, count, comparison = f"validation, packed and {form.name}", len(sorted_batches(examples, size)), Comparison()
+    for pair in display.tracked(zip(*seen, strict=True), name, count, brief=True):
+        comparison.add(*(units for _, _, units in pair))
+        for each, look in zip(answers.values(), pair, strict=True):
+            each.add(look)
+    agreement = comparison.agreement()
     storage = plan.storage()
     content = {
         "format": 1,
         "form": form.name,
         "tolerance": form.tolerance,
         "plan": plan.fingerprint,
-        "task": {"name": job.task.name, "metric": job.task.metric, "validation": agreement.examples},
+        "task": {"name": task.name, "metric": task.metric, "validation": len(examples)},
         "agreement": vars(agreement),
-        "scores": {"packed": _scores(task, packed, examples), form.name: _scores(task, artefact, examples)},
+        "scores": {name: each.score() for name, each in answers.items()},
         "bytes": {
             "dense": (storage.dense + storage.rest) // 8,
             "packed": (path / WEIGHTS).stat().st_size,
@@ -156,27 +126,9 @@ def _exported(
     return content
 
 
-def _forward(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    logits: Tensor = model(**batch).logits
-    return logits
+def _forward(model: PreTrainedModel) -> Run:
+    def run(inputs: Mapping[str, Tensor]) -> Outputs:
+        outputs: Outputs = model(**inputs)
+        return outputs
 
-
-@torch.no_grad()
-def _logits(run: Run, examples: Examples, size: int, display: Display, name: str) -> np.ndarray:
-    """Logits (examples, outputs), in the examples' order."""
-
-    def forward(indices: list[int]) -> Tensor:
-        batch = examples.batch(indices, "cpu")
-        del batch["labels"]
-        return run(batch).float()
-
-    order = sorted_batches(examples, size)
-    stacked = torch.cat(list(display.tracked(map(forward, order), f"validation, {name}", len(order), brief=True)))
-    logits = torch.empty_like(stacked)
-    logits[[index for indices in order for index in indices]] = stacked
-    return logits.numpy()
-
-
-def _scores(task: Task, logits: np.ndarray, examples: Examples) -> dict[str, float] | None:
-    """The task's metrics; None where the model was not made for as many outputs."""
-    return task.score(logits, examples.labels.numpy()) if logits.shape[1] == task.outputs else None
+    return run

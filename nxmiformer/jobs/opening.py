@@ -20,11 +20,12 @@ from nxmiformer.jobs.place import RECORD
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.layers.convert import convert
 from nxmiformer.models.agreement import agree
+from nxmiformer.models.labels import classes_of
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
-from nxmiformer.tasks.batches import encode_splits
-from nxmiformer.tasks.order import in_order
+from nxmiformer.tasks.description import described_data
+from nxmiformer.tasks.task import encode_splits
 from nxmiformer.train.checkpoint import Checkpoints, Position, difference
 from nxmiformer.train.loop import Stage
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
@@ -52,15 +53,18 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
         torch.set_num_threads(job.settings.threads)
     transformers.set_seed(job.seed)
     tokenizer = job.source.tokenizer(job.task)
+    splits = job.task.splits()  # before the model: a wrong column is told at once
     model = job.source.model(job.task, tokenizer, job.seed)
     agree(model, tokenizer, job.settings.max_length)
     plan = planning(model)
     if remark := plan.remark(model):
         print(f"{job.name}: {remark}", file=sys.stderr, flush=True)
-    task = in_order(job.task, model.config.id2label)
-    splits = task.splits()
+    task = job.task.in_order(classes_of(model.config))
+    splits = splits if task is job.task else task.splits()
     identity = identity_of(job, plan.fingerprint, contents(model, tokenizer, task, splits))
-    data = encode_splits(splits, task, tokenizer, job.settings.max_length)
+    data = encode_splits(splits, task, tokenizer, job.settings.max_length, model.config)
+    for line in described_data(task, splits, data, tokenizer):
+        display.say(line)
     convert(model, plan)
     accelerator = job.settings.accelerator()
     checkpoints = Checkpoints(job.directory, identity)

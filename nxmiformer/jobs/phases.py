@@ -69,7 +69,7 @@ def leave_dense(job: Job, stage: Stage) -> None:
     Dense().attach(stage.model, Length(0, 1))
     stage.facts["scores"]["dense"] = stage.score(job.report_on)
     score, chance = stage.facts["scores"]["dense"][stage.task.metric], stage.chance(job.report_on)
-    if score <= chance.most:
+    if not chance.beaten(score):
         log.info("%s", no_better(stage.task.metric, score, chance))
     with quiet(), replacing(job.directory / "dense", lambda _: True, "a dense model") as directory:
         stage.model.save_pretrained(directory)

@@ -35,7 +35,7 @@ def report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize, seco
         "scores": scores,
         "report_on": job.report_on,
         "chance": asdict(chance),
-        "retention": scores["final"][metric] / dense if (dense := scores["dense"][metric]) > chance.most else None,
+        "retention": scores["final"][metric] / dense if chance.beaten(dense := scores["dense"][metric]) else None,
         "cut": {name: examples.cut for name, examples in stage.data.items()},
         "storage": {
             "dense_bits": storage.dense,

@@ -1,8 +1,8 @@
 """What would fail after hours fails in seconds, named, before the first step.
 
 Every phase puts its method on the real model, takes the loss of a few real examples and its gradient, builds what would
-train, and is evaluated. The score is taken of drawn logits, and the packed model is laid out without its weights. No
-step is taken, and nothing of it stays: a run with a rehearsal has the bits of a run without.
+train, and is evaluated. The score is taken of a few answers for all examples, and the packed model is laid out without
+its weights. No step is taken, and nothing of it stays: a run with a rehearsal has the bits of a run without.
 
 So that it takes seconds, one layer stands for all that have its set and shape, and no layer is reconstructed.
 """
@@ -10,12 +10,11 @@ So that it takes seconds, one layer stands for all that have its set and shape, 
 import copy
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from torch import Tensor, nn
 
 from nxmiformer.export.packed import check_packable
@@ -27,10 +26,11 @@ from nxmiformer.layers.untouched import untouched
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.tasks.batches import Examples
 from nxmiformer.train.checkpoint import restore_rng, rng_state
-from nxmiformer.train.evaluate import predict
+from nxmiformer.train.evaluate import Answers, forward_of, looks
 from nxmiformer.train.loop import Stage, training_mode, training_of
 from nxmiformer.train.recipe import Phase, check_distillation
 
+EVALUATION = "train.eval_batch_size, train.max_length, task"  # keys that it depends on
 FEW = 2  # examples of a batch on a CPU; a GPU has whole ones, for it is their memory that may not be there
 
 
@@ -46,16 +46,18 @@ def rehearse(stage: Stage, phases: Mapping[str, Phase], report_on: str, plan: Co
             with _part("packing the model", "model, plan"):
                 check_packable(stage.model, plan, stage.tokenizer)
         with untouched(stage.model):
-            for split in dict.fromkeys(("holdout", report_on)):
-                _score(stage, split)
             batch = _longest(stage.data["train"], _size(stage, stage.settings.batch_size))
             inputs = batch.batch(range(len(batch)), stage.accelerator.device)
             with _part("a forward pass", "train.max_length, plan.exclude, model"):
-                check_called(stage.model, {key: value for key, value in inputs.items() if key != "labels"})
+                check_called(stage.model, stage.task.inputs(inputs))
             _thin_out(stage.model)
-            check_distillation(phases, stage.model, inputs)
+            check_distillation(phases, stage.model, stage.task.told(inputs))
             for name, phase in phases.items():
                 _phase(stage, name, phase, inputs)
+            with _part("the evaluation", EVALUATION):
+                answers = _evaluate(stage)
+            for split in dict.fromkeys(("holdout", report_on)):
+                _score(stage, split, answers)
     finally:
         restore_rng(state)
 
@@ -70,7 +72,7 @@ def _thin_out(model: nn.Module) -> None:
 
 
 def _phase(stage: Stage, name: str, phase: Phase, batch: Mapping[str, Tensor]) -> None:
-    """One phase, on one batch of its inputs and labels."""
+    """One phase, on one batch of its inputs and targets."""
     where = f"recipe.phases.{name}"
     with _part(f"the length of phase {name!r}", f"train.batch_size, {where}.steps"):
         length = phase.length(stage.steps_per_epoch())
@@ -86,37 +88,42 @@ def _phase(stage: Stage, name: str, phase: Phase, batch: Mapping[str, Tensor]) -
     with _part(f"the loss of phase {name!r}", f"{where}.objective, train.batch_size, train.max_length"):
         training_mode(stage.model, phase.dropout)
         with stage.accelerator.autocast():
-            loss = phase.objective(stage.wrapped, _Dense(stage.model), batch)
+            loss = phase.objective.of(stage.task, stage.wrapped, _Dense(stage.model), batch)
         if not math.isfinite(loss.item()):
             raise ValueError(f"it is {loss.item()}")
         loss.backward()
         method.before_clip()
         stage.model.zero_grad()
-    keys = "train.eval_batch_size, train.max_length, task"
-    with _part(f"the evaluation of phase {name!r}", keys), method.as_finished():
+    with _part(f"the evaluation of phase {name!r}", EVALUATION), method.as_finished():
         _evaluate(stage)
 
 
-def _evaluate(stage: Stage) -> None:
-    """The logits of one batch, as the model stands."""
+def _evaluate(stage: Stage) -> list[Any]:
+    """The answers to one batch, as the model stands."""
     examples = _longest(stage.data["holdout"], _size(stage, stage.settings.eval_batch_size))
-    logits, wanted = predict(stage.model, examples, len(examples), stage.accelerator), stage.task.outputs
-    if logits.shape != (len(examples), wanted):
-        raise ValueError(f"of {len(examples)} examples the logits are {logits.shape}, and the task has {wanted} each")
-    if not np.isfinite(logits).all():
-        raise ValueError("there are logits that are not finite")
+    answers = Answers(stage.task, examples, stage.model)
+    with evaluating(stage.model):
+        forward, size = forward_of(stage.model, stage.accelerator), len(examples)
+        for look in looks(forward, stage.task, examples, size, stage.accelerator.device):
+            logits = look[2].logits
+            if not len(logits):
+                raise ValueError("there is nothing to compare: of these examples, none has a target")
+            if (logits.isnan() | logits.isposinf()).any() or not logits.isfinite().any(-1).all():
+                raise ValueError("there are logits that are not finite")
+            answers.add(look)
+    return answers.all
 
 
-def _score(stage: Stage, split: str) -> None:
-    """The task's score of drawn logits, for all labels of a split."""
-    labels = stage.data[split].labels.numpy()
-    drawn = np.random.default_rng(0).standard_normal((len(labels), stage.task.outputs), dtype=np.float32)
+def _score(stage: Stage, split: str, answers: Sequence[Any]) -> None:
+    """The task's score of these answers over and over, for all examples of a split."""
+    truths = stage.data[split].truths
+    given = [answers[index % len(answers)] for index in range(len(truths))]
     with _part(f"the score on {split}", "task"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of labels that are all alike: the score says so
-        scores = stage.task.score(drawn, labels)
+        scores = stage.task.score(given, truths)
         odd = {key: value for key, value in scores.items() if not math.isfinite(value)}
         if odd or stage.task.metric not in scores:
-            raise ValueError(f"of {len(labels)} examples it is {scores}, and {stage.task.metric} must be a number")
+            raise ValueError(f"of {len(truths)} examples it is {scores}, and {stage.task.metric} must be a number")
 
 
 class _Dense(nn.Module):
@@ -166,5 +173,4 @@ def _size(stage: Stage, size: int) -> int:
 def _longest(examples: Examples, size: int) -> Examples:
     """So many examples, those of the most tokens: what fits them fits all."""
     lengths = examples.lengths()
-    chosen = sorted(range(len(examples)), key=lambda index: -lengths[index])[:size]
-    return replace(examples, features=[examples.features[i] for i in chosen], labels=examples.labels[chosen])
+    return examples.only(sorted(range(len(examples)), key=lambda index: -lengths[index])[:size])

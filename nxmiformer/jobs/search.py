@@ -3,14 +3,14 @@
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from nxmiformer.files import write_text
@@ -35,11 +35,13 @@ from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.search import Found
 from nxmiformer.search.whole import Sets
 from nxmiformer.sets import NM
+from nxmiformer.tasks.units import Units
 from nxmiformer.train.loop import Stage
 from nxmiformer.train.recipe import Phase, Recipe
 
 FOUND, TRIALS = "search.json", "trials"
 ANY = NM(1, 1)  # every matrix is a point of it
+LOGITS = 2**29  # values of the dense model that are kept, at most: those of a language model fit no memory
 ENTRY = 128  # bytes of a tensor's entry in the header of a safetensors file besides its name, at most
 
 
@@ -146,23 +148,27 @@ def _going_on(job: Job, directory: Path, planning: Planning) -> Job:
 
 def evidence_of(stage: Stage, examples: int) -> Evidence:
     """The dense model, and so many examples of the holdout, drawn by the run's seed and batched by their length."""
-    holdout, settings, accelerator = stage.data["holdout"], stage.settings, stage.accelerator
+    holdout, settings, accelerator, task = stage.data["holdout"], stage.settings, stage.accelerator, stage.task
     generator = torch.Generator().manual_seed(stage.seed)
     drawn = torch.randperm(len(holdout), generator=generator, device="cpu")[:examples].tolist()
     lengths = holdout.lengths()
     drawn.sort(key=lambda index: (lengths[index], index))
     size = settings.batch_size
-    batches = [holdout.batch(drawn[start : start + size], accelerator.device) for start in range(0, len(drawn), size)]
+    groups = [drawn[start : start + size] for start in range(0, len(drawn), size)]
+    batches = [holdout.batch(group, accelerator.device) for group in groups]
 
-    def forward(batch: Batch) -> Tensor:
+    def forward(batch: Batch) -> Units:
         with accelerator.autocast():
-            logits: Tensor = stage.model(**{key: value for key, value in batch.items() if key != "labels"}).logits
-            return logits
+            units = task.units(stage.model(**task.inputs(batch)), batch)
+        return units.thinned(LOGITS // (len(batches) * units.logits.shape[-1]))
 
-    def metric(logits: np.ndarray, labels: np.ndarray) -> float:
-        return stage.task.score(logits, labels)[stage.task.metric]
+    def metric(units: Sequence[Units], batches: Sequence[Batch], truths: Sequence[Any]) -> float:
+        pairs = zip(units, batches, strict=True)
+        answers = [answer for each, batch in pairs for answer in task.answers(each, batch)]
+        return task.score(answers, truths)[task.metric]
 
-    return Evidence(stage.model, batches, forward, metric)
+    truths = [[holdout.truths[index] for index in group] for group in groups]
+    return Evidence(stage.model, batches, forward, truths, metric)
 
 
 def _rest_bits(job: Job, model: PreTrainedModel, watched: CompressionPlan) -> int:
@@ -220,17 +226,16 @@ def _content(
     epoch = stage.settings.steps_per_epoch(len(stage.data["train"]), stage.accelerator.num_processes)
     lengths = [(phase["steps"], phase["step_seconds"]) for phase in stage.facts["phases"].values()]
     steps, trained = sum(count for count, _ in lengths), sum(count * each for count, each in lengths)
-    metric = stage.task.metric
     return {
         "format": 1,
         "name": job.name,
         "seed": job.seed,
-        "task": {"name": stage.task.name, "metric": metric},
+        "task": {"name": stage.task.name, "metric": stage.task.metric},
         "asked": str(job.budget),
         "accounting": job.budget.accounting,
         "plan": plan.fingerprint,
         "dense": evidence.score(evidence.logits),
-        "chance": asdict(stage.task.chance(evidence.labels)),
+        "chance": asdict(stage.task.chance(list(chain(*evidence.truths)))),
         **found.to_dict(),
         "seconds": seconds,
         "epochs": seconds / (trained / steps * epoch) if trained else None,

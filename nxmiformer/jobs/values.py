@@ -87,7 +87,11 @@ def _object_mistakes(node: Any, kind: Any, where: str) -> Iterator[str]:
         yield _wrong(where, node, f"of type {_name(kind)}")
         return
     path = node[TARGET]
-    target = _found(path)
+    try:
+        target = pydoc.locate(path) if isinstance(path, str) else None
+    except pydoc.ErrorDuringImport as error:
+        yield f"{where}.{TARGET}={path}: it cannot be imported: {type(error.value).__name__}: {error.value}"
+        return
     if not callable(target):
         yield f"{where}.{TARGET}={reprlib.repr(path)}: there is no such class"
     elif isinstance(kind, type) and not (isinstance(target, type) and issubclass(target, kind)):
@@ -97,14 +101,6 @@ def _object_mistakes(node: Any, kind: Any, where: str) -> Iterator[str]:
     else:
         arguments = {key: value for key, value in node.items() if key not in (TARGET, PARTIAL)}
         yield from (_field_mistakes if is_dataclass(target) else _argument_mistakes)(arguments, target, where)
-
-
-def _found(path: Any) -> Any:
-    """What a dotted name stands for; None where it stands for nothing."""
-    try:
-        return pydoc.locate(path) if isinstance(path, str) else None
-    except pydoc.ErrorDuringImport:
-        return None
 
 
 def _field_mistakes(arguments: Mapping[str, Any], target: Any, where: str) -> Iterator[str]:

@@ -25,7 +25,8 @@ def head(model: PreTrainedModel) -> frozenset[str]:
     of masked words are saved without. A model that is its own backbone has no head of which that is known."""
     backbone = model.base_model
     below = {id(p) for name, p in backbone.named_parameters() if not name.startswith("pooler.")}
-    return frozenset(name for name, p in model.named_parameters() if id(p) not in below)
+    every = model.named_parameters(remove_duplicate=False)  # a bias that two modules of a head share has both names
+    return frozenset(name for name, p in every if id(p) not in below)
 
 
 def check_loaded(model: PreTrainedModel, report: Mapping[str, Any], path: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedConfig
 
-from nxmiformer.tasks.order import plain
+from nxmiformer.tasks.order import plain, reading
 from nxmiformer.tasks.task import Task
 
 log = logging.getLogger(__name__)
@@ -26,19 +26,20 @@ def class_names(own: Sequence[str], task: Task, loaded: bool, asked: Sequence[st
     Raises:
         ValueError: the checkpoint's names are not the task's, or those that were asked for are not.
     """
-    ours = {plain(name) for name in task.labels}
+    read = reading(task.labels)
+    ours = {read(name) for name in task.labels}
     if asked is not None:
-        if {plain(name) for name in asked} != ours or len(asked) != len(task.labels):
+        if {read(name) for name in asked} != ours or len(asked) != len(task.labels):
             raise ValueError(f"model.labels={list(asked)}: the classes of {task.name} are {list(task.labels)}")
         return list(asked)
     if not loaded:
         return list(task.labels)
-    theirs = [plain(name) for name in own]
+    theirs = [read(name) for name in own]
     if set(theirs) == ours:
-        if theirs != [plain(name) for name in task.labels]:
+        if theirs != [read(name) for name in task.labels]:
             log.info("model.path=%s: its labels are %s, in this order, and stay so", path, ", ".join(own))
         return list(own)
-    if all(GENERIC.fullmatch(name) for name in theirs):
+    if all(GENERIC.fullmatch(plain(name)) for name in own):
         log.info(
             "model.path=%s: it does not name its labels; they are taken to be %s, in this order (model.labels=[...] "
             "gives another)",
@@ -56,3 +57,8 @@ def name_classes(config: PreTrainedConfig, names: Sequence[str]) -> None:
     """Write the names into a config."""
     config.id2label = dict(enumerate(names))
     config.label2id = {name: number for number, name in enumerate(names)}
+
+
+def classes_of(config: PreTrainedConfig) -> list[str]:
+    """The names of a model's classes, in the order of its outputs."""
+    return [name for _, name in sorted((config.id2label or {}).items())]

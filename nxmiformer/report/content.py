@@ -62,7 +62,8 @@ def sections(run: Run) -> list[Section]:
 
 def shares(run: Run) -> list[tuple[str, str]]:
     """What a reader looks for first: what is kept, how small it is, how long it took."""
-    measured, above, kept = run.report.storage.bytes, run.report.above_chance, words.percent(run.report.kept("final"))
+    measured, above = run.report.storage.bytes, run.report.above_chance
+    kept = words.kept(run.report.task.metric, run.report.kept("final"))
     return [
         ("score kept" if above else f"score kept: the dense model is {words.NO_BETTER}", kept),
         (f"of the file, {words.size(measured.dense_model)} when dense", words.size(measured.packed_model)),
@@ -83,7 +84,7 @@ def scores(run: Run) -> Table:
     ]
     if run.report.chance is not None and not run.report.above_chance:
         blank = (words.NONE,) * len(metrics)
-        rows.append(("chance, up to", words.score(run.report.task.metric, run.report.chance.most), *blank))
+        rows.append(("chance, up to", words.score(run.report.task.metric, run.report.chance.limit), *blank))
     return Table((f"{run.report.report_on} split", *metrics, "kept"), tuple(rows))
 
 
@@ -202,7 +203,7 @@ def _trained(metric: str, trials: Sequence[Sequence[float]]) -> str:
 
 def _kept(run: Run, stage: str) -> str:
     """The share of the dense model's score, by the task's metric."""
-    return words.NONE if words.is_loss(run.report.task.metric) else words.percent(run.report.kept(stage))
+    return words.kept(run.report.task.metric, run.report.kept(stage))
 
 
 def _count(bits: int) -> str:

@@ -157,7 +157,7 @@ class Report:
     def above_chance(self) -> bool:
         """Whether the dense model is better than chance. Of a report that does not tell what chance is: than 0."""
         dense = self.scores["dense"][self.task.metric]
-        return dense > (0.0 if self.chance is None else self.chance.most)
+        return (Chance(0.0, 0.0) if self.chance is None else self.chance).beaten(dense)
 
     def kept(self, stage: str) -> float | None:
         """The share of the dense model's score that a stage (a key of `STAGES`) has; None where it was not taken, or

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nxmiformer.runs.numbers import Run
+from nxmiformer.tasks.scale import better, scale
 from nxmiformer.tasks.task import Chance
 
 NONE = "–"
@@ -18,16 +19,29 @@ def percent(fraction: float | None, digits: int = 1) -> str:
     return f"{100 * fraction:.{digits}f} %".replace("-", "−")
 
 
-def is_loss(metric: str) -> bool:
-    """Whether a metric is a loss: no fraction, and better the lower it is."""
-    return metric.endswith("loss")
+def lower_is_better(metric: str) -> bool:
+    """Whether a metric is better the lower it is, as a loss is."""
+    return better(metric) == "lower"
 
 
 def score(metric: str, value: float | None) -> str:
-    """A score: a percentage, but a loss as it is."""
+    """A score: a share as a percentage, anything else as it is."""
     if value is None or not math.isfinite(value):
         return NONE
-    return f"{value:.4f}" if is_loss(metric) else percent(value, 2)
+    large = f"{value:,.0f}" if value < 1e6 else f"{value:.2g}"
+    forms = {"loss": f"{value:.4f}", "points": f"{value:.2f}", "perplexity": f"{value:.2f}" if value < 1000 else large}
+    return forms.get(scale(metric)) or percent(value, 2)
+
+
+def kept(metric: str, ratio: float | None, digits: int = 1) -> str:
+    """A score over the dense model's: "98.9 %"; where lower is better "1.13 ×", of a perplexity with the rise of its
+    logarithm, "1.13 × (+0.12)"."""
+    if ratio is None or not math.isfinite(ratio):
+        return NONE
+    if not lower_is_better(metric):
+        return percent(ratio, digits)
+    rise = f" ({math.log(ratio):+.2f})".replace("-", "−") if scale(metric) == "perplexity" and ratio > 0 else ""
+    return f"{ratio:.3g} ×{rise}"
 
 
 def results(content: Mapping[str, Any]) -> dict[str, str]:
@@ -49,23 +63,23 @@ def results(content: Mapping[str, Any]) -> dict[str, str]:
 
 def _kept(content: Mapping[str, Any]) -> str:
     share = content["retention"]
-    return percent(share, 2) if share is not None else f"{NONE}: the dense model is {NO_BETTER}"
+    return kept(content["task"]["metric"], share, 2) if share is not None else f"{NONE}: the dense model is {NO_BETTER}"
 
 
 def no_better(metric: str, value: float, chance: Chance) -> str:
     """That the dense model's score is no better than chance."""
-    about = f"{score(metric, chance.score)} ± {percent(chance.error, 2)}"
+    about = f"{score(metric, chance.score)} ± {score(metric, chance.error)}"
     return f"the dense model, with {score(metric, value)} {metric}, is {NO_BETTER} ({about})"
 
 
 def outcome(content: Mapping[str, Any]) -> dict[str, str]:
     """A run on one line of a table, of the content of a `report.json`."""
-    task, scores, kept = content["task"], content["scores"], content["retention"]
+    task, scores = content["task"], content["scores"]
     metric: str = task["metric"]
     return {
         f"dense {metric}": score(metric, scores["dense"][metric]),
         f"packed {metric}": score(metric, scores["packed"][metric]),
-        "kept": percent(kept) if kept is not None else NONE,
+        "kept": kept(metric, content["retention"]),
         "of the file": size(content["storage"]["bytes"]["packed_model"]),
     }
 
@@ -109,9 +123,11 @@ def sized(nbytes: float, of: str) -> str:
     return f"{size(nbytes)} of the {of}"
 
 
-def points(difference: float) -> str:
-    """A difference of scores in percentage points, without its sign: "1.0 points"."""
-    return f"{abs(100 * difference):.1f} points"
+def points(metric: str, difference: float) -> str:
+    """A difference of scores without its sign: "1.0 points", of 100; of a loss, "0.0123"."""
+    if lower_is_better(metric):
+        return score(metric, abs(difference))
+    return f"{abs(difference) * (100 if scale(metric) == 'share' else 1):.1f} points"
 
 
 def subject(run: Run) -> str:
@@ -127,6 +143,8 @@ def headline(run: Run) -> str:
     if run.score("final") is not None and not run.report.above_chance:
         return f"{subject(run)} keeps {NONE} of {metric} in {space}: the dense model is {NO_BETTER}"
     if run.score("final") is not None and run.report.retention is not None:
+        if lower_is_better(metric):
+            return f"{subject(run)} has {kept(metric, run.report.retention)} the {metric} of the dense model in {space}"
         return f"{subject(run)} keeps {percent(run.report.retention)} of {metric} in {space}"
     if (one_shot := run.score("one_shot")) is not None:
         return f"{subject(run)} in one shot leaves {score(metric, one_shot)} {metric} in {space}"
@@ -159,13 +177,13 @@ def search_headline(found: Mapping[str, Any]) -> str:
 def search_caveat(found: Mapping[str, Any]) -> str:
     """What is to be said beside the scores of a search whose dense model is no better than chance, else nothing."""
     chance = found.get("chance")
-    return "" if chance is None or found["dense"] > Chance(**chance).most else f"; the dense model is {NO_BETTER}"
+    return "" if chance is None or Chance(**chance).beaten(found["dense"]) else f"; the dense model is {NO_BETTER}"
 
 
 def export_headline(content: Mapping[str, Any]) -> str:
     """The finding of an export, from the content of its `export.json`: how far the artefact agrees, and its size."""
     form, agreement, nbytes = content["form"], content["agreement"], content["bytes"]
     return (
-        f"{form} gives {percent(agreement['equal'], 2)} of {agreement['examples']} predictions as the packed model "
+        f"{form} gives {percent(agreement['equal'], 2)} of {agreement['units']} predictions as the packed model "
         f"does, in a file of {size(nbytes[form])}"
     )

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nxmiformer.layers.convert import compressed_layers, linear_layers
 from nxmiformer.layers.linear import CompressedLinear
@@ -18,6 +18,7 @@ from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import Batch, input_moments
 from nxmiformer.optim import Problem
 from nxmiformer.sets import ConstraintSet
+from nxmiformer.tasks.units import Units
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,17 @@ class Evidence:
 
     Attributes:
         model: a converted model with its quantizers off; its parameters may need no gradient.
-        batches: with `labels`.
-        forward: runs `model` on a batch, without its labels, and gives the logits (batch, outputs).
-        metric: the task's score, from logits (examples, outputs) and labels (examples,).
+        batches: with their targets.
+        forward: runs `model` on a batch, and gives the units of its outputs.
+        truths: of the examples of each batch, what the task holds answers against.
+        metric: the task's score, from the units of each batch, the batches, and the truths of all examples.
     """
 
     model: nn.Module
     batches: Sequence[Batch]
-    forward: Callable[[Batch], Tensor]
-    metric: Callable[[np.ndarray, np.ndarray], float]
+    forward: Callable[[Batch], Units]
+    truths: Sequence[Sequence[Any]]
+    metric: Callable[[Sequence[Units], Sequence[Batch], Sequence[Any]], float]
     _problems: dict[str, Problem] = field(default_factory=dict, init=False, repr=False, compare=False)
     _points: dict[tuple[str, ConstraintSet, int], dict[str, Tensor]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -49,12 +52,7 @@ class Evidence:
     @property
     def examples(self) -> int:
         """How many there are in the batches."""
-        return sum(len(batch["labels"]) for batch in self.batches)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Of all examples, (examples,)."""
-        return torch.cat([batch["labels"] for batch in self.batches]).cpu().numpy()
+        return sum(map(_size, self.batches))
 
     @cached_property
     def moments(self) -> dict[str, Tensor]:
@@ -81,51 +79,70 @@ class Evidence:
         if examples >= self.examples:
             return self
         if examples not in self._parts:
-            counts = [math.ceil(len(batch["labels"]) * examples / self.examples) for batch in self.batches]
+            counts = [math.ceil(_size(batch) * examples / self.examples) for batch in self.batches]
             pairs = zip(self.batches, counts, strict=True)
             fewer = [{key: value[:count] for key, value in batch.items()} for batch, count in pairs]
-            self._parts[examples] = Evidence(self.model, fewer, self.forward, self.metric)
+            truths = [each[:count] for each, count in zip(self.truths, counts, strict=True)]
+            self._parts[examples] = Evidence(self.model, fewer, self.forward, truths, self.metric)
         return self._parts[examples]
 
     @cached_property
+    def dense(self) -> list[Units]:
+        """The dense model's units, a batch at a time."""
+        return self._units()
+
+    @property
     def logits(self) -> list[Tensor]:
-        """The dense model's, a batch at a time."""
-        return self._logits()
+        """Theirs, (units, outputs) a batch."""
+        return [units.logits for units in self.dense]
+
+    @cached_property
+    def units(self) -> int:
+        """How many there are in the batches."""
+        return sum(map(len, self.dense))
 
     @torch.no_grad()
-    def _logits(self) -> list[Tensor]:
+    def _units(self) -> list[Units]:
         with evaluating(self.model):
-            return [self.forward(batch).float() for batch in self.batches]
+            return [self.forward(batch) for batch in self.batches]
 
     def changed(self, weights: Mapping[str, Tensor]) -> list[Tensor]:
         """The logits, a batch at a time, when layers have these weights (out, in) instead."""
         with self._replaced(weights):
-            return self._logits()
+            return [units.logits for units in self._units()]
 
     def divergence(self, logits: Sequence[Tensor]) -> float:
-        """How far `logits` are from the dense model's: KL(dense || theirs), mean over the examples; half the squared
-        error for a regression."""
-        return sum(_divergence(*pair) for pair in zip(self.logits, logits, strict=True)) / self.examples
+        """How far `logits` are from the dense model's: KL(dense || theirs), mean over the units; half the squared
+        error for a regression. In float64, as float32 leaves as much rounding as a good set does damage."""
+        total = sum(
+            units.outcome.divergences(units.logits.double(), after.double()).sum().item()
+            for units, after in zip(self.dense, logits, strict=True)
+        )
+        return max(0.0, total) / self.units
 
     def distance(self, logits: Sequence[Tensor]) -> float:
-        """Half the mean squared change from the dense model's zero-meaned logits, mean over the examples: what the
-        divergence comes to at a high temperature (Hinton et al. 2015, arXiv 1503.02531, eq. 4); for a regression the
-        same as the divergence. An example of which the model is sure counts as much as any other."""
-        changes = (_zero_meaned(after.double() - before) for before, after in zip(self.logits, logits, strict=True))
-        return sum(0.5 * change.square().mean(-1).sum().item() for change in changes) / self.examples
+        """Half the mean squared change from the dense model's centred logits, mean over the units: what the divergence
+        comes to at a high temperature (Hinton et al. 2015, arXiv 1503.02531, eq. 4); for a regression the same as the
+        divergence. A unit of which the model is sure counts as much as any other."""
+        pairs = zip(self.dense, logits, strict=True)
+        return (
+            sum(each.outcome.distances(each.logits.double(), after.double()).sum().item() for each, after in pairs)
+            / self.units
+        )
 
     def loss(self, logits: Sequence[Tensor]) -> float:
-        """The task's loss at `logits`, mean over the examples."""
-        pairs = zip(logits, self.batches, strict=True)
-        return sum(loss(each, batch["labels"]).sum().item() for each, batch in pairs) / self.examples
+        """The task's loss at `logits`, mean over the units."""
+        pairs = zip(self.dense, logits, strict=True)
+        return sum(each.outcome.losses(after, each.targets).sum().item() for each, after in pairs) / self.units
 
     def score(self, logits: Sequence[Tensor]) -> float:
         """The task's score at `logits`."""
-        return self.metric(torch.cat(list(logits)).cpu().numpy(), self.labels)
+        units = [each.saying(after) for each, after in zip(self.dense, logits, strict=True)]
+        return self.metric(units, self.batches, list(chain(*self.truths)))
 
     @contextmanager
     def _replaced(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        self.logits  # noqa: B018 (those of the dense model are taken before anything is replaced)
+        self.dense  # noqa: B018 (those of the dense model are taken before anything is replaced)
         kept = {name: self.layers[name].matrix.detach().clone() for name in weights}
         try:
             self._put(weights)
@@ -141,7 +158,7 @@ class Evidence:
     @cached_property
     def output_gradients(self) -> dict[str, Tensor]:
         """Of each layer's outputs, (out,): the squared gradient of the logits, less their mean as in `distance`, in a
-        random direction of unit mean square, summed over an example's tokens, mean over the examples. It estimates the
+        random direction of unit mean square, summed over the tokens of a batch, mean over the units. It estimates the
         diagonal of the output factor of K-FAC (Martens and Grosse 2015, arXiv 1503.05671, eq. 1, section 3), with the
         `distance` of the logits in the place of their divergence."""
         totals = {name: torch.zeros(each.out_features, device=each.weight.device) for name, each in self.layers.items()}
@@ -160,35 +177,37 @@ class Evidence:
         modules = dict.fromkeys(compressed_layers(self.model).values())  # all that share a weight, each once
         hooks = [module.register_forward_hook(look) for module in modules]
         try:
-            for _, logits in self._with_gradients():
-                drawn = torch.randn(logits.shape, generator=generator, device="cpu")  # the same wherever the model is
-                direction = _zero_meaned(drawn).to(logits.device) / math.sqrt(logits.shape[-1])
-                (logits * direction).sum().backward()
+            for units in self._with_gradients():
+                possible = units.logits.isfinite()
+                drawn = torch.randn(units.logits.shape, generator=generator, device="cpu").to(possible.device)
+                direction = units.outcome.centred(drawn.masked_fill(~possible, -math.inf))
+                scaled = direction / possible.sum(-1, keepdim=True).sqrt()
+                (units.logits.masked_fill(~possible, 0.0) * scaled).sum().backward()
         finally:
             for hook in hooks:
                 hook.remove()
-        return {name: total / self.examples for name, total in totals.items()}
+        return {name: total / self.units for name, total in totals.items()}
 
     @cached_property
     def expansion(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Of each layer, (out, in) both: the gradient of the mean loss, and the diagonal of its empirical Fisher
         information, the mean over batches of the squared gradient times the batch size."""
         sums = {name: (torch.zeros_like(m), torch.zeros_like(m)) for name, m in self._matrices().items()}
-        for batch, logits in self._with_gradients():
-            size = len(batch["labels"])
-            loss(logits, batch["labels"]).mean().backward()
+        for units in self._with_gradients():
+            size = len(units)
+            units.outcome.losses(units.logits, units.targets).mean().backward()
             for name, layer in self.layers.items():
                 assert layer.weight.grad is not None
                 grad = (layer.weight.grad.t() if layer.transposed else layer.weight.grad).float()
                 sums[name][0].add_(grad, alpha=size)
                 sums[name][1].add_(grad.square(), alpha=size * size)
-        return {name: (slope / self.examples, square / self.examples) for name, (slope, square) in sums.items()}
+        return {name: (slope / self.units, square / self.units) for name, (slope, square) in sums.items()}
 
     def _matrices(self) -> dict[str, Tensor]:
         return {name: layer.matrix.detach().float() for name, layer in self.layers.items()}
 
-    def _with_gradients(self) -> Iterator[tuple[Batch, Tensor]]:
-        """Each batch and its logits, from which gradients reach the layers' weights; afterwards they are as before."""
+    def _with_gradients(self) -> Iterator[Units]:
+        """The units of each batch, from whose logits gradients reach the layers' weights, which are then as before."""
         before = [(p, p.requires_grad, p.grad) for p in self.model.parameters()]
         weights = {id(layer.weight) for layer in self.layers.values()}
         for parameter, _, _ in before:
@@ -197,7 +216,7 @@ class Evidence:
         try:
             with evaluating(self.model), torch.enable_grad():
                 for batch in self.batches:
-                    yield batch, self.forward(batch).float()
+                    yield self.forward(batch)
                     self.model.zero_grad()
         finally:
             for parameter, needed, grad in before:
@@ -216,22 +235,6 @@ class Evidence:
         return digest.hexdigest()[:16]
 
 
-def loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The loss of each example, (batch,): cross-entropy, or for a regression half the squared error, the negative log
-    likelihood of a normal distribution of unit variance."""
-    if logits.shape[-1] == 1:
-        return 0.5 * (logits[:, 0] - labels.float()).square()
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def _divergence(before: Tensor, after: Tensor) -> float:
-    """Sum over the examples of a batch; in float64, as float32 leaves as much rounding as a good set does damage."""
-    before, after = before.double(), after.double()
-    if before.shape[-1] == 1:
-        return 0.5 * (after - before).square().sum().item()
-    return max(0.0, F.kl_div(after.log_softmax(-1), before.log_softmax(-1), reduction="sum", log_target=True).item())
-
-
-def _zero_meaned(logits: Tensor) -> Tensor:
-    """The logits of several outputs less their mean, of which no probability knows; a regression's as they are."""
-    return logits - logits.mean(-1, keepdim=True) if logits.shape[-1] > 1 else logits
+def _size(batch: Batch) -> int:
+    """Examples in a batch."""
+    return len(next(iter(batch.values())))

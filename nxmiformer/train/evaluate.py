@@ -1,44 +1,72 @@
 """Score a model on a split."""
 
-import numpy as np
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from nxmiformer.console.display import SILENT, Display
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.tasks.batches import Examples, sorted_batches
 from nxmiformer.tasks.task import Task
+from nxmiformer.tasks.units import Outputs, Units
+
+Forward = Callable[[Mapping[str, Tensor]], Outputs]  # a batch's inputs by name -> the model's outputs by name
+Look = tuple[list[int], dict[str, Tensor], Units]  # numbers of examples, their batch, and the units of its outputs
 
 
-@torch.no_grad()
-def predict(
-    model: nn.Module,
-    examples: Examples,
-    size: int,
-    accelerator: Accelerator,
-    display: Display = SILENT,
-    name: str = "evaluation",
-) -> np.ndarray:
-    """Logits (examples, outputs), float32, in the examples' order."""
+def looks(forward: Forward, task: Task, examples: Examples, size: int, device: torch.device | str) -> Iterator[Look]:
+    """Every example once, in batches of like length, without gradients."""
+    for indices in sorted_batches(examples, size):
+        batch = examples.batch(indices, device)
+        with torch.no_grad():
+            units = task.units(forward(task.inputs(batch)), batch)
+        yield indices, batch, units
 
-    def forward(indices: list[int]) -> torch.Tensor:
-        batch = examples.batch(indices, accelerator.device)
-        del batch["labels"]
+
+def forward_of(model: PreTrainedModel, accelerator: Accelerator) -> Forward:
+    """The model as it runs on the accelerator."""
+
+    def forward(inputs: Mapping[str, Tensor]) -> Outputs:
         with accelerator.autocast():
-            logits: torch.Tensor = model(**batch).logits
-        return logits.float().cpu()
+            outputs: Outputs = model(**inputs)
+            return outputs
 
-    order = sorted_batches(examples, size)
-    with evaluating(model):
-        rows = torch.cat(list(display.tracked(map(forward, order), name, len(order), brief=True)))
-    logits = torch.empty_like(rows)
-    logits[[index for indices in order for index in indices]] = rows
-    return logits.numpy()
+    return forward
+
+
+class Answers:
+    """The answers of all examples, taken in a batch at a time.
+
+    Args:
+        model: what gives them; None where there are only its outputs. See `Task.answers`.
+    """
+
+    def __init__(self, task: Task, examples: Examples, model: PreTrainedModel | None = None) -> None:
+        self.task, self.examples, self.model = task, examples, model
+        self._found: dict[int, Any] = {}
+
+    @torch.no_grad()
+    def add(self, look: Look) -> None:
+        """Take in the answers to a batch."""
+        indices, batch, units = look
+        self._found.update(zip(indices, self.task.answers(units, batch, self.model), strict=True))
+
+    @property
+    def all(self) -> list[Any]:
+        """Of all examples, in their order."""
+        return [self._found[index] for index in range(len(self.examples))]
+
+    def score(self) -> dict[str, float]:
+        """The task's metrics, of all examples."""
+        return self.task.score(self.all, self.examples.truths)
 
 
 def evaluate(
-    model: nn.Module,
+    model: PreTrainedModel,
     task: Task,
     examples: Examples,
     size: int,
@@ -47,4 +75,9 @@ def evaluate(
     name: str = "evaluation",
 ) -> dict[str, float]:
     """The task's metrics on the examples."""
-    return task.score(predict(model, examples, size, accelerator, display, name), examples.labels.numpy())
+    answers, batches = Answers(task, examples, model), -(-len(examples) // size)
+    with evaluating(model):
+        seen = looks(forward_of(model, accelerator), task, examples, size, accelerator.device)
+        for look in display.tracked(seen, name, batches, brief=True):
+            answers.add(look)
+    return answers.score()

@@ -122,7 +122,7 @@ class Stage:
 
     def chance(self, split: str) -> Chance:
         """What answers that do not look at the text score on a split."""
-        return self.task.chance(self.data[split].labels.numpy())
+        return self.task.chance(self.data[split].truths)
 
     def save(self, name: str, position: Position, state: Mapping[str, Any]) -> None:
         """Write checkpoint `name`, once for all processes."""
@@ -137,7 +137,7 @@ class Training:
     method: Method
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    best: float = float("-inf")
+    best: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"method": self.method, "optimizer": self.optimizer, "scheduler": self.scheduler}
@@ -169,7 +169,7 @@ def train_phase(
     Raises:
         ValueError: the loss, a weight or a state is not finite; the data do not fill a batch.
     """
-    settings, accelerator = stage.settings, stage.accelerator
+    settings, accelerator, task = stage.settings, stage.accelerator, stage.task
     length = phase.length(stage.steps_per_epoch())
     clock = _Clock(position)
     training = training_of(stage, name, phase, length, calibrate=position.step == 0)
@@ -192,7 +192,7 @@ def train_phase(
             for _ in range(settings.accumulation):
                 with accelerator.accumulate(stage.wrapped):
                     with accelerator.autocast():
-                        part = phase.objective(stage.wrapped, teacher, next(batches))
+                        part = phase.objective.of(task, stage.wrapped, teacher, next(batches))
                     accelerator.backward(part)
                     loss += part.item() / settings.accumulation
                     if accelerator.sync_gradients:
@@ -215,9 +215,10 @@ def train_phase(
             if due(settings.evaluate_every) or last:
                 with method.as_finished():
                     scores = stage.score("holdout")
-                    progress.score(stage.task.metric, scores[stage.task.metric])
-                    if scores[stage.task.metric] > training.best and due(settings.evaluate_every):
-                        training.best = scores[stage.task.metric]
+                    score = scores[task.metric]
+                    progress.score(task.metric, score)
+                    if task.improves(score, training.best) and due(settings.evaluate_every):
+                        training.best = score
                         stage.save("best", position, {})
                 row |= {f"holdout/{key}": value for key, value in scores.items()} | method.metrics(layers=True)
             if due(settings.log_every) or due(settings.evaluate_every) or last:
@@ -244,7 +245,7 @@ def training_of(stage: Stage, name: str, phase: Phase, length: Length, calibrate
     @torch.no_grad()
     def forward(batch: Batch) -> None:
         with stage.accelerator.autocast():
-            stage.model(**{key: value for key, value in batch.items() if key != "labels"})
+            stage.model(**stage.task.inputs(batch))
 
     method = phase.method
     method.attach(stage.model, length)

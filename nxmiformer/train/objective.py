@@ -1,15 +1,18 @@
 """What training minimises."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nxmiformer.sets.fields import check_fields
+from nxmiformer.tasks.task import Task
+from nxmiformer.tasks.units import Units, whole_units
 from nxmiformer.train.hidden import hidden_error
+
+UnitsOf = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Units]  # of a model's outputs, and their batch
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,7 @@ class Objective:
 
     Attributes:
         task: weight of the model's own loss (cross-entropy, or squared error of a regression).
-        logits: weight of the distillation of logits: T^2 KL(teacher || student) at temperature T, mean over the batch
-            (Hinton et al. 2015, arXiv 1503.02531, section 2); the squared error for a regression.
+        logits: weight of the distillation of the task's units; see `Outcome.distillation`.
         temperature: T.
         hidden: weight of the mean squared error between the hidden states of all layers, of an encoder and a decoder
             alike, padding left out (as TinyBERT, Jiao et al. 2020, arXiv 1909.10351, eq. 8, without the projection: the
@@ -44,24 +46,35 @@ class Objective:
         """Whether a teacher is needed."""
         return self.logits > 0 or self.hidden > 0
 
-    def __call__(self, model: nn.Module, teacher: nn.Module | None, batch: Mapping[str, Any]) -> Tensor:
-        """The loss of one batch: keyword arguments of the model, `labels` among them."""
+    def __call__(
+        self,
+        model: nn.Module,
+        teacher: nn.Module | None,
+        batch: Mapping[str, Any],
+        units: UnitsOf = whole_units,
+        targets: Sequence[str] = ("labels",),
+    ) -> Tensor:
+        """The loss of one batch: keyword arguments of the model.
+
+        Args:
+            units: what of the outputs is distilled.
+            targets: names in the batch that the teacher is not to see.
+        """
         outputs = model(**batch, output_hidden_states=self.hidden > 0)
         loss: Tensor = self.task * outputs.loss
         if not self.distils:
             return loss
         assert teacher is not None
         with torch.no_grad():
-            inputs = {key: value for key, value in batch.items() if key != "labels"}
+            inputs = {name: value for name, value in batch.items() if name not in targets}
             target = teacher(**inputs, output_hidden_states=self.hidden > 0)
         if self.logits:
-            loss = loss + self.logits * self._logits(outputs.logits, target.logits)
+            ours, theirs = units(outputs, batch), units(target, batch)
+            loss = loss + self.logits * ours.outcome.distillation(theirs.logits, ours.logits, self.temperature)
         if self.hidden:
             loss = loss + self.hidden * hidden_error(outputs, target, batch.get("attention_mask"))
         return loss
 
-    def _logits(self, student: Tensor, teacher: Tensor) -> Tensor:
-        if student.shape[-1] == 1:
-            return F.mse_loss(student.float(), teacher.float())
-        soft = [F.log_softmax(logits.float() / self.temperature, dim=-1) for logits in (student, teacher)]
-        return self.temperature**2 * F.kl_div(soft[0], soft[1], reduction="batchmean", log_target=True)
+    def of(self, task: Task, model: nn.Module, teacher: nn.Module | None, batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss of one batch of a task, which says what of it the models are given, and what is distilled."""
+        return self(model, teacher, task.told(batch), lambda outputs, _: task.units(outputs, batch), task.targets)

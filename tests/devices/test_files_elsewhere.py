@@ -16,8 +16,9 @@ from nxmiformer.layers.lazy import make_eager
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.tasks.batches import Examples
+from nxmiformer.tasks.labelled import LabelledTexts
 from nxmiformer.train.checkpoint import Checkpoints, Position
-from nxmiformer.train.evaluate import predict
+from nxmiformer.train.evaluate import evaluate
 
 IDS = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 9, 2]])
 FEATURES = [{"input_ids": row, "attention_mask": [1] * len(row)} for row in ([1, 2, 3], [4, 5, 6, 7, 8], [9])]
@@ -76,12 +77,30 @@ def test_a_packed_model_moves_and_computes_there(made, tmp_path, lazy):
     assert torch.equal(logits(moved.to("cpu")), expected)
 
 
+class Logits(LabelledTexts):
+    """A task whose metrics are the logits of each example."""
+
+    name, metric, columns = "logits", "0", ("text",)
+
+    def __init__(self, outputs):
+        self.labels = tuple(map(str, range(outputs)))
+
+    def splits(self):
+        raise NotImplementedError
+
+    def score(self, answers, truths):
+        return {str(truth): answer.tolist() for truth, answer in zip(truths, answers, strict=True)}
+
+
 def test_an_evaluation_elsewhere_gives_the_logits_of_the_cpu(made):
     model, _ = made
-    examples = Examples(FEATURES, torch.tensor([0, 1, 2]), {"input_ids": 0, "attention_mask": 0})
-    expected = predict(eager(model), examples, 2, Accelerator(cpu=True))
-    found = predict(model.to(foreign.DEVICE), examples, 2, Elsewhere(cpu=True))
-    assert (found == expected).all()
+    labels = torch.tensor([0, 1, 2])
+    examples = Examples(FEATURES, {"input_ids": 0, "attention_mask": 0}, {"labels": labels}, labels.tolist())
+    task = Logits(model.config.num_labels)
+    expected = evaluate(eager(model), task, examples, 2, Accelerator(cpu=True))
+    found = evaluate(model.to(foreign.DEVICE), task, examples, 2, Elsewhere(cpu=True))
+    assert len(expected) == len(labels)
+    assert found == expected
 
 
 def test_a_checkpoint_of_a_model_elsewhere_goes_back_there(made, tmp_path):

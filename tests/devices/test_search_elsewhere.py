@@ -6,7 +6,7 @@ import pytest
 from devices import foreign
 from devices.foreign import there
 from every import SENSITIVITIES
-from search.small import evidence, logits
+from search.small import evidence, units
 
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.sets import NM, Grid, Then
@@ -20,7 +20,8 @@ def both():
     stayed = evidence("gpt2", count=6, size=3)
     stayed.model.set_attn_implementation("eager")  # the CPU has another kernel for sdpa
     model = copy.deepcopy(stayed.model).to(foreign.DEVICE)
-    return stayed, Evidence(model, there(stayed.batches), lambda batch: logits(model, batch), stayed.metric)
+    batches = there(stayed.batches)
+    return stayed, Evidence(model, batches, lambda batch: units(model, batch), stayed.truths, stayed.metric)
 
 
 @pytest.mark.parametrize("sensitivity", SENSITIVITIES, ids=repr)

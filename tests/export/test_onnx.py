@@ -72,7 +72,8 @@ def written(model, plan, directory, **options):
     form.write(model, plan, directory)
     content = onnx.load(directory / FILE)
     onnx.checker.check_model(content, full_check=True)
-    return content, form.read(directory, threads=1)
+    run = form.read(directory, threads=1)
+    return content, lambda batch: run(batch)["logits"]
 
 
 @pytest.mark.parametrize("make", [roberta, distilbert, gpt2, llama])

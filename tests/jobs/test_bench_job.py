@@ -45,7 +45,7 @@ class Copy(Format):
 
     def read(self, directory, threads=None):
         model = load_packed(directory / "model")
-        return lambda batch: model(**batch).logits
+        return lambda batch: {"logits": model(**batch).logits}
 
 
 def write_run(directory, hidden=16):
@@ -87,7 +87,7 @@ def test_all_there_is_takes_part_dense_first_and_computes_what_it_should(packed,
     assert names[1:] == ["dense bf16", "packed", "packed lazy", "dense onnx", "copy", "copy unpruned"]
     assert lined.left_out == {}
     inputs = made_up(load_packed(packed), 3, 8)
-    logits = {each.name: each.load()(inputs).float() for each in lined.contenders}
+    logits = {each.name: each.load()(inputs)["logits"].float() for each in lined.contenders}
     assert {tuple(each.shape) for each in logits.values()} == {(3, 2)}
     for same in ("packed lazy", "copy"):
         assert torch.equal(logits[same], logits["packed"])
@@ -119,7 +119,7 @@ def test_without_a_dense_model_the_packed_weights_are_the_dense_ones_and_there_i
         if isinstance(layer, torch.nn.Linear) and getattr(layer, "inputs", None) is not None:
             layer.inputs.active = False
     inputs = made_up(model, 2, 8)
-    torch.testing.assert_close(first.load()(inputs), model(**inputs).logits)
+    torch.testing.assert_close(first.load()(inputs)["logits"], model(**inputs).logits)
 
 
 def test_an_export_that_is_not_of_the_packed_model_or_of_no_known_form_is_left_out_and_told(packed, tmp_path):

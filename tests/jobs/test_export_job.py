@@ -5,14 +5,14 @@ import shutil
 from pathlib import Path
 
 import hydra
-import numpy as np
 import pytest
 
 from nxmiformer import cli
 from nxmiformer.export import load_packed, save_packed
+from nxmiformer.export.agreement import DisagreementError
 from nxmiformer.export.format import Format
 from nxmiformer.files import BusyError
-from nxmiformer.jobs.export import NEAR, Agreement, DisagreementError, export, is_export
+from nxmiformer.jobs.export import export, is_export
 from nxmiformer.layers.convert import convert, project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
@@ -49,7 +49,7 @@ class Copy(Format):
 
     def read(self, directory, threads=None):
         model = load_packed(directory / "model")
-        return lambda batch: model(**batch).logits * self.sign
+        return lambda batch: {"logits": model(**batch).logits * self.sign}
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_an_artefact_that_agrees_lies_beside_the_packed_model_with_tokenizer_con
     assert {"config.json", "tokenizer.json", "export.json", "model"} <= {path.name for path in directory.iterdir()}
     assert content.pop("out") == str(directory)
     assert json.loads((directory / "export.json").read_text()) == content
-    assert content["agreement"] == {**content["agreement"], "examples": 24, "difference": 0.0, "equal": 1.0}
+    assert content["agreement"] == {**content["agreement"], "units": 24, "difference": 0.0, "equal": 1.0}
     assert content["scores"]["copy"] == content["scores"]["packed"]
     assert content["bytes"]["packed"] == (packed / "model.safetensors").stat().st_size
     assert not [path for path in packed.parent.iterdir() if path.name.startswith(".")]
@@ -153,21 +153,6 @@ def test_an_export_without_a_path_says_so():
         built = cli.build(hydra.compose("config", TASK), None)
     with pytest.raises(ValueError, match=r"path=RUN/packed"):
         export(built)
-
-
-def test_predictions_are_equal_by_their_class_or_by_their_distance():
-    ours = np.array([[0.0, 1.0], [2.0, 0.0], [0.0, 3.0], [1.0, 0.0]])
-    off, far = np.array([0, 0.5]), np.array([1.5, 0])
-    labels = np.array([0, 1, 0, 1])
-    assert Agreement.of(ours, ours + off, labels) == Agreement(4, 0.5, 3.0, 1.0)
-    assert Agreement.of(ours, ours + far, labels).equal == 0.75
-    values, moved = np.array([[0.0], [10.0]]), np.array([[0.9 * NEAR * 10], [10 + 1.1 * NEAR * 10]])
-    assert Agreement.of(values, moved, np.array([1.0, 2.0])).equal == 0.5
-    flat = np.array([[2.5], [2.5 + 1e-6]])
-    assert Agreement.of(flat, flat + 1e-5, np.array([0.0, 5.0])).equal == 1.0
-    assert Agreement.of(flat, flat + 0.1, np.array([0.0, 5.0])).equal == 0.0
-    with pytest.raises(DisagreementError, match="logits"):
-        Agreement.of(ours, ours[:3], labels)
 
 
 def test_the_console_runs_an_export_to_onnx_and_shows_it(packed, monkeypatch, capsys):

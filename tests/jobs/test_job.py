@@ -104,7 +104,7 @@ def test_what_is_kept_is_a_share_of_a_dense_score_that_is_above_chance_and_else_
     caplog.set_level(logging.INFO, "nxmiformer")
     content, directory = done
     blind = content["chance"]["score"] + 2 * content["chance"]["error"]
-    assert content["chance"] == {"score": 0.5, "error": pytest.approx(0.25 / 12**0.5)}
+    assert content["chance"] == {"score": 0.5, "error": pytest.approx(0.25 / 12**0.5), "better": "higher"}
     assert content["scores"]["dense"]["accuracy"] <= blind
     assert content["retention"] is None
     for name in ("report.md", "report.html", "packed/README.md"):

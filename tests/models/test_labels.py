@@ -9,10 +9,10 @@ import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nxmiformer.models.labels import class_names
+from nxmiformer.models.labels import class_names, classes_of
 from nxmiformer.models.source import Pretrained
 from nxmiformer.tasks.glue import TASKS, Glue
-from nxmiformer.tasks.order import Reordered, in_order
+from nxmiformer.tasks.labelled import Reordered
 
 SST2 = Glue("sst2")
 
@@ -55,14 +55,14 @@ def test_a_classifier_of_a_number_of_its_own_keeps_its_config_through_the_source
     assert model.config.id2label == names
     assert model.config.label2id == {"positive": 0, "negative": 1}
     assert torch.equal(model.classifier.weight, saved.classifier.weight)
-    assert in_order(SST2, model.config.id2label).labels == ("positive", "negative")
+    assert SST2.in_order(classes_of(model.config)).labels == ("positive", "negative")
 
 
 @given(data=st.data(), name=st.sampled_from([name for name, facts in TASKS.items() if facts.labels]))
 def test_a_task_in_another_order_gives_the_same_scores_and_chance(data, name):
     task = Glue(name)
     order = data.draw(st.permutations(range(task.outputs)))
-    other = in_order(task, {place: task.labels[number].upper() for place, number in enumerate(order)})
+    other = task.in_order([task.labels[number].upper() for number in order])
     draw = np.random.default_rng(data.draw(st.integers(0, 99)))
     logits, labels = draw.normal(size=(30, task.outputs)), draw.integers(task.outputs, size=30)
     renumbered = np.argsort(order)[labels]
@@ -71,9 +71,9 @@ def test_a_task_in_another_order_gives_the_same_scores_and_chance(data, name):
     assert [other.labels[number] for number in renumbered] == [task.labels[number] for number in labels]
 
 
-@pytest.mark.parametrize("names", [{0: "negative", 1: "positive"}, {0: "a", 1: "b"}, {0: "LABEL_0"}])
+@pytest.mark.parametrize("names", [["negative", "positive"], ["a", "b"], ["LABEL_0"]])
 def test_a_task_stays_itself_where_the_order_is_its_own_or_the_names_are_not(names):
-    assert in_order(SST2, names) is SST2
+    assert SST2.in_order(names) is SST2
 
 
 class Made(Glue):

@@ -17,13 +17,13 @@ from nxmiformer.models.source import Embedded, Pretrained
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.tasks.grammar import Grammar
-from nxmiformer.tasks.task import Task
+from nxmiformer.tasks.labelled import LabelledTexts
 
 MINILM = Path(__file__).parents[2].parent / "shared" / "models" / "all-MiniLM-L6-v2"
 JOINT = Then(NM(2, 4), Grid(4))
 
 
-class Made(Task):
+class Made(LabelledTexts):
     """As much of a task as a model depends on."""
 
     def __init__(self, *labels):
@@ -32,7 +32,7 @@ class Made(Task):
     def splits(self):
         raise NotImplementedError
 
-    def score(self, logits, labels):
+    def score(self, answers, truths):
         raise NotImplementedError
 
 

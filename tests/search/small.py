@@ -9,6 +9,7 @@ from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.sets import NM
+from nxmiformer.tasks.units import whole_units
 
 SIZES = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 WORDS = {"vocab_size": 20, "pad_token_id": 0, "initializer_range": 0.2}
@@ -76,6 +77,16 @@ def logits(model, batch):
     return model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
 
 
+def units(model, batch):
+    return whole_units({"logits": logits(model, batch)}, batch)
+
+
+def score(units, batches, truths):
+    rows, labels = (torch.cat([getattr(each, part).cpu() for each in units]).numpy() for part in ("logits", "targets"))
+    assert labels.tolist() == list(truths)
+    return accuracy(rows, labels)
+
+
 def accuracy(logits, labels):
     return (
         float(np.mean(logits.argmax(-1) == labels)) if logits.shape[-1] > 1 else -float(np.var(logits[:, 0] - labels))
@@ -88,7 +99,8 @@ def evidence(kind="bert", count=18, size=7):
     model = nothing_constrained(MODELS[kind]()).train()
     some = examples(count, model.config.num_labels)
     batches = [padded(some[start : start + size]) for start in range(0, count, size)]
-    return Evidence(model, batches, lambda batch: logits(model, batch), accuracy)
+    truths = [batch["labels"].tolist() for batch in batches]
+    return Evidence(model, batches, lambda batch: units(model, batch), truths, score)
 
 
 def separate(evidence):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from naive import same_bits
-from small import MODELS, evidence, logits, separate
+from small import MODELS, accuracy, evidence, logits, separate
 
 from nxmiformer.layers.convert import compressed_layers
 from nxmiformer.sets import NM, Grid, Then
@@ -98,7 +98,7 @@ def test_the_least_change_diverges_by_no_less_than_zero():
 def test_the_score_is_the_metric_of_all_logits_and_labels_together(seen):
     labels = torch.cat([batch["labels"] for batch in seen.batches]).numpy()
     assert seen.examples == len(labels)
-    assert seen.score(seen.logits) == seen.metric(torch.cat(seen.logits).numpy(), labels)
+    assert seen.score(seen.logits) == accuracy(torch.cat(seen.logits).numpy(), labels)
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -19,7 +19,7 @@ from nxmiformer.tasks.batches import Examples
 from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.train.astray import not_finite
 from nxmiformer.train.checkpoint import Checkpoints, Position
-from nxmiformer.train.evaluate import evaluate, predict
+from nxmiformer.train.evaluate import evaluate
 from nxmiformer.train.loop import Settings, Stage, train_phase
 from nxmiformer.train.objective import Objective
 from nxmiformer.train.recipe import Phase, Recipe
@@ -65,7 +65,8 @@ def examples(lengths, seed=0):
         tokens = torch.randint(5, 50, (length,), generator=generator).tolist()
         features.append({"input_ids": tokens, "token_type_ids": [0] * length, "attention_mask": [1] * length})
     labels = torch.randint(2, (len(features),), generator=generator)
-    return Examples(features, labels, {"input_ids": 0, "token_type_ids": 0, "attention_mask": 0})
+    padding = {"input_ids": 0, "token_type_ids": 0, "attention_mask": 0}
+    return Examples(features, padding, {"labels": labels}, labels.tolist())
 
 
 def bert():
@@ -144,8 +145,8 @@ def test_what_the_method_adds_before_clipping_is_clipped_too(tmp_path):
 
 
 class Objecting(Objective):
-    def __call__(self, model, teacher, batch):
-        return super().__call__(model, teacher, batch) * float("nan")
+    def __call__(self, *args):
+        return super().__call__(*args) * float("nan")
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -226,23 +227,31 @@ def test_what_is_not_finite_is_found_wherever_it_is():
     assert not_finite(model, state) == ["bias", "optimizer.state.0.average", "method.1.z"]
 
 
-def test_predictions_are_in_the_order_of_the_examples_and_training_mode_stays(tmp_path):
+def test_answers_are_in_the_order_of_the_examples_and_training_mode_stays(tmp_path, monkeypatch):
     run = stage(tmp_path, settings())
     data = examples([12, 3, 7, 20, 5, 3, 9])
     run.model.train()
-    logits = predict(run.model, data, 3, run.accelerator)
+    seen = []
+
+    def keeping(task, answers, truths):
+        seen.append((answers, truths))
+        return {"accuracy": 0.0}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Grammar, "score", keeping)
+        evaluate(run.model, TASK, data, 3, run.accelerator)
     assert run.model.training
-    assert logits.dtype == np.float32
-    for i in range(len(data)):
-        batch = data.batch([i], "cpu")
-        del batch["labels"]
+    ((answers, truths),) = seen
+    assert truths == data.whole["labels"].tolist()
+    run.model.eval()
+    for i, answer in enumerate(answers):
+        assert answer.dtype == np.float32
         with torch.no_grad():
-            alone = run.model.eval()(**batch).logits[0].numpy()
-        np.testing.assert_allclose(logits[i], alone, atol=1e-5)
-    predict(run.model, data, 3, run.accelerator)
-    assert not run.model.training
-    expected = (logits.argmax(-1) == data.labels.numpy()).mean()
+            alone = run.model(**TASK.inputs(data.batch([i], "cpu"))).logits[0].numpy()
+        np.testing.assert_allclose(answer, alone, atol=1e-5)
+    expected = np.mean([answer.argmax() == label for answer, label in zip(answers, truths, strict=True)])
     assert evaluate(run.model, TASK, data, 2, run.accelerator) == {"accuracy": pytest.approx(expected)}
+    assert not run.model.training
 
 
 def test_bfloat16_trains_float32_weights_to_a_lower_loss_and_into_their_sets(tmp_path):

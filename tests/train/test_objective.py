@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers
 from torch.optim import AdamW
+from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nxmiformer.methods.dense import Dense
 from nxmiformer.train.objective import Objective
@@ -16,7 +17,7 @@ class Fixed(torch.nn.Module):
 
     def __init__(self, logits, hidden=(), loss=0.0):
         super().__init__()
-        self.outputs = SimpleNamespace(logits=logits, hidden_states=hidden, loss=torch.tensor(loss))
+        self.outputs = SequenceClassifierOutput(logits=logits, hidden_states=hidden, loss=torch.tensor(loss))
 
     def forward(self, **asked):
         self.asked, self.gradients = asked, torch.is_grad_enabled()
