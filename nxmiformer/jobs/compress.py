@@ -23,8 +23,7 @@ from nxmiformer.report.document import write_report
 from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.runs.words import results
-from nxmiformer.tasks.batches import sorted_batches
-from nxmiformer.train.evaluate import Answers, forward_of, looks
+from nxmiformer.train.evaluate import Answers, forward_of, side_by_side
 from nxmiformer.train.loop import Stage
 
 
@@ -89,9 +88,8 @@ def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dic
     models = stage.model, load_packed(packed).to(accelerator.device)
     answers = [Answers(stage.task, examples, model) for model in models]
     with evaluating(stage.model):
-        seen = [looks(forward_of(each, accelerator), stage.task, examples, size, accelerator.device) for each in models]
-        name, count = f"{job.report_on}, trained and packed", len(sorted_batches(examples, size))
-        for pair in stage.display.tracked(zip(*seen, strict=True), name, count, brief=True):
+        forwards, name = [forward_of(each, accelerator) for each in models], f"{job.report_on}, trained and packed"
+        for pair in side_by_side(forwards, answers, size, accelerator.device, stage.display, name):
             ours, theirs = (units.logits for _, _, units in pair)
             if not torch.equal(ours, theirs):
                 apart = (ours - theirs).nan_to_num(0.0, 0.0, 0.0).abs().max().item()
@@ -99,6 +97,4 @@ def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dic
                     f"the packed model does not give the logits of the trained one: they differ by up to {apart:g}; "
                     f"please report this"
                 )
-            for each, look in zip(answers, pair, strict=True):
-                each.add(look)
     return answers[0].score(), answers[1].score()

@@ -23,9 +23,8 @@ from nxmiformer.jobs.origin import packed_of
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.models.labels import classes_of
 from nxmiformer.plan.compression import CompressionPlan
-from nxmiformer.tasks.batches import sorted_batches
 from nxmiformer.tasks.units import Outputs
-from nxmiformer.train.evaluate import Answers, looks
+from nxmiformer.train.evaluate import Answers, side_by_side
 
 
 def export(job: Job) -> dict[str, Any]:
@@ -97,12 +96,9 @@ def _exported(
     examples = task.encode(task.splits()["validation"], tokenizer, job.settings.max_length, model.config)
     runs = {"packed": _forward(model), form.name: form.read(directory, threads)}
     answers = {name: Answers(task, examples) for name in runs}
-    seen = [looks(run, task, examples, size, "cpu") for run in runs.values()]
-    name, count, comparison = f"validation, packed and {form.name}", len(sorted_batches(examples, size)), Comparison()
-    for pair in display.tracked(zip(*seen, strict=True), name, count, brief=True):
+    name, comparison = f"validation, packed and {form.name}", Comparison()
+    for pair in side_by_side([*runs.values()], [*answers.values()], size, "cpu", display, name):
         comparison.add(*(units for _, _, units in pair))
-        for each, look in zip(answers.values(), pair, strict=True):
-            each.add(look)
     agreement = comparison.agreement()
     storage = plan.storage()
     content = {

@@ -1,6 +1,6 @@
 """Score a model on a split."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,6 +65,23 @@ class Answers:
         return self.task.score(self.all, self.examples.truths)
 
 
+def side_by_side(
+    forwards: Sequence[Forward],
+    answers: Sequence[Answers],
+    size: int,
+    device: torch.device | str,
+    display: Display = SILENT,
+    name: str = "evaluation",
+) -> Iterator[tuple[Look, ...]]:
+    """What each of several models computes of a batch, and then the next one; the answers of each are taken in."""
+    task, examples = answers[0].task, answers[0].examples
+    seen = zip(*(looks(each, task, examples, size, device) for each in forwards), strict=True)
+    for together in display.tracked(seen, name, -(-len(examples) // size), brief=True):
+        yield together
+        for each, look in zip(answers, together, strict=True):
+            each.add(look)
+
+
 def evaluate(
     model: PreTrainedModel,
     task: Task,
@@ -75,9 +92,9 @@ def evaluate(
     name: str = "evaluation",
 ) -> dict[str, float]:
     """The task's metrics on the examples."""
-    answers, batches = Answers(task, examples, model), -(-len(examples) // size)
+    answers = Answers(task, examples, model)
     with evaluating(model):
-        seen = looks(forward_of(model, accelerator), task, examples, size, accelerator.device)
-        for look in display.tracked(seen, name, batches, brief=True):
-            answers.add(look)
+        forward = forward_of(model, accelerator)
+        for _ in side_by_side([forward], [answers], size, accelerator.device, display, name):
+            pass
     return answers.score()
