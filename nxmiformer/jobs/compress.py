@@ -87,7 +87,7 @@ def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dic
     examples, size, accelerator = stage.data[job.report_on], job.settings.eval_batch_size, stage.accelerator
     models = stage.model, load_packed(packed).to(accelerator.device)
     answers = [Answers(stage.task, examples, model) for model in models]
-    with evaluating(stage.model):
+    with evaluating(stage.model), accelerator.autocast():  # what they write, too
         forwards, name = [forward_of(each, accelerator) for each in models], f"{job.report_on}, trained and packed"
         for pair in side_by_side(forwards, answers, size, accelerator.device, stage.display, name):
             ours, theirs = (units.logits for _, _, units in pair)

@@ -102,7 +102,7 @@ def _evaluate(stage: Stage) -> list[Any]:
     """The answers to one batch, as the model stands."""
     examples = _longest(stage.data["holdout"], _size(stage, stage.settings.eval_batch_size))
     answers = Answers(stage.task, examples, stage.model)
-    with evaluating(stage.model):
+    with evaluating(stage.model), stage.accelerator.autocast():
         forward, size = forward_of(stage.model, stage.accelerator), len(examples)
         for look in looks(forward, stage.task, examples, size, stage.accelerator.device):
             logits = look[2].logits

@@ -93,7 +93,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The task's metrics on the examples."""
     answers = Answers(task, examples, model)
-    with evaluating(model):
+    with evaluating(model), accelerator.autocast():  # what a model writes, too
         forward = forward_of(model, accelerator)
         for _ in side_by_side([forward], [answers], size, accelerator.device, display, name):
             pass

@@ -214,12 +214,23 @@ def test_a_model_that_cannot_write_is_refused():
         encoded(max_new_tokens=32)
 
 
-def test_a_translator_is_trained_packed_and_writes_the_same_when_it_is_read_back(tmp_path):
+def test_a_translator_is_trained_packed_and_writes_the_same_when_it_is_read_back_in_the_same_precision(
+    tmp_path, monkeypatch
+):
+    precisions, generate = set(), transformers.MarianMTModel.generate
+
+    def spy(model, **inputs):
+        precisions.add(torch.is_autocast_enabled("cpu"))
+        return generate(model, **inputs)
+
+    monkeypatch.setattr(transformers.MarianMTModel, "generate", spy)
     path = written(tmp_path / "pairs.jsonl", en=sentences(60), de=sentences(60, seed=1))
     model = seeded(transformers.MarianMTModel, MARIAN)
     model.generation_config.update(repetition_penalty=3.0, bad_words_ids=[[5]])  # of which config.json knows nothing
     given = ["task=translation", f"task.path={path}", "task.columns=[en,de]", "task.max_new_tokens=6", "task.beams=2"]
+    given += ["train.precision=bf16", "train.cpu=true"]
     content, read, packed = packed_run(tmp_path, model, tokenizer("$A [SEP]"), *given)
+    assert precisions == {True}
     check_reloads(task(path=str(path), max_new_tokens=6, beams=2), content, read, packed)
     assert read.generation_config.repetition_penalty == 3.0
     assert content["task"]["metric"] == "bleu"
