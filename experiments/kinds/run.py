@@ -1,0 +1,149 @@
+"""One study of every kind of task on real data: python experiments/kinds/run.py --models MODELS --data DATA
+
+kinds.yaml says what is run. Each finished cell is a row of results.csv, written as it comes and not run again; a failed
+one is told and left for the next time. MODELS holds all-MiniLM-L6-v2 and smollm2 (SmolLM2-135M-Instruct, float16); DATA
+holds qamr, wikipedia-en-part, wikitext, multi30k and imdb as the hub lays them out. README.md says what was found.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).parent
+CELL = ["kind", "plan", "method", "seed"]
+FOUND = ["metric", "score", "dense", "scores", "dense_scores", "compression", "steps", "seconds", "device"]
+Row = dict[str, Any]
+
+
+def main() -> None:
+    sweep = yaml.safe_load((HERE / "kinds.yaml").read_text())
+    arguments = _arguments(sweep)
+    study = Study(sweep, arguments)
+    chains = [(kind, seed) for kind in arguments.kinds for seed in arguments.seeds or sweep["kinds"][kind]["seeds"]]
+    with ThreadPoolExecutor(arguments.workers) as pool:
+        dense = {pool.submit(study.dense, *each): each for each in chains}
+        cells = [
+            pool.submit(study.cell, *cell) for done in as_completed(dense) for cell in study.cells(done, dense[done])
+        ]
+        failed = [cell for cell in (each.result() for each in cells) if cell]
+    for cell in failed:
+        print(f"failed: {' '.join(map(str, cell))}", file=sys.stderr)
+    sys.exit(bool(failed or not all(done.result() for done in dense)))
+
+
+class Study:
+    """The cells, and where their runs and their rows are."""
+
+    def __init__(self, sweep: Row, arguments: argparse.Namespace) -> None:
+        self.sweep, self.outputs, self.results = sweep, arguments.outputs, arguments.results
+        self.places = {key: str(getattr(arguments, key)) for key in ("data", "models", "prepared")}
+        self.writing = Lock()
+
+    def dense(self, kind: str, seed: int) -> bool:
+        """Train the dense model, or find it; whether it is there. What INT8 makes of it, untrained, is a cell."""
+        facts, folder = self.sweep["kinds"][kind], self._folder(kind, "dense", seed)
+        what = ["model=pretrained", f"model.path={facts['model']}", "recipe=one_shot", "plan=int8", *facts["dense"]]
+        done = (folder / "report.json").exists() or self._run(kind, seed, folder, what)
+        if done:
+            self._write((kind, "int8", "one_shot", seed), folder)
+        else:
+            print(f"failed: {kind} dense {seed}, see {folder}/log.txt", flush=True)
+        return done
+
+    def cells(self, dense: Future[bool], chain: tuple[str, int]) -> list[tuple[str, str, str, int]]:
+        """The cells that begin with this dense model, where it is there, and have no row."""
+        kind, seed = chain
+        facts, there = self.sweep["kinds"][kind], self._there()
+        cells = [(kind, plan, method, seed) for plan in facts["plans"] for method in reversed(facts["methods"])]
+        return [cell for cell in cells if dense.result() and tuple(map(str, cell)) not in there]
+
+    def cell(self, kind: str, plan: str, method: str, seed: int) -> tuple[str, str, str, int] | None:
+        """Run one cell from its dense model and write its row; the cell, where that failed."""
+        folder, start = self._folder(kind, f"{plan}-{method}", seed), self._folder(kind, "dense", seed) / "dense"
+        overrides = [*self.sweep["plans"][plan], *self.sweep["methods"][method], "recipe.phases.dense.steps=0"]
+        if not self._run(kind, seed, folder, ["model=pretrained", f"model.path={start}", *overrides]):
+            return kind, plan, method, seed
+        self._write((kind, plan, method, seed), folder)
+        for large in ("checkpoints", "dense"):
+            shutil.rmtree(folder / large, ignore_errors=True)
+        return None
+
+    def _run(self, kind: str, seed: int, folder: Path, overrides: list[str]) -> bool:
+        """Run `nxmiformer`, or go on where it was killed; whether it succeeded."""
+        facts = self.sweep["kinds"][kind]
+        steps = facts["steps"]
+        values = {"steps": steps, "admm": round(0.3 * steps), "finish": steps - round(0.3 * steps), "lr": facts["lr"]}
+        words = [*self.sweep["common"], *facts["task"], *facts["data"], *overrides, f"seed={seed}"]
+        place = [f"name={folder.name}", f"hydra.run.dir={folder}"]
+        going_on = ["resume=true"] if (folder / "run.json").exists() else []
+        command = ["nxmiformer", *place, *(word.format(**self.places, **values) for word in words), *going_on]
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "log.txt").open("w") as log:
+            print(*command, file=log, flush=True)
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            return subprocess.run(command, stdout=log, stderr=log, env=environment).returncode == 0
+
+    def _folder(self, kind: str, what: str, seed: int) -> Path:
+        return Path(self.outputs) / f"{kind}-{what}-{seed}"
+
+    def _there(self) -> set[tuple[str, ...]]:
+        if not self.results.exists():
+            return set()
+        with self.results.open(newline="") as file:
+            return {tuple(row[key] for key in CELL) for row in csv.DictReader(file)}
+
+    def _write(self, cell: tuple[str, str, str, int], folder: Path) -> None:
+        """Add the cell's row, as the report of its run has it, unless it is there."""
+        report = json.loads((folder / "report.json").read_text())
+        metric, scores, phases = report["task"]["metric"], report["scores"], report["phases"]
+        compressing = [phase for name, phase in phases.items() if name != "dense"]
+        row = {
+            **dict(zip(CELL, cell, strict=True)),
+            "metric": metric,
+            "score": round(scores["packed"][metric], 6),
+            "dense": round(scores["dense"][metric], 6),
+            "scores": json.dumps(scores["packed"]),
+            "dense_scores": json.dumps(scores["dense"]),
+            "compression": round(report["storage"]["compression"]["all"], 6),
+            "steps": sum(phase["steps"] for phase in compressing),
+            "seconds": round(sum(phase["seconds"] for phase in compressing), 1),
+            "device": report["device"],
+        }
+        with self.writing:
+            if tuple(map(str, cell)) in self._there():
+                return
+            new = not self.results.exists()
+            with self.results.open("a", newline="") as file:
+                writer = csv.DictWriter(file, CELL + FOUND, lineterminator="\n")
+                if new:
+                    writer.writeheader()
+                writer.writerow(row)
+        print(*cell, f"{metric} {row['score']:.4f} of {row['dense']:.4f}", flush=True)
+
+
+def _arguments(sweep: Row) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--models", type=Path, required=True, help="directory of all-MiniLM-L6-v2")
+    add("--data", type=Path, required=True, help="directory of the data sets")
+    add("--prepared", type=Path, default="outputs/kinds/prepared", help="what prepare.py wrote (default: %(default)s)")
+    add("--outputs", type=Path, default="outputs/kinds", help="where the runs go (default: %(default)s)")
+    add("--results", type=Path, default=HERE / "results.csv", help="the rows (default: %(default)s)")
+    add("--workers", type=int, default=1, help="cells that run side by side")
+    add("--kinds", nargs="+", default=list(sweep["kinds"]), choices=sweep["kinds"], help="only these")
+    add("--seeds", nargs="+", type=int, help="only these")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
