@@ -1,6 +1,7 @@
 """What a compressed weight matrix is a point of."""
 
 import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -170,6 +171,14 @@ class SparsitySet(ConstraintSet):
         """The matrix with these values (kept,) on the packed support, in its order, and zeros elsewhere."""
         w = torch.zeros(shape, dtype=values.dtype, device=values.device)
         return w.masked_scatter_(self.unpack_mask(tensors, shape), values)
+
+    def cheapest(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
+        """The support whose pruned elements cost least, where the loss is a quadratic of Hessian H around `w`.
+
+        `inverse(length)` gives H^-1 between the elements of each run of `length` consecutive elements of a row, (out,
+        in / length, length, length). Here each element is priced alone, w^2 / (2 diag H^-1) (Hassibi and Stork 1992).
+        """
+        return self.mask(w.double().square() / inverse(1).view_as(w))
 
     @property
     def sparsity(self) -> "SparsitySet":

@@ -1,6 +1,6 @@
 """N:M sparsity."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import comb
@@ -16,6 +16,7 @@ from nxmiformer.sets.fields import check_fields
 
 Coding = Literal["hardware", "dense"]
 WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # that hold a group of bytes
+PATTERNS = 100  # of a group, that are looked at one by one
 PAIRWISE = 16  # up to this group size, comparing all pairs is faster than sorting each group
 
 
@@ -61,6 +62,22 @@ class NM(SparsitySet):
             return _pairwise(grouped, self.keep).view(score.shape)
         order = grouped.argsort(dim=1, descending=True, stable=True)[:, : self.keep]
         return torch.zeros_like(grouped, dtype=torch.bool).scatter_(1, order, True).view(score.shape)
+
+    def cheapest(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
+        """Of each group the pattern whose pruned elements cost least together, w^T (H^-1)^-1 w / 2, among all of them;
+        where there are more than PATTERNS, each element is priced alone."""
+        if self.keep == self.group or comb(self.group, self.keep) > PATTERNS:
+            return super().cheapest(w, inverse)
+        groups, parts = w.double().view(-1, self.group, 1), inverse(self.group).double().flatten(0, 1)
+        patterns = torch.combinations(torch.arange(self.group, device=w.device), self.group - self.keep)
+        prices = []
+        for pattern in patterns:
+            cut = groups[:, pattern]
+            prices.append((cut * torch.linalg.solve(parts[:, pattern][:, :, pattern], cut)).sum((1, 2)))
+        # Ties go to the last pattern, which prunes the higher indices.
+        pruned = patterns[torch.stack(prices, 1).flip(1).argmin(1).neg().add(len(patterns) - 1)]
+        mask = torch.ones(len(groups), self.group, dtype=torch.bool, device=w.device)
+        return mask.scatter_(1, pruned, False).view(w.shape)
 
     @property
     def _position_bits(self) -> int:
