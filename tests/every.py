@@ -4,6 +4,7 @@ from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.admm_paper import AdmmPaper
 from nxmiformer.methods.base import Method
 from nxmiformer.methods.fixed_mask import FixedMask
+from nxmiformer.methods.obert import Obert
 from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.methods.sr_ste import SrSte
 from nxmiformer.methods.ste_qat import SteQat
@@ -48,6 +49,7 @@ METHODS: dict[str, type[Method]] = {
     "ste_qat": SteQat,
     "fixed_mask": FixedMask,
     "sr_ste": SrSte,
+    "obert": Obert,
     "one_shot": OneShot,
 }
 

@@ -74,7 +74,9 @@ class Admm(Method):
         layer.quantizer.frozen = False
         layer.quantizer.seen = layer.quantizer.constraint if self.see == "projection" else None
 
-    def calibrate(self, batches: Iterator[Batch], forward: Callable[[Batch], object]) -> Iterator[str]:
+    def calibrate(
+        self, batches: Iterator[Batch], forward: Callable[[Batch], object], loss: Callable[[Batch], Tensor]
+    ) -> Iterator[str]:
         if not self.calibration:
             return
         self._activate(False)

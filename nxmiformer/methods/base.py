@@ -61,9 +61,12 @@ class Method(abc.ABC):
                 layer.quantizer.learn()
         self._activate(self.delay == 0)
 
-    def calibrate(self, batches: Iterator[Batch], forward: Callable[[Batch], object]) -> Iterator[str]:
+    def calibrate(
+        self, batches: Iterator[Batch], forward: Callable[[Batch], object], loss: Callable[[Batch], Tensor]
+    ) -> Iterator[str]:
         """Before the first step, look at what the model computes on training batches, as many as it takes; `forward`
-        runs the model on one. Yields the name of each layer that is done."""
+        runs the model on one, `loss` gives the task's loss of it, with gradients. Yields the name of each layer that is
+        done."""
         return iter(())
 
     @abc.abstractmethod
@@ -89,6 +92,13 @@ class Method(abc.ABC):
 
     def before_clip(self) -> None:  # noqa: B027 (most methods have nothing to do here)
         """After the backward pass, before the gradients are clipped."""
+
+    def keep_support(self) -> None:
+        """Let no gradient reach a pruned weight: the straight-through one does, where a support is fixed."""
+        for layer in self.layers.values():
+            mask, gradient = layer.quantizer.mask, layer.weight.grad
+            if mask is not None and gradient is not None:
+                gradient.mul_(mask.t() if layer.transposed else mask)
 
     def _activate(self, active: bool) -> None:
         for layer in self.layers.values():

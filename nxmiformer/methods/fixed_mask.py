@@ -24,7 +24,4 @@ class FixedMask(Method):
         layer.quantizer.seen = layer.quantizer.constraint
 
     def before_clip(self) -> None:
-        for layer in self.layers.values():
-            mask, gradient = layer.quantizer.mask, layer.weight.grad
-            if mask is not None and gradient is not None:  # the straight-through one reaches pruned weights as well
-                gradient.mul_(mask.t() if layer.transposed else mask)
+        self.keep_support()

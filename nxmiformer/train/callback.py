@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -65,7 +66,11 @@ class Compression(TrainerCallback):
         def forward(batch: Batch) -> None:
             inner(**{name: value for name, value in batch.items() if name != "labels"})
 
-        for _layer in self.method.calibrate(_endless(train_dataloader), forward):
+        def loss(batch: Batch) -> Tensor:
+            found: Tensor = inner(**batch).loss
+            return found
+
+        for _layer in self.method.calibrate(_endless(train_dataloader), forward, loss):
             pass
         optimizer.optimizer = self.method.optimizer(optimizer.optimizer)
 

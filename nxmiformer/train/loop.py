@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.console.display import SILENT, Display
@@ -25,6 +25,7 @@ from nxmiformer.train.astray import check_finite
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.evaluate import evaluate
 from nxmiformer.train.groups import groups, scaled, shares
+from nxmiformer.train.objective import Objective
 from nxmiformer.train.progress import Progress
 from nxmiformer.train.recipe import Phase
 from nxmiformer.train.tracker import Tracker
@@ -247,11 +248,14 @@ def training_of(stage: Stage, name: str, phase: Phase, length: Length, calibrate
         with stage.accelerator.autocast():
             stage.model(**stage.task.inputs(batch))
 
+    def loss(batch: Batch) -> Tensor:
+        return Objective().of(stage.task, stage.model, None, batch)
+
     method = phase.method
     method.attach(stage.model, length)
     if calibrate:  # every process looks at the same batches, and comes to the same weights
         batches = shuffled(stage.data["train"], stage.settings.batch_size, stage.seed, 0, stage.accelerator.device)
-        work = method.calibrate(batches, forward)
+        work = method.calibrate(batches, forward, loss)
         for _ in stage.display.tracked(work, f"{name}: layers", len(method.layers)):
             pass
     parts = shares(method, stage.facts["projection_error"]) if phase.relative else {}

@@ -61,6 +61,9 @@ class Weight:
         base = AdamW([self.w], lr=0.05)
         self.admm = ADMM(base, [("w", self.w)], {"w": JOINT}, rho=schedule, interval=2, **options)
 
+    def loss(self, batch):
+        return self.model(**batch).loss
+
     def steps(self, count):
         for _ in range(count):
             self.admm.zero_grad()
@@ -120,12 +123,15 @@ class Phase:
         self.method = method
         method.attach(self.model, Length(6, 3))
         if calibrate:
-            self.calibrated = list(method.calibrate(iter([self.batch]), self.forward))
+            self.calibrated = list(method.calibrate(iter([self.batch]), self.forward, self.loss))
         self.optimizer = method.optimizer(AdamW([p for _, p in method.parameters()], lr=0.01))
 
     @torch.no_grad()
     def forward(self, batch):
         return self.model(**{name: each for name, each in batch.items() if name != "labels"}).logits
+
+    def loss(self, batch):
+        return self.model(**batch).loss
 
     def steps(self, count):
         for _ in range(count):

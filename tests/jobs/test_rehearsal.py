@@ -28,7 +28,7 @@ TINY = [
     *("task.train=48", "task.holdout=24", "task.validation=24"),
     *("train.batch_size=12", "train.evaluate_every=0", "train.cpu=true", "train.threads=1"),
 ]
-RECIPES = ["admm", "admm_paper", "admm_relative", "fixed_mask", "sr_ste", "ste_qat", "one_shot"]
+RECIPES = ["admm", "admm_paper", "admm_relative", "fixed_mask", "obert", "sr_ste", "ste_qat", "one_shot"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -427,7 +427,7 @@ def test_calibration_leaves_every_layer_nearer_in_output_than_its_projection_is(
     ours, nearest = copy.deepcopy(dense), copy.deepcopy(dense)
     method = Admm(target=target, calibration=2)
     method.attach(ours, Length(STEPS, EPOCH))
-    list(method.calibrate(iter([batch()] * 3), forward(ours)))
+    list(method.calibrate(iter([batch()] * 3), forward(ours), None))
     one_shot = OneShot()
     one_shot.attach(nearest, Length(0, EPOCH))
     inputs = layer_inputs(dense)
@@ -454,7 +454,7 @@ def test_calibration_takes_as_many_batches_as_asked_and_leaves_the_quantizers_as
         seen.append(all(not layer.quantizer.active and not layer.inputs.active for layer in method.layers.values()))
         return model(**found)
 
-    list(method.calibrate(iter([batch()] * 5), watch))
+    list(method.calibrate(iter([batch()] * 5), watch, None))
     assert seen == [True, True]
     assert not any(layer.quantizer.active for layer in method.layers.values())  # the delay goes on
 
@@ -464,7 +464,7 @@ def test_without_calibration_admm_starts_from_the_weights():
     before = copies(model)
     method = Admm(calibration=0)
     method.attach(model, Length(STEPS, EPOCH))
-    list(method.calibrate(iter([batch()]), forward(model)))
+    list(method.calibrate(iter([batch()]), forward(model), None))
     assert not changed(model, before)
 
 
@@ -479,7 +479,7 @@ def test_a_layer_that_calibration_cannot_reconstruct_is_named():
         return [each(torch.ones(2, each.in_features)) for each in method.layers.values()]
 
     with pytest.raises(ValueError, match=rf"{name}: (weight holds 1 NaN|the moment)"):
-        list(method.calibrate(iter([batch()]), feed))
+        list(method.calibrate(iter([batch()]), feed, None))
 
 
 @pytest.mark.parametrize("course", COURSES)

@@ -288,7 +288,7 @@ def test_rows_are_logged_as_often_as_asked_and_with_scores_where_there_are_some(
 class Looking(Dense):
     """Dense training that keeps what calibration shows it, and the modes of the modules at the first step."""
 
-    def calibrate(self, batches, forward):
+    def calibrate(self, batches, forward, loss):
         self.batches = [next(batches) for _ in range(2)]
         for batch in self.batches:
             forward(batch)
