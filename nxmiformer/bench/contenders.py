@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nxmiformer.console.quiet import quiet
+from nxmiformer.export.compact import Compact
 from nxmiformer.export.compressed_tensors import CompressedTensors
 from nxmiformer.export.format import Format, Outputs, Run, compared
 from nxmiformer.export.manifest import EXPORTED, PLAN, WEIGHTS
@@ -22,7 +23,7 @@ from nxmiformer.layers.semi_structured import Kernel, make_semi_structured, refu
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.runs.parse import parse
 
-FORMATS: tuple[type[Format], ...] = (Onnx, CompressedTensors)  # whose artefacts are timed
+FORMATS: tuple[type[Format], ...] = (Onnx, CompressedTensors, Compact)  # whose artefacts are timed
 BASELINE = "dense fp32"
 
 

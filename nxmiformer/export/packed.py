@@ -44,6 +44,7 @@ from nxmiformer.export.manifest import (
 from nxmiformer.export.skeleton import check, planned_header, read_plan
 from nxmiformer.export.weights import fill, packed_parts, rest_of
 from nxmiformer.files import digest_of, digests_of, files_in, replacing, write_text
+from nxmiformer.layers.compact import sizes_of
 from nxmiformer.layers.convert import verify
 from nxmiformer.layers.lazy import lazy_layers, make_eager
 from nxmiformer.layers.wrapped import unwrapped
@@ -108,7 +109,7 @@ def packing(
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, replaceable, "a packed model") as directory:
-        weights = _write(model, plan, directory, tokenizer)
+        weights = write_packed(model, plan, directory, tokenizer)
         check(directory, read_manifest(directory), plan)
         files = [file for file in files_in(directory) if file.name != CARD]
         yield directory, PackedSize(weights, sum(file.stat().st_size for file in files))
@@ -138,10 +139,10 @@ def _check_dtype(model: PreTrainedModel) -> None:
         raise ValueError(f"a packed model has one dtype: the model's is {model.dtype}, and {', '.join(odd)}")
 
 
-def _write(
-    model: PreTrainedModel, plan: CompressionPlan, directory: Path, tokenizer: PreTrainedTokenizerBase | None
+def write_packed(
+    model: PreTrainedModel, plan: CompressionPlan, directory: Path, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> int:
-    """Write all files; give the bytes of the packed weights."""
+    """Write all files into a directory that nobody reads yet; give the bytes of the packed weights."""
     packed = packed_parts(model, plan)
     rest, _ = rest_of(model, plan)
     plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in rest.items()}
@@ -162,12 +163,14 @@ def _write_frame(
         model.generation_config.to_json_file(directory / GENERATION)
     if tokenizer is not None:
         tokenizer.save_pretrained(directory)
+    sizes = sizes_of(model)
     return {
         "format": FORMAT,
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
         "attention": attention,
         "shared": rest_of(model, plan)[1],
+        **({"sizes": sizes} if sizes else {}),
     }
 
 

@@ -59,9 +59,7 @@ class PackedQuantizer(HfQuantizer):
         if type(model).__name__ != self.manifest["architecture"]:
             self.part = _part(model, self.path, self.manifest)
             self.plan = self.plan.within(self.part, model)
-            pairs, start = self.manifest["shared"].items(), f"{self.part}."
-            shared = {a.removeprefix(start): b.removeprefix(start) for a, b in pairs if a.startswith(start)}
-            self.manifest = {**self.manifest, "shared": shared}
+            self.manifest = {**self.manifest, **_below(self.manifest, f"{self.part}.")}
         self.digest = Digest(self.path, self.manifest)
         try:
             header = header_of(self.path / WEIGHTS)
@@ -114,6 +112,15 @@ def _part(model: PreTrainedModel, path: Path, manifest: Mapping[str, Any]) -> st
             f"is, or as its backbone, {type(backbone).__name__}"
         )
     return name
+
+
+def _below(manifest: Mapping[str, Any], start: str) -> dict[str, Any]:
+    """What the manifest tells of the tensors and layers whose names begin so, under the rest of their names."""
+    pairs, sizes = manifest["shared"].items(), manifest.get("sizes", {}).items()
+    return {
+        "shared": {a.removeprefix(start): b.removeprefix(start) for a, b in pairs if a.startswith(start)},
+        "sizes": {name.removeprefix(start): each for name, each in sizes if name.startswith(start)},
+    }
 
 
 def _hide(model: nn.Module, name: str) -> None:

@@ -22,6 +22,7 @@ from transformers.initialization import no_init_weights
 
 from nxmiformer.export.manifest import CONFIG, DTYPES, GENERATION, MANIFEST, PLAN, WEIGHTS, PackedError, reading
 from nxmiformer.export.weights import PARTS, part_keys, put, rest_of
+from nxmiformer.layers.compact import resize
 from nxmiformer.layers.convert import convert
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import ConstraintSet
@@ -97,9 +98,10 @@ def _blank(path: Path, manifest: Mapping[str, Any]) -> PreTrainedModel:
 
 
 def join(model: PreTrainedModel, path: Path, manifest: Mapping[str, Any], plan: CompressionPlan) -> None:
-    """Tie the weights of a blank model, and convert its layers."""
+    """Tie the weights of a blank model, give its layers their sizes, and convert them."""
     model.tie_weights()
     with reading(path / MANIFEST):
+        resize(model, manifest.get("sizes", {}))
         for name, key in manifest["shared"].items():
             if model.get_parameter(name).shape != model.get_parameter(key).shape:
                 raise ValueError(f"{name} and {key} cannot be the same, their shapes differ")

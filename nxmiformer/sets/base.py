@@ -150,6 +150,11 @@ class SparsitySet(ConstraintSet):
 
     elementwise = True  # elements are chosen one by one, so that their order alone decides which
 
+    @property
+    def tile(self) -> Shape:
+        """Rows and columns of what is kept or left out together, tiled from the top left corner."""
+        return 1, 1
+
     @abc.abstractmethod
     def mask(self, score: Tensor) -> Tensor:
         """The allowed support (bool, of the score's shape) with the largest sum of `score`; ties go to the

@@ -12,6 +12,21 @@ from nxmiformer.sets.fields import check_fields
 from nxmiformer.sets.unstructured import check_density, count, top, unpack_bitmap
 
 
+def tile_sums(x: Tensor, tile: Shape) -> Tensor:
+    """The sum of each block of rows x cols of a matrix (out, in): (out / rows, in / cols)."""
+    if tile == (1, 1):
+        return x
+    rows, cols = tile
+    return x.reshape(x.shape[0] // rows, rows, x.shape[1] // cols, cols).sum((1, 3))
+
+
+def spread(blocks: Tensor, tile: Shape) -> Tensor:
+    """The matrix (out, in) in which every element of a block of rows x cols has the block's value."""
+    if tile == (1, 1):
+        return blocks
+    return blocks.repeat_interleave(tile[0], 0).repeat_interleave(tile[1], 1)
+
+
 @dataclass(frozen=True)
 class Block(SparsitySet):
     """At most round(density * blocks) non-zero blocks of rows x cols, tiled from the top left corner.
@@ -38,6 +53,10 @@ class Block(SparsitySet):
     def rowwise(self) -> bool:
         return False
 
+    @property
+    def tile(self) -> Shape:
+        return self.rows, self.cols
+
     def rejects(self, shape: Shape) -> str | None:
         if shape[0] % self.rows or shape[1] % self.cols:
             return f"it does not divide into blocks of {self.rows} x {self.cols}"
@@ -55,9 +74,8 @@ class Block(SparsitySet):
         return Piece(mask=self.mask(energy(w, torch.ones_like(w) if importance is None else importance)))
 
     def mask(self, score: Tensor) -> Tensor:
-        tiled = self._tile(score).sum((1, 3))
-        kept = top(tiled, count(self.density, tiled.numel()))
-        return kept.repeat_interleave(self.rows, 0).repeat_interleave(self.cols, 1)
+        tiled = tile_sums(score, self.tile)
+        return spread(top(tiled, count(self.density, tiled.numel())), self.tile)
 
     def cheapest(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
         """Each row of a block is priced as one, w^T (H^-1)^-1 w / 2 (Kurtic et al. 2022, arXiv 2203.07259, eq. 5)."""
@@ -68,12 +86,8 @@ class Block(SparsitySet):
     def contains(self, w: Tensor) -> bool:
         if not self.fits(w):
             return False
-        occupied = int((self._tile(w) != 0).any(3).any(1).sum())
+        occupied = int((tile_sums(w != 0, self.tile) > 0).sum())
         return occupied <= count(self.density, self._blocks((w.shape[0], w.shape[1])))
-
-    def _tile(self, x: Tensor) -> Tensor:
-        """(out, in) -> (block row, row, block column, column)."""
-        return x.reshape(x.shape[0] // self.rows, self.rows, x.shape[1] // self.cols, self.cols)
 
     def index_bits(self, shape: Shape) -> int:
         return self._blocks(shape)
@@ -84,5 +98,4 @@ class Block(SparsitySet):
     def unpack_mask(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
         total = self._blocks(shape)
         kept = unpack_bitmap(tensors, total, count(self.density, total))
-        kept = kept.view(shape[0] // self.rows, shape[1] // self.cols)
-        return kept.repeat_interleave(self.rows, 0).repeat_interleave(self.cols, 1)
+        return spread(kept.view(shape[0] // self.rows, shape[1] // self.cols), self.tile)
