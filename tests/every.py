@@ -4,6 +4,8 @@ from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.admm_paper import AdmmPaper
 from nxmiformer.methods.base import Method
 from nxmiformer.methods.fixed_mask import FixedMask
+from nxmiformer.methods.group_lasso import GroupLasso
+from nxmiformer.methods.movement import Movement
 from nxmiformer.methods.obert import Obert
 from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.methods.sr_ste import SrSte
@@ -51,6 +53,8 @@ METHODS: dict[str, type[Method]] = {
     "sr_ste": SrSte,
     "obert": Obert,
     "one_shot": OneShot,
+    "group_lasso": GroupLasso,
+    "movement": Movement,
 }
 
 SENSITIVITIES: list[Sensitivity] = [

@@ -1,0 +1,135 @@
+"""The reweighted group Lasso on blocks."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from nxmiformer.errors import unknown
+from nxmiformer.layers.convert import Compressed, Moved, project
+from nxmiformer.methods.base import Length, Method
+from nxmiformer.optim.group_lasso import norms, shrink, slope, weights
+from nxmiformer.sets.base import Shape
+
+How = Literal["proximal", "gradient"]
+
+
+@dataclass(kw_only=True)
+class GroupLasso(Method):
+    """Block pruning by a reweighted group Lasso (Li et al. 2020, arXiv 2009.08065): the loss, and the sum over layers
+    and groups of penalty * gamma_g * ||W_g||, draw whole blocks to zero; the projection onto the layer's set follows,
+    and a `FixedMask` phase trains what is left.
+
+    The groups are the blocks of the layer's set, of whatever shape: pieces of rows, of columns, squares; single weights
+    where the set keeps weights one by one. gamma_g = 1 / (||W_g||**power + epsilon) is chosen anew `reweights` times,
+    evenly over the phase, so that it does come in a phase of any length. The plain group Lasso is power=0, the choice
+    of blocks by magnitude alone is penalty=0. A grid, if there is one, is trained straight-through.
+
+    Attributes:
+        penalty: lambda. An optimizer step shortens a block by lr * penalty * gamma, times the root of its size: Adam's
+            steps of single weights are of size lr, so the loss can hold a block against about penalty * gamma = 1.
+        power: p of gamma: 1 as the authors' code has it, 2 as the paper; 0: gamma = 1.
+        epsilon: of gamma.
+        reweights: how often gamma is chosen anew after the start of the phase.
+        how: "proximal": the closed form after each optimizer step, which does reach zero; "gradient": added to the
+            gradient before it is clipped, as the authors do.
+        sized: whether the penalty is times the square root of a group's size.
+    """
+
+    penalty: float = 0.02
+    power: int = 1
+    epsilon: float = 1e-3
+    reweights: int = 4
+    how: How = "proximal"
+    sized: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.penalty < float("inf"):
+            raise ValueError(f"penalty must be a number that is not negative, not {self.penalty}")
+        if self.power not in (0, 1, 2):
+            raise ValueError(f"power of the norm in gamma is 0, 1 or 2, not {self.power}")
+        if not self.epsilon > 0:
+            raise ValueError(f"epsilon must be positive, not {self.epsilon}")
+        if self.reweights < 0:
+            raise ValueError(f"reweights is how often gamma is chosen anew, 0 or more, not {self.reweights}")
+        if self.how not in get_args(How):
+            raise unknown("way to apply the penalty", self.how, get_args(How))
+
+    def prepare(self, layer: Compressed) -> None:
+        layer.quantizer.frozen = False
+        layer.quantizer.seen = layer.quantizer.constraint.grid
+
+    def attach(self, model: nn.Module, length: Length) -> None:
+        super().attach(model, length)
+        self._reweight()
+
+    def before_step(self, step: int) -> None:
+        super().before_step(step)
+        if step in self._due():
+            self._reweight()
+
+    def _due(self) -> set[int]:
+        """The optimizer steps before which gamma is chosen anew."""
+        return {self.length.steps * part // (self.reweights + 1) for part in range(1, self.reweights + 1)}
+
+    @torch.no_grad()
+    def _reweight(self) -> None:
+        self.gamma = {n: weights(norms(layer.matrix, t), self.power, self.epsilon) for n, layer, t in self._grouped()}
+
+    def _grouped(self) -> Iterator[tuple[str, Compressed, Shape]]:
+        """The layers that have a support to find, and the shape of their groups."""
+        for name, layer in self.layers.items():
+            sparsity = layer.quantizer.constraint.sparsity
+            if sparsity is not None:
+                yield name, layer, sparsity.tile
+
+    def _thresholds(self, name: str, tile: Shape) -> Tensor:
+        """lambda * gamma of each group."""
+        size: float = (tile[0] * tile[1]) ** 0.5 if self.sized else 1.0
+        return self.penalty * size * self.gamma[name]
+
+    def before_clip(self) -> None:
+        if self.how == "gradient":
+            with torch.no_grad():
+                for name, layer, tile in self._grouped():
+                    if layer.weight.grad is not None:
+                        added = slope(layer.matrix, self._thresholds(name, tile), tile)
+                        layer.weight.grad.add_(added.t() if layer.transposed else added)
+
+    def optimizer(self, base: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        if self.how == "proximal" and self.penalty:
+            base.register_step_post_hook(lambda optimizer, *_: self._shrink(optimizer))
+        return base
+
+    @torch.no_grad()
+    def _shrink(self, optimizer: torch.optim.Optimizer) -> None:
+        """The proximal step, at the learning rate that each weight has."""
+        rates = {id(p): float(group["lr"]) for group in optimizer.param_groups for p in group["params"]}
+        for name, layer, tile in self._grouped():
+            if id(layer.weight) in rates:
+                thresholds = rates[id(layer.weight)] * self._thresholds(name, tile)
+                layer.matrix.copy_(shrink(layer.matrix, thresholds, tile))
+
+    def hand_over(self) -> Moved:
+        """Project onto the support's set; what is kept stays between the levels of its grid, if there is one."""
+        return project(self.model, lambda q, w: (q.constraint.sparsity or q.constraint).project(w))
+
+    def metrics(self, layers: bool = False) -> dict[str, float]:
+        """The share of the groups that are zero already."""
+        if not layers:
+            return {}
+        zeros = {name: (norms(layer.matrix.detach(), tile) == 0) for name, layer, tile in self._grouped()}
+        counts = {name: (int(each.sum()), each.numel()) for name, each in zeros.items()}
+        shares = {f"empty/{name}": count / total for name, (count, total) in counts.items()}
+        whole = sum(total for _, total in counts.values())
+        return {"empty": sum(count for count, _ in counts.values()) / whole, **shares} if whole else {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "gamma": dict(self.gamma)}
+
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        super().load_state_dict(state, step)
+        self.gamma = {n: state["gamma"][n].to(layer.weight.device) for n, layer, _ in self._grouped()}
