@@ -1,0 +1,266 @@
+"""Score against measured CPU speed as block movement pruning takes heads and dimensions.
+
+    python experiments/movement/run.py --models ../shared/models --glue ../shared/data/glue      # scores, on any device
+    python experiments/movement/run.py --time --models ...                                       # speeds, on the CPU
+
+A cell is a method at one strength. `movement` prunes at a penalty, is made compact, and is filled: trained on without a
+mask, by distillation from its dense model. The baselines `magnitude` and `gradient` remove a share of the heads and
+dimensions of the dense model at once, the least by the norm or by |gradient x weight|, are made compact, and have as
+many steps of the same distillation. The INT8 model is the filled one projected, with 8-bit inputs. Every finished cell
+is a row of results.csv, every timed one of speeds.csv, and neither is run again. --tiny tries the script out.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from cells import Rows, job, source, trained  # noqa: E402 (beside the studies, not installed)
+
+from nxmiformer.bench.clock import Bench, interleaved, summarised  # noqa: E402
+from nxmiformer.export.compact import dense_plan  # noqa: E402
+from nxmiformer.export.inputs import made_up  # noqa: E402
+from nxmiformer.export.onnx import Onnx  # noqa: E402
+from nxmiformer.export.packed import load_packed, packing  # noqa: E402
+from nxmiformer.jobs.opening import opened  # noqa: E402
+from nxmiformer.layers.compact import compact  # noqa: E402
+from nxmiformer.layers.convert import strip  # noqa: E402
+from nxmiformer.layers.targets import is_transposed  # noqa: E402
+from nxmiformer.layers.units import Units, find_units  # noqa: E402
+from nxmiformer.methods.dense import Dense  # noqa: E402
+from nxmiformer.plan.compression import CompressionPlan  # noqa: E402
+from nxmiformer.tasks.batches import shuffled  # noqa: E402
+from nxmiformer.train.checkpoint import Position  # noqa: E402
+from nxmiformer.train.loop import Stage, train_phase  # noqa: E402
+from nxmiformer.train.objective import Objective  # noqa: E402
+from nxmiformer.train.recipe import Phase  # noqa: E402
+
+CELL = ("task", "method", "strength", "seed", "report_on")
+VALUES = ("heads", "dimensions", "parameters", "score", "int8", "dense", "retention", "steps", "seconds", "device")
+TIMED = ("contender", "batch", "length")
+METHODS = ("movement", "magnitude", "gradient")
+BASELINE = "dense"
+DISTIL = Objective(task=0.1, logits=0.9)
+
+
+def main() -> None:
+    arguments = _arguments()
+    if arguments.time:
+        _time(arguments)
+        return
+    rows = Rows(arguments.results, CELL, VALUES)
+    for cell in _cells(arguments):
+        if not rows.done(cell):
+            began = time.perf_counter()
+            row = _settled(arguments, cell)
+            rows.add({**cell, **row, "steps": arguments.steps, "seconds": round(time.perf_counter() - began)})
+
+
+def _cells(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    for task in arguments.tasks:
+        for seed in arguments.seeds:
+            for method in arguments.methods:
+                for strength in arguments.penalties if method == "movement" else arguments.shares:
+                    yield dict(zip(CELL, (task, method, strength, seed, arguments.report_on), strict=True))
+
+
+def _directory(arguments: argparse.Namespace, cell: Mapping[str, Any]) -> Path:
+    path: Path = arguments.outputs / "-".join(str(cell[key]) for key in CELL)
+    return path
+
+
+def _settled(arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
+    """Prune, make compact, fill, quantize; what came of it."""
+    directory = _directory(arguments, cell)
+    first = round(arguments.steps * (0.7 if cell["method"] == "movement" else 0))
+    common = [*source(arguments.models, arguments.glue, cell["task"], arguments.tiny), f"seed={cell['seed']}"]
+    common += [f"report_on={cell['report_on']}", f"train.cpu={str(arguments.cpu).lower()}"]
+    common.append(f"dense_cache={arguments.outputs / '.dense'}")
+    pruning = ["recipe=movement", "plan=hybrid", "plan.dimensions=1.0", "plan.weight.density=1.0"]
+    pruning += [f"recipe.phases.movement.steps={first}", f"recipe.phases.movement.optimizer.lr={arguments.lr}"]
+    pruning.append("recipe.phases.movement.method.feed_forward=0.5")
+    if cell["method"] == "movement":
+        pruning.append(f"recipe.phases.movement.method.penalty={cell['strength']}")
+    if arguments.tiny:
+        pruning.append("recipe.phases.dense.steps=4")
+    report = trained(directory, [*common, *pruning])
+    metric = report["task"]["metric"]
+    with opened(job(directory / "fill", common), _nothing) as (stage, *_):
+        model = _smaller(arguments, cell, stage, directory)
+        left = [[u for u in find_units(model) if u.kind == kind] for kind in ("heads", "dimensions")]
+        stage = _with(stage, model)
+        score = _filled(arguments, stage, directory, arguments.steps - first, cell["report_on"])[metric]
+    with_data = [word for word in common if not word.startswith("model")]
+    int8 = trained(
+        directory / "int8",
+        [*with_data, "model=pretrained", f"model.path={directory / 'filled'}", "model.finetuned=true", "plan=int8",
+         "recipe=one_shot"],
+    )  # fmt: skip
+    dense = report["scores"]["dense"][metric]
+    return {
+        "heads": sum(u.count for u in left[0]) / sum(u.full for u in left[0]),
+        "dimensions": sum(u.count for u in left[1]) / sum(u.full for u in left[1]),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "score": score,
+        "int8": int8["scores"]["packed"][metric],
+        "dense": dense,
+        "retention": score / dense,
+        "device": report["device"],
+    }
+
+
+def _nothing(model: nn.Module) -> CompressionPlan:
+    """The plan of a model that is not to be compressed."""
+    return CompressionPlan({}, {}, sum(p.numel() for p in model.parameters()))
+
+
+def _with(stage: Stage, model: PreTrainedModel) -> Stage:
+    model = model.to(stage.accelerator.device)  # type: ignore[arg-type]
+    return replace(stage, model=model, wrapped=stage.accelerator.prepare_model(model))
+
+
+def _smaller(arguments: argparse.Namespace, cell: dict[str, Any], stage: Stage, directory: Path) -> PreTrainedModel:
+    """The cell's model without what is pruned, on the CPU."""
+    if cell["method"] == "movement":
+        model = load_packed(directory / "packed")
+        strip(model)
+    else:
+        model = type(stage.model).from_pretrained(directory / "dense")
+        worth = _gradients(model, stage) if cell["method"] == "gradient" else None
+        for kind in ("heads", "dimensions"):
+            _remove(model, [u for u in find_units(model) if u.kind == kind], cell["strength"], worth)
+    compact(model)
+    return model
+
+
+def _gradients(model: PreTrainedModel, stage: Stage, batches: int = 16) -> dict[str, Tensor]:
+    """|gradient x weight| is of the sum over so many batches of dL/dW * W, by the parameter's name."""
+    size, device = stage.settings.batch_size, torch.device("cpu")
+    model.zero_grad()
+    given = shuffled(stage.data["train"], size, 0, 0, device)
+    for _ in range(batches):
+        Objective().of(stage.task, model, None, next(given)).backward()
+    return {n: p.grad * p.detach() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@torch.no_grad()
+def _remove(model: nn.Module, all_units: list[Units], share: float, worth: dict[str, Tensor] | None) -> None:
+    """Zero the columns of a share of all heads, or dimensions, of the model: those that are worth the least."""
+    values = torch.cat([_worth(model, units, worth) for units in all_units])
+    gone = torch.zeros_like(values, dtype=torch.bool)
+    gone[values.argsort()[: round(share * len(values))]] = True
+    for units, lost in zip(all_units, gone.split([units.count for units in all_units]), strict=True):
+        _matrix(model, units.out, None)[:, units.columns(lost.nonzero().flatten())] = 0
+
+
+def _worth(model: nn.Module, units: Units, worth: dict[str, Tensor] | None) -> Tensor:
+    """Of each unit: the norm of the columns that read it, or what |gradient x weight| sums to over them."""
+    columns = _matrix(model, units.out, worth)
+    each = columns.view(len(columns), units.count, units.width)
+    return each.square().sum((0, 2)).sqrt() if worth is None else each.sum((0, 2)).abs()
+
+
+def _matrix(model: nn.Module, name: str, of: dict[str, Tensor] | None) -> Tensor:
+    module = model.get_submodule(name)
+    tensor = module.get_parameter("weight") if of is None else of[f"{name}.weight"]
+    return tensor.t() if is_transposed(module) else tensor
+
+
+def _filled(arguments: argparse.Namespace, stage: Stage, directory: Path, steps: int, split: str) -> dict[str, float]:
+    """Train the smaller model by distillation, leave it in `filled`, and score it."""
+    teacher = type(stage.model).from_pretrained(directory / "dense").to(stage.accelerator.device).eval()
+    adam = partial(torch.optim.AdamW, lr=arguments.lr)
+    phase = Phase(_Filling(), adam, DISTIL, steps=steps, dropout=False)
+    train_phase(stage, "fill", phase, teacher.requires_grad_(False), Position())
+    model = stage.model.to("cpu").eval()  # type: ignore[arg-type]
+    shutil.rmtree(directory / "filled", ignore_errors=True)
+    with packing(model, dense_plan(model), directory / "filled", stage.tokenizer):
+        pass
+    model.to(stage.accelerator.device)
+    return stage.score(split)
+
+
+class _Filling(Dense):
+    """Ordinary training."""
+
+
+def _time(arguments: argparse.Namespace) -> None:
+    """The speed of every filled model beside its dense one: PyTorch, ONNX Runtime, and that in INT8."""
+    torch.set_num_threads(1)
+    rows = Rows(arguments.results.with_name("speeds.csv"), (*CELL, *TIMED), ("median", "ratio"))
+    bench = Bench(arguments.batches, [arguments.length], repeats=arguments.repeats, seconds=300.0)
+    for cell in _cells(arguments):
+        directory = _directory(arguments, cell)
+        names = {"contender": BASELINE, "batch": bench.batches[-1], "length": arguments.length}
+        if not (directory / "int8" / "report.json").exists() or rows.done({**cell, **names}):
+            continue
+        dense = load_packed(directory / "filled")
+        dense = type(dense).from_pretrained(directory / "dense")
+        runs = {BASELINE: _pytorch(dense), "pytorch": _pytorch(load_packed(directory / "filled"))}
+        models = {"dense onnx": dense, "onnx": load_packed(directory / "filled")}
+        plans = {name: CompressionPlan({}) for name in models} | {
+            "onnx int8": CompressionPlan.load(directory / "int8" / "plan.json")
+        }
+        for name, model in {**models, "onnx int8": load_packed(directory / "int8" / "packed")}.items():
+            place = directory / name.replace(" ", "-")
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            Onnx().write(model.eval(), plans[name], place)
+            runs[name] = Onnx().read(place, 1)
+        for batch in bench.batches:
+            given = made_up(dense, batch, arguments.length)
+            found = summarised(interleaved({n: partial(r, given) for n, r in runs.items()}, bench), batch, BASELINE)
+            for name in [*(name for name in runs if name != BASELINE), BASELINE]:  # whose row says that all are there
+                place = {"contender": name, "batch": batch, "length": arguments.length}
+                rows.add({**cell, **place, "median": found[name]["median"], "ratio": found[name]["ratio"]})
+
+
+def _pytorch(model: PreTrainedModel) -> Any:
+    model.eval()
+
+    @torch.inference_mode()
+    def run(inputs: Mapping[str, Tensor]) -> Any:
+        return model(**inputs)
+
+    return run
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", help="directory with all-MiniLM-L6-v2; without it, from the hub")
+    parser.add_argument("--glue", help="directory with the tasks' data; without it, from the hub")
+    parser.add_argument("--tasks", nargs="+", default=["stsb", "sst2"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--penalties", nargs="+", type=float, default=[2.5, 5.0, 10.0, 20.0, 40.0])
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="of heads, and of dimensions")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=2000, help="of pruning and filling together")
+    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--report-on", choices=("holdout", "validation"), default="validation")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--outputs", type=Path, default=Path("outputs/movement"))
+    parser.add_argument("--results", type=Path, default=HERE / "results.csv")
+    parser.add_argument("--time", action="store_true", help="time what is there, instead of training")
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    arguments = parser.parse_args()
+    arguments.outputs = arguments.outputs.resolve()
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
