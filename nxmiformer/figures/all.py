@@ -10,6 +10,7 @@ from nxmiformer.figures.heatmap import heatmap, plan_heatmap
 from nxmiformer.figures.plans import FEWEST, foreseen, search_frontier, trust
 from nxmiformer.figures.sensitivity import sensitivity
 from nxmiformer.figures.tradeoff import size, storage
+from nxmiformer.figures.units import units
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.runs.numbers import Run
 
@@ -19,6 +20,8 @@ def figures_of(run: Run) -> dict[str, Figure]:
     drawn = {"size": size, "storage": storage}
     if run.report.layers:
         drawn["heatmap"] = heatmap
+    if run.report.units:
+        drawn["units"] = units
     if run.series("loss").steps:
         drawn["training"] = training
     if any(value > 0 for value in run.series("gap").values):

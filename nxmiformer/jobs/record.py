@@ -9,6 +9,7 @@ from nxmiformer.export.packed import PackedSize
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.phases import errors
 from nxmiformer.jobs.provenance import device_name, provenance
+from nxmiformer.layers.compact import left_of
 from nxmiformer.layers.convert import distinct_layers
 from nxmiformer.layers.targets import find_embeddings, find_head
 from nxmiformer.plan.compression import FLOAT, CompressionPlan
@@ -58,10 +59,18 @@ def report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize, seco
             for name, spec in plan.layers.items()
         },
         "phases": {name: {k: v for k, v in phase.items() if k != "gaps"} for name, phase in phases.items()},
+        **_units(stage.model),
         **provenance(),
         "device": device_name(stage.accelerator.device),
         "seconds": seconds,
     }
+
+
+def _units(model: nn.Module) -> dict[str, Any]:
+    """What compaction would leave of the heads and dimensions of each layer, where it would take any."""
+    left = left_of(model)
+    fewer = any(kept < full for kinds in left.values() for kept, full in kinds.values())
+    return {"units": left} if fewer else {}
 
 
 def _left(model: nn.Module, plan: CompressionPlan) -> dict[str, int]:

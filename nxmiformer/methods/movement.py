@@ -97,14 +97,14 @@ class Movement(Method):
 
     def _scored(self, units: tuple[Units, ...]) -> dict[str, Scored]:
         """The scores by the name of a layer, or of a unit's."""
-        sparse, scored = self._sparse(), {}
+        sparse, scored = self._sparse(), dict[str, Scored]()
         part = {name: _part(each) for each in units for name in each.names}
         taken: set[str] = set()
         for each in units:
-            blocks = {name: found for name in sparse if (found := _whole(each, name, *sparse[name])) is not None}
-            if len(blocks) == len(each.names):
-                scored[f"{each.layer}.{each.kind}"] = Scored(_zeros(each.count, blocks[each.out]), blocks, _part(each))
-                taken |= blocks.keys()
+            shared = {name: found for name in sparse if (found := _whole(each, name, *sparse[name])) is not None}
+            if len(shared) == len(each.names):
+                scored[f"{each.layer}.{each.kind}"] = Scored(_zeros(each.count, shared[each.out]), shared, _part(each))
+                taken |= shared.keys()
         for name, (layer, sparsity) in sparse.items():
             if name not in taken:
                 rows, cols = sparsity.tile
@@ -160,15 +160,15 @@ class Movement(Method):
     @torch.no_grad()
     def _silence(self) -> None:
         """Take the bias of rows that are masked whole, where rows begin a head or a dimension."""
-        for layer, rows in self._rows():
-            layer.bias.mul_(rows)  # type: ignore[operator]
+        for bias, rows in self._rows():
+            bias.mul_(rows)
 
-    def _rows(self) -> Iterator[tuple[Compressed, Tensor]]:
-        """The layers that begin heads and dimensions, with a bias, and which rows have anything that stays."""
+    def _rows(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
+        """The biases of the layers that begin heads and dimensions, and which rows have anything that stays."""
         for name in self.first:
-            layer = self.layers[name]
-            if layer.quantizer.mask is not None and layer.bias is not None:
-                yield layer, layer.quantizer.mask.any(1)
+            mask, bias = self.layers[name].quantizer.mask, _bias(self.layers[name])
+            if mask is not None and bias is not None:
+                yield bias, mask.any(1)
 
     @torch.no_grad()
     def before_clip(self) -> None:
@@ -183,9 +183,9 @@ class Movement(Method):
             mask, grad = layer.quantizer.mask, layer.weight.grad
             if mask is not None and grad is not None:
                 grad.mul_(mask.t() if layer.transposed else mask)
-        for layer, rows in self._rows():
-            if layer.bias.grad is not None:  # type: ignore[union-attr]
-                layer.bias.grad.mul_(rows)  # type: ignore[union-attr, operator]
+        for bias, rows in self._rows():
+            if bias.grad is not None:
+                bias.grad.mul_(rows)
 
     def _moved(self, name: str, layer: Compressed) -> Tensor:
         """The gradient of the scores of a layer's blocks: of their weights, and of the biases that go with them."""
@@ -194,7 +194,7 @@ class Movement(Method):
         assert grad is not None
         product = (grad.t() if layer.transposed else grad) * layer.matrix
         moved = tile_sums(product, sparsity.tile)
-        bias: Any = layer.bias if name in self.first else None
+        bias = _bias(layer) if name in self.first else None
         if bias is not None and bias.grad is not None and sparsity.tile[1] == product.shape[1]:
             moved = moved + tile_sums((bias.grad * bias)[:, None], (sparsity.tile[0], 1))
         return moved
@@ -211,7 +211,7 @@ class Movement(Method):
     def as_finished(self) -> Iterator[None]:
         masks = {name: layer.quantizer.mask for name, layer in self.layers.items()}
         biases = [
-            (self.layers[name].bias, bias) for name in self.first if (bias := _copy(self.layers[name])) is not None
+            (bias, bias.detach().clone()) for name in self.first if (bias := _bias(self.layers[name])) is not None
         ]
         try:
             self._settle()
@@ -220,7 +220,7 @@ class Movement(Method):
         finally:
             with torch.no_grad():
                 for bias, value in biases:
-                    bias.copy_(value)  # type: ignore[operator]
+                    bias.copy_(value)
             for name, mask in masks.items():
                 self.layers[name].quantizer.mask = mask
 
@@ -262,8 +262,8 @@ def _zeros(size: int, like: Tensor) -> nn.Parameter:
     return nn.Parameter(torch.zeros(size, dtype=torch.float32, device=like.device))
 
 
-def _copy(layer: Compressed) -> Tensor | None:
-    return None if layer.bias is None else layer.bias.detach().clone()  # type: ignore[union-attr, operator]
+def _bias(layer: Compressed) -> nn.Parameter | None:
+    return dict(layer.named_parameters(recurse=False)).get("bias")
 
 
 def _whole(units: Units, name: str, layer: Compressed, sparsity: SparsitySet) -> Tensor | None:

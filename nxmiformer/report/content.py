@@ -53,7 +53,7 @@ def sections(run: Run) -> list[Section]:
     found = (
         Section("Scores", scores(run), notes=(SCORES,)),
         Section("Storage", storage(run), ("storage",), (STORAGE, *([f"{advice}."] if advice else []))),
-        Section("Layers", layers(run), ("heatmap",), (LAYERS,), folded="Every layer"),
+        Section("Layers", layers(run), ("heatmap", "units"), (LAYERS,), folded="Every layer"),
         Section("Training", phases(run), ("training", "convergence"), (TRAINING,)),
         Section("Layers left dense", skipped(run), folded="Which, and why"),
     )

@@ -129,7 +129,8 @@ class Report:
     `scores` has the metrics (fractions) of "dense", and of "one_shot", "final" and "packed" where they were taken;
     `report_on` is the split that they were taken on, and `chance` what answers that do not look at the text score
     there. `retention` is final / dense, None where the dense model is no better than chance; `cut` counts the texts of
-    each split that were cut off; `seconds` is the wall time of the run from its start to its report; of the starts
+    each split that were cut off; `units` has the heads and dimensions of each layer that add anything, and how many it
+    had, where any adds nothing; `seconds` is the wall time of the run from its start to its report; of the starts
     before it was resumed, that of their phases.
     """
 
@@ -152,6 +153,7 @@ class Report:
     report_on: str = "validation"
     chance: Chance | None = None
     cut: Mapping[str, int] | None = None
+    units: Mapping[str, Mapping[str, tuple[int, int]]] | None = None
 
     @property
     def above_chance(self) -> bool:

@@ -199,3 +199,18 @@ def test_spread_moves_no_more_than_it_must():
     assert spread([0.0, 1.0], [0.2, 0.2], 0, 1) == pytest.approx([0.1, 0.9])
     places = spread([0.98, 0.97, 0.99, 0.1], [0.2] * 4, 0, 1)
     assert places == pytest.approx([0.7, 0.5, 0.9, 0.1])
+
+
+UNITS = {f"layer.{i}": {"heads": (i % 3, 4), "dimensions": (16 * i, 64)} for i in range(3)}
+
+
+def test_heads_and_dimensions_that_are_left_are_drawn_layer_by_layer_before_those_that_there_were(make):
+    run = make()
+    run = replace(run, report=replace(run.report, units=UNITS))
+    figure = figures_of(run)["units"]
+    for ax, kind in zip(figure.axes, ("heads", "dimensions"), strict=True):
+        whole, left = ([bar.get_height() for bar in group] for group in ax.containers)
+        assert left == [UNITS[layer][kind][0] for layer in UNITS]
+        assert whole == [UNITS[layer][kind][1] for layer in UNITS]
+    assert told(figure) == "Compaction leaves 25.0 % of the heads and 25.0 % of the dimensions"
+    assert png(figure).startswith(b"\x89PNG")
