@@ -179,10 +179,7 @@ class Movement(Method):
                 if layer.weight.grad is not None:
                     gradient.index_add_(0, blocks.flatten(), self._moved(name, layer).flatten())
             each.scores.grad = gradient
-        for layer in self.layers.values():
-            mask, grad = layer.quantizer.mask, layer.weight.grad
-            if mask is not None and grad is not None:
-                grad.mul_(mask.t() if layer.transposed else mask)
+        self.keep_support()
         for bias, rows in self._rows():
             if bias.grad is not None:
                 bias.grad.mul_(rows)
