@@ -21,7 +21,7 @@ from nxmiformer.files import alone, set_aside, write_text
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.origin import packed_of
 from nxmiformer.jobs.provenance import device_name, provenance
-from nxmiformer.models.agreement import positions
+from nxmiformer.models.fit import positions
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_bench
 from nxmiformer.runs.parse import parse

@@ -19,7 +19,7 @@ from nxmiformer.jobs.job import PASSING, Job
 from nxmiformer.jobs.place import RECORD
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.layers.convert import convert
-from nxmiformer.models.agreement import agree
+from nxmiformer.models.fit import agree
 from nxmiformer.models.labels import classes_of
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.runs.numbers import REPORT
