@@ -34,14 +34,19 @@ class PackedWeight(nn.Module):
         """What `pack` made of the weight."""
         return dict(self.named_buffers())
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of the weight, as its layer has it: some models of `transformers` look, when they are built."""
+        rows, columns = self.spec.shape
+        return (columns, rows) if self.spec.transposed else (rows, columns)
+
     def forward(self, memory: Memory | None = None) -> Tensor:
         """The weight, in `memory` where that is given: there, if it is to stay."""
-        parts, shape = self.parts, self.spec.shape
-        like, dtype = shape[::-1] if self.spec.transposed else shape, self.dtype
-        out = memory.empty(like, dtype) if memory else torch.empty(like, dtype=dtype, device=parts["values"].device)
+        parts, dtype, device = self.parts, self.dtype, self.parts["values"].device
+        out = memory.empty(self.shape, dtype) if memory else torch.empty(self.shape, dtype=dtype, device=device)
         if dtype == self.stored and not self.spec.transposed:
             return self.spec.weight.unpack_into(out, parts)
-        weight = self.spec.weight.unpack(parts, shape, self.stored)
+        weight = self.spec.weight.unpack(parts, self.spec.shape, self.stored)
         return out.copy_(weight.t() if self.spec.transposed else weight)
 
     def rows(self, numbers: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+import transformers
 from test_from_pretrained import PLANS, check_same, masked_lm, whole
 from tiny import CONFIG, MODELS, bert, compressed, contents, gpt2, llama, logits, same_bits
 from transformers import AutoConfig
@@ -116,3 +117,12 @@ def test_a_lazy_model_has_the_compressed_layers_of_the_eager_one(packed):
     assert lazy_layers(eager) == {}
     with pytest.raises(ValueError, match="make_eager"):
         strip(lazy)
+
+
+def test_a_model_that_looks_at_the_shapes_of_its_weights_while_it_is_read_can_be_read_lazily(tmp_path):
+    def funnel():
+        sizes = {"block_sizes": [1, 1], "d_model": 8, "n_head": 2, "d_head": 4, "d_inner": 16}
+        tokens = {"vocab_size": 24, "num_labels": 3, "pad_token_id": 0}
+        return transformers.FunnelForSequenceClassification(transformers.FunnelConfig(**sizes, **tokens))
+
+    check_lazy(*compressed(funnel), tmp_path)
