@@ -8,37 +8,51 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig
 
-STATES = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")  # as outputs call those of all layers
+from nxmiformer.tasks.units import IGNORED
+
+DECODER = "decoder_hidden_states"
+STATES = ("hidden_states", "encoder_hidden_states", DECODER)  # as outputs call those of all layers
 
 
 class HiddenStatesError(ValueError):
     """Hidden states that cannot be compared with a teacher's."""
 
 
-def hidden_error(student: Any, teacher: Any, attention: Tensor | None) -> Tensor:
+def hidden_error(student: Any, teacher: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """The mean over two models' hidden states, of encoders and of decoders, of their mean squared errors.
 
     Args:
         student: the outputs of a model that was asked for its hidden states.
         teacher: those of the other.
-        attention: (batch, tokens); what it leaves out does not count. A state of another number of tokens, as models
-            have that pool, counts whole; so do all where None is given.
+        batch: what they were given. What its `attention_mask` (batch, tokens) leaves out does not count, and of a
+            decoder that is given a text of its own, what `decoder_attention_mask` leaves out, or has no target. A state
+            of another number of tokens, as models have that pool, counts whole; so do all where there is no mask.
 
     Raises:
         HiddenStatesError: the student has no hidden states, or not those that the teacher has.
     """
-    ours, theirs = list(_states(student)), list(_states(teacher))
+    (names, ours), (_, theirs) = _states(student), _states(teacher)
     if not ours:
         raise HiddenStatesError("the model gives no hidden states that could be distilled")
     shapes = [[tuple(state.shape) for state in states] for states in (ours, theirs)]
     if shapes[0] != shapes[1]:
         raise HiddenStatesError(f"the student's hidden states are {shapes[0]}, and the teacher's {shapes[1]}")
-    return torch.stack([_error(s, t, attention) for s, t in zip(ours, theirs, strict=True)]).mean()
+    attention = batch.get("attention_mask")
+    masks = {DECODER: _written(batch) if "decoder_input_ids" in batch else attention}
+    errors = [_error(s, t, masks.get(name, attention)) for name, s, t in zip(names, ours, theirs, strict=True)]
+    return torch.stack(errors).mean()
 
 
-def _states(outputs: Any) -> Iterator[Tensor]:
-    for name in STATES:
-        yield from getattr(outputs, name, None) or ()
+def _states(outputs: Any) -> tuple[list[str], list[Tensor]]:
+    """The hidden states, and of each the name under which it is."""
+    found = [(name, state) for name in STATES for state in getattr(outputs, name, None) or ()]
+    return [name for name, _ in found], [state for _, state in found]
+
+
+def _written(batch: Mapping[str, Tensor]) -> Tensor | None:
+    """What counts of the text that a decoder is given, (batch, tokens)."""
+    mask, labels = batch.get("decoder_attention_mask"), batch.get("labels")
+    return mask if mask is not None or labels is None else labels != IGNORED
 
 
 def _error(student: Tensor, teacher: Tensor, attention: Tensor | None) -> Tensor:

@@ -72,7 +72,7 @@ class Objective:
             ours, theirs = units(outputs, batch), units(target, batch)
             loss = loss + self.logits * ours.outcome.distillation(theirs.logits, ours.logits, self.temperature)
         if self.hidden:
-            loss = loss + self.hidden * hidden_error(outputs, target, batch.get("attention_mask"))
+            loss = loss + self.hidden * hidden_error(outputs, target, batch)
         return loss
 
     def of(self, task: Task, model: nn.Module, teacher: nn.Module | None, batch: Mapping[str, Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ from torch.optim import AdamW
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from nxmiformer.methods.dense import Dense
+from nxmiformer.train.hidden import hidden_error
 from nxmiformer.train.objective import Objective
 from nxmiformer.train.recipe import Phase, check_distillation
 
@@ -153,6 +154,18 @@ def test_states_of_encoders_decoders_and_poolers_are_compared_one_by_one(make, b
     found = Objective(task=0.0, hidden=1.0)(student, teacher, given)
     torch.testing.assert_close(found, torch.stack(errors).mean())
     found.backward()
+
+
+@pytest.mark.parametrize("mask", [False, True])
+def test_of_a_decoder_that_is_given_a_text_of_its_own_the_padding_of_that_text_is_left_out(mask):
+    """It is as long as the text that the encoder reads, which is padded elsewhere."""
+    given, first, second = words(), draw(2, 8, 5), draw(2, 8, 5, seed=1)
+    outputs = [transformers.utils.ModelOutput(decoder_hidden_states=(states,)) for states in (first, second)]
+    real = torch.tensor([[1, 1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0, 0, 0]])
+    given |= {"decoder_input_ids": given["input_ids"]}
+    given |= {"decoder_attention_mask": real} if mask else {"labels": torch.where(real == 1, 7, -100)}
+    expected = (first - second).square()[real.bool()].mean()
+    torch.testing.assert_close(hidden_error(*outputs, given), expected)
 
 
 def test_states_that_differ_in_number_or_shape_are_told_not_paired():
