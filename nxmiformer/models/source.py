@@ -88,8 +88,14 @@ class Pretrained(Source):
         return self.revision or "main"
 
     def tokenizer(self, task: Task) -> PreTrainedTokenizerBase:
-        with self._own_code():
-            tokenizer = AutoTokenizer.from_pretrained(self._place, revision=self._revision, trust_remote_code=False)
+        try:
+            with self._own_code():
+                tokenizer = AutoTokenizer.from_pretrained(self._place, revision=self._revision, trust_remote_code=False)
+        except ImportError as error:
+            if "sentencepiece" not in str(error).lower():
+                raise
+            remedy = "pip install 'nxmiformer[translation]'"
+            raise ValueError(f"model.path={self.path}: its tokenizer needs sentencepiece: {remedy}") from error
         if len(tokenizer) <= len(tokenizer.all_special_ids):  # what transformers makes of a directory without its files
             raise ValueError(f"model.path={self.path}: there is no tokenizer, or one without words")
         return tokenizer

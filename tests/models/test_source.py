@@ -168,3 +168,17 @@ def test_the_embedded_model_is_compressed_too_and_knows_its_own_task_alone():
     assert model.config.id2label == {0: "entailment", 1: "not_entailment"}
     with pytest.raises(ValueError, match="knows the words of task=grammar only, not those of 'made'"):
         source.tokenizer(THREE)
+
+
+def test_a_tokenizer_that_needs_sentencepiece_names_the_extra_that_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.utils.import_utils.is_sentencepiece_available", lambda: False)
+    for name, text in {
+        "config.json": '{"model_type": "marian"}',
+        "tokenizer_config.json": '{"tokenizer_class": "MarianTokenizer"}',
+        "vocab.json": "{}",
+        "source.spm": "",
+        "target.spm": "",
+    }.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"needs sentencepiece: pip install 'nxmiformer\[translation\]'"):
+        Pretrained(str(tmp_path)).tokenizer(None)
