@@ -15,20 +15,20 @@ from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sen
 from nxmiformer.sets import NM, Block, ConstraintSet, Grid, SparsitySet, Then, Unstructured
 
 SPARSE: list[SparsitySet] = [
-    *(NM(*pair) for pair in [(1, 4), (2, 4), (3, 4), (4, 4), (1, 1), (8, 16), (5, 64), (64, 64)]),
+    *(NM(*pair) for pair in [(1, 4), (2, 4), (4, 4), (1, 1), (8, 16), (5, 64), (64, 64)]),
     *(NM(*pair, "dense") for pair in [(2, 4), (1, 1), (8, 16), (32, 64)]),
     *(Unstructured(density) for density in (0.1, 0.5, 1.0)),
     *(Block(*shape) for shape in [(4, 4, 0.5), (1, 8, 0.25), (8, 32, 0.3), (2, 2, 1.0)]),
 ]
 GRIDS = [
     *(Grid(bits) for bits in range(1, 9)),
-    *(Grid(bits, scale="absmax") for bits in range(1, 9)),
-    *(Grid(bits, group=16) for bits in (1, 2, 4, 8)),
-    *(Grid(bits, group=32, scale="absmax") for bits in (1, 3, 8)),
+    *(Grid(bits, scale="absmax") for bits in (1, 2, 8)),
+    *(Grid(bits, group=16) for bits in (1, 4)),
+    *(Grid(bits, group=32, scale="absmax") for bits in (3, 8)),
     Grid(3, group=1),
 ]
 JOINT = [
-    *(Then(NM(2, 4), Grid(bits)) for bits in range(1, 9)),
+    *(Then(NM(2, 4), Grid(bits)) for bits in (1, 2, 3, 8)),
     Then(NM(2, 4), Grid(8, scale="absmax")),
     Then(NM(4, 4), Grid(4)),
     Then(NM(1, 1), Grid(1)),

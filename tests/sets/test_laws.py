@@ -97,20 +97,15 @@ def squared(a: Tensor, b: Tensor) -> float:
 
 @every_set
 @every_dtype
-def test_a_projection_is_a_member_of_the_same_dtype_and_shape(points: ConstraintSet, dtype: torch.dtype) -> None:
+def test_a_projection_is_a_member_of_the_same_dtype_and_shape_and_projecting_it_changes_no_bit(
+    points: ConstraintSet, dtype: torch.dtype
+) -> None:
     for w in inputs(dtype):
         point = points.project(w)
         assert point.dtype == dtype
         assert point.shape == w.shape
         assert points.contains(point)
-
-
-@every_set
-@every_dtype
-def test_projecting_twice_changes_no_bit(points: ConstraintSet, dtype: torch.dtype) -> None:
-    for w in inputs(dtype):
-        once = points.project(w)
-        assert naive.same_bits(points.project(once), once)
+        assert naive.same_bits(points.project(point), point)
 
 
 @every_set
@@ -182,7 +177,7 @@ def test_the_searched_scale_is_never_worse_than_the_largest_magnitudes(
 def test_projecting_leaves_its_input_and_the_random_state_alone_and_repeats(
     points: ConstraintSet, dtype: torch.dtype
 ) -> None:
-    for w in inputs(dtype):
+    for w in inputs(dtype)[:2]:
         before, importance = w.clone(), gaussian(9).abs()
         kept = importance.clone()
         state = torch.get_rng_state()
@@ -220,23 +215,17 @@ def test_equal_importance_changes_no_bit_of_the_support(points: ConstraintSet, d
 
 @every_set
 @every_dtype
-def test_packing_and_unpacking_changes_no_bit(points: ConstraintSet, dtype: torch.dtype) -> None:
-    for member in [*map(points.project, inputs(dtype)), *members(points, dtype)]:
-        packed = points.pack(member)
-        assert naive.same_bits(points.unpack(packed, SHAPE, dtype), member)
-        assert set(packed) <= {"values", "indices", "scales"}
-        assert all(part.ndim == 1 for part in packed.values())
-
-
-@every_set
-@every_dtype
-def test_unpacking_into_memory_that_is_there_fills_it_with_what_unpacking_gives(
+def test_packing_and_unpacking_anew_or_into_memory_that_is_there_changes_no_bit(
     points: ConstraintSet, dtype: torch.dtype
 ) -> None:
-    for member in members(points, dtype):
+    for member in [*map(points.project, inputs(dtype)), *members(points, dtype)]:
+        packed = points.pack(member)
+        assert set(packed) <= {"values", "indices", "scales"}
+        assert all(part.ndim == 1 for part in packed.values())
         out = torch.full_like(member, torch.nan, memory_format=torch.contiguous_format)
-        assert points.unpack_into(out, points.pack(member)) is out
+        assert points.unpack_into(out, packed) is out
         assert naive.same_bits(out, member)
+        assert naive.same_bits(points.unpack(packed, SHAPE, dtype), member)
 
 
 @every_set
