@@ -76,7 +76,7 @@ def written(model, plan, directory, **options):
     return content, lambda batch: run(batch)["logits"]
 
 
-@pytest.mark.parametrize("make", [roberta, distilbert, gpt2, llama])
+@pytest.mark.parametrize("make", [roberta, gpt2, llama])
 def test_onnx_runtime_gives_the_logits_of_a_model_with_layers_of_all_kinds(make, tmp_path):
     model, plan = of_all_kinds(make)
     check_agrees(model, written(model, plan, tmp_path)[1])
@@ -95,7 +95,7 @@ def joint(tmp_path_factory):
     return model, plan, content, run
 
 
-def test_weights_too_large_for_one_file_are_in_a_second_one(tmp_path, monkeypatch):
+def test_weights_too_large_for_one_file_are_in_a_second_one_and_mean_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("nxmiformer.export.onnx.LARGEST", 1000)
     model, plan = of_all_kinds(distilbert)
     check_agrees(model, written(model, plan, tmp_path)[1])

@@ -36,7 +36,7 @@ plans = st.builds(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.sampled_from(MODELS), plans, st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
 def test_a_model_is_saved_as_foreseen_and_read_and_saved_again_as_it_was(make, planning, dtype):
     model = seeded(make).to(dtype).requires_grad_(False)

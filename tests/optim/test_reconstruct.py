@@ -5,7 +5,7 @@ from itertools import combinations, product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nxmiformer.optim import Problem, reconstruct
@@ -92,6 +92,7 @@ def test_inputs_that_are_not_correlated_leave_the_weighted_projection(seed, cons
     )
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_the_values_are_the_least_squares_under_their_support(seed):
     w, moment, _ = problem(seed=seed, dtype=torch.float64)

@@ -2,21 +2,13 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sysconfig
-import time
-from pathlib import Path
 
-import hydra
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from torch import nn
 from torch.optim import AdamW
 
-from nxmiformer.cli import build
 from nxmiformer.errors import RefusedError
 from nxmiformer.export import load_packed
 from nxmiformer.jobs import compress as jobs
@@ -167,8 +159,8 @@ def test_the_same_run_twice_gives_the_same_bits_and_another_seed_others(whole, t
     assert weights(tmp_path / "other") != weights(whole("admm"))
 
 
-# 6 and 12 are the last steps of their phases, 7 and 13 the first ones of the next.
-@pytest.mark.parametrize("at", [3, 6, 7, 10, 12, 13, 16, 18])
+# 6 and 12 are the last steps of their phases, 7 is the first one of the next.
+@pytest.mark.parametrize("at", [3, 6, 7, 12, 18])
 def test_a_run_that_was_stopped_at_any_step_of_any_phase_ends_in_the_same_bits(whole, tmp_path, at):
     interrupted(job(tmp_path), at, written=at % 2 == 0)
     content = run(job(tmp_path, resume=True))
@@ -181,9 +173,9 @@ def test_a_run_that_was_stopped_at_any_step_of_any_phase_ends_in_the_same_bits(w
 
 
 @pytest.mark.parametrize("methods", ["admm_joint", "admm_paper", "sr_ste"])
-@pytest.mark.parametrize("at", [11, 15])
-def test_every_method_goes_on_in_the_same_bits(whole, tmp_path, methods, at):
-    interrupted(job(tmp_path, methods), at)
+def test_every_method_goes_on_in_the_same_bits_in_each_of_its_phases(whole, tmp_path, methods):
+    interrupted(job(tmp_path, methods), 11)
+    interrupted(job(tmp_path, methods, resume=True), 15)
     run(job(tmp_path, methods, resume=True))
     assert weights(tmp_path) == weights(whole(methods))
     assert rows(tmp_path) == rows(whole(methods))
@@ -240,47 +232,3 @@ def test_what_does_not_change_a_run_does_not_keep_it_from_being_resumed(whole, t
     interrupted(job(tmp_path), 10)
     run(dataclasses.replace(job(tmp_path, resume=True), name="renamed"))
     assert weights(tmp_path) == weights(whole("admm"))
-
-
-COMMAND = [
-    "task.train=96",
-    "task.holdout=12",
-    "task.validation=12",
-    *(f"model.{name}={size}" for name, size in SIZES.items()),
-    "train.batch_size=8",
-    "train.checkpoint_every=1",
-    "train.evaluate_every=0",
-    "train.cpu=true",
-    "train.threads=1",
-    "recipe.phases.dense.steps=3",
-    "recipe.phases.admm.steps=60",
-    "recipe.phases.finish.steps=3",
-    "name=killed",
-    "dense_cache=null",
-]
-
-
-def test_a_run_that_was_killed_is_resumed_from_the_command_line_in_the_same_bits(tmp_path):
-    command = [Path(sysconfig.get_path("scripts")) / "nxmiformer", *COMMAND, f"hydra.run.dir={tmp_path / 'killed'}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    metrics = tmp_path / "killed" / "metrics.jsonl"
-    with subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as p:
-        while p.poll() is None and not (metrics.exists() and len(metrics.read_text().splitlines()) >= 10):
-            time.sleep(0.002)
-        p.send_signal(signal.SIGKILL)
-        output = p.stdout.read().decode()
-    assert p.returncode == -signal.SIGKILL, output
-    assert not (tmp_path / "killed" / "packed").exists()
-
-    done = subprocess.run([*command, "resume=true"], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "killed" / "report.html").stat().st_size > 0
-    assert [row["total_step"] for row in rows(tmp_path / "killed")] == list(range(1, 67))
-
-    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
-        config = hydra.compose("config", COMMAND)
-    run(build(config, tmp_path / "whole"))
-    assert weights(tmp_path / "killed") == weights(tmp_path / "whole")
-    assert rows(tmp_path / "killed") == rows(tmp_path / "whole")
