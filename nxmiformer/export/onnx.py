@@ -90,9 +90,12 @@ class Onnx(Format):
         names, outputs = ([each.name for each in side] for side in (session.get_inputs(), session.get_outputs()))
 
         def run(batch: Mapping[str, Tensor]) -> Outputs:
-            if missing := [name for name in names if name not in batch]:
+            given = dict(batch)
+            if "input_ids" in given:  # of one type where nothing is said, as models of `transformers` take it
+                given.setdefault("token_type_ids", torch.zeros_like(given["input_ids"]))
+            if missing := [name for name in names if name not in given]:
                 raise ValueError(f"{directory / FILE} takes {', '.join(names)}, and was not given {', '.join(missing)}")
-            found = session.run(None, {name: batch[name].cpu().numpy() for name in names})
+            found = session.run(None, {name: given[name].cpu().numpy() for name in names})
             return dict(zip(outputs, map(torch.from_numpy, found), strict=True))
 
         return run

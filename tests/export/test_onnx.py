@@ -192,9 +192,17 @@ def test_a_model_of_one_type_of_tokens_is_not_asked_for_types():
 def test_an_input_that_is_not_given_is_named(joint):
     model, _, _, run = joint
     given = batch(model, 1, 4)
-    del given["token_type_ids"]
-    with pytest.raises(ValueError, match=r"takes input_ids, attention_mask, token_type_ids, and was not given token_"):
+    del given["attention_mask"]
+    with pytest.raises(ValueError, match=r"takes input_ids, attention_mask, token_type_ids, and was not given attent"):
         run(given)
+
+
+def test_tokens_whose_types_are_not_given_are_all_of_the_first_as_for_the_model(joint):
+    model, _, _, run = joint
+    given = batch(model, 3, 7)
+    del given["token_type_ids"]
+    with torch.no_grad():
+        torch.testing.assert_close(run(given), model(**given).logits, rtol=1e-4, atol=1e-5)
 
 
 def test_a_missing_package_is_named_with_what_installs_it(monkeypatch, tmp_path):
