@@ -1,4 +1,4 @@
-"""Does the method do what it is for? On the embedded task, with real training, over five seeds."""
+"""Does the method do what it is for? On the embedded task, with real training, over three seeds."""
 
 import hydra
 import pytest
@@ -7,14 +7,14 @@ from nxmiformer.cli import build
 from nxmiformer.jobs.compress import run
 
 STEPS = 20  # after the dense model, for every method
-SEEDS = range(5)
-MARGIN = 0.08  # of accuracy; over five seeds the least difference was 0.16
+SEEDS = range(3)
+MARGIN = 0.08  # of accuracy; the least difference was 0.12
 
 
 def score(directory, *overrides):
     """The accuracy of the dense model, of its projection, and of the packed model, on the holdout."""
     fixed = ["task=grammar", "plan=1of4_int4", "report_on=holdout", "train.threads=1", "train.evaluate_every=0"]
-    fixed += ["dense_cache=null", "train.max_length=64"]
+    fixed += ["dense_cache=null", "train.max_length=64", "train.batch_size=64"]
     with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
         job = build(hydra.compose("config", [*fixed, *overrides]), directory)
     scores = run(job)["scores"]
@@ -25,13 +25,14 @@ def score(directory, *overrides):
 def dense(tmp_path_factory):
     """The directory of a dense model of the embedded task."""
     directory = tmp_path_factory.mktemp("behaviour")
-    found = score(directory, "model=embedded", "recipe=one_shot", "recipe.phases.dense.steps=1200")
-    assert found["dense"] > 0.9
+    steps = "recipe.phases.dense.steps=1300"
+    found = score(directory, "model=embedded", "model.layers=2", "recipe=one_shot", steps)
+    assert found["dense"] > 0.8
     return directory / "dense"
 
 
 def compressed(dense, directory, seed, *overrides):
-    start = ["model=pretrained", f"model.path={dense}", "recipe.phases.dense.steps=0", "train.batch_size=128"]
+    start = ["model=pretrained", f"model.path={dense}", "recipe.phases.dense.steps=0", "task.train=2400"]
     return score(directory, *start, f"seed={seed}", "train.group_by_length=false", *overrides)
 
 
