@@ -1,6 +1,8 @@
-"""The README's Python runs, as it stands there."""
+"""The Python of the README and of the documentation runs, as it stands there."""
 
 import re
+import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -9,18 +11,25 @@ import pytest
 import torch
 import transformers
 from accelerate.state import AcceleratorState
+from matplotlib.figure import Figure
 
 from nxmiformer import CompressionPlan, load_packed, verify
 from nxmiformer.models import embedded
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), flags=re.DOTALL)
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+
+
+def blocks(path):
+    return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(encoding="utf-8"), flags=re.DOTALL)
+
+
 sys.path.append(str(Path(__file__).parent / "report"))
 from fabricated import write_sweep  # noqa: E402 (the fabricated runs belong to the report's tests)
 
 
-def test_the_python_lines_of_the_readme_run_and_leave_a_packed_model_in_its_sets(tmp_path, monkeypatch):
-    code = BLOCKS[2]
+def test_the_python_lines_about_a_loop_of_ones_own_leave_a_packed_model_in_its_sets(tmp_path, monkeypatch):
+    code = blocks("docs/python.md")[2]
     assert 8 <= len([line for line in code.splitlines() if line.strip()]) <= 18
     monkeypatch.chdir(tmp_path)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
@@ -32,7 +41,7 @@ def test_the_python_lines_of_the_readme_run_and_leave_a_packed_model_in_its_sets
         for _ in range(8)
     ]
     given = {"path": tmp_path / "checkpoint", "batches": batches, "tokenizer": embedded.tokenizer(["a"])}
-    exec(compile(code, str(README), "exec"), given)
+    exec(compile(code, "docs/python.md", "exec"), given)
     packed = next(tmp_path.glob("**/packed.json")).parent
     loaded = load_packed(packed)
     assert loaded.dtype == torch.float32
@@ -48,7 +57,7 @@ def small(words):
 
 @pytest.fixture
 def at_hand(tmp_path, monkeypatch):
-    """What the README's lines take as given."""
+    """What the lines take as given."""
     monkeypatch.chdir(tmp_path)
     AcceleratorState._reset_state(True)
     tokenizer = embedded.tokenizer(["bad", "good", "very"])
@@ -59,10 +68,12 @@ def at_hand(tmp_path, monkeypatch):
     AcceleratorState._reset_state(True)
 
 
-def test_the_python_lines_about_one_call_compress_a_model(at_hand, capsys):
-    code = BLOCKS[0].replace("steps=200", "steps=4")
-    code = code.replace('"recipe.phases.admm.steps=4"', '"recipe.phases.admm.steps=4", "recipe.phases.finish.steps=2"')
-    exec(compile(code, str(README), "exec"), at_hand)
+@pytest.mark.parametrize("path", ["README.md", "docs/python.md"])
+def test_the_python_lines_about_one_call_compress_a_model(path, at_hand, capsys):
+    code = re.sub(r"    overrides=.*\n", "", blocks(path)[0])
+    few = ["train.batch_size=16", "recipe.phases.admm.steps=4", "recipe.phases.finish.steps=2"]
+    code = code.replace('directory="compressed",', f'directory="compressed", overrides={few},')
+    exec(compile(code, path, "exec"), at_hand)
     verify(at_hand["model"], at_hand["result"].plan)
     verify(load_packed("compressed/packed"), at_hand["result"].plan)
     assert "packed accuracy" in capsys.readouterr().out
@@ -74,16 +85,35 @@ def test_the_python_lines_about_a_trainer_compress_a_model(at_hand):
     arguments = transformers.TrainingArguments("out", use_cpu=True, report_to="none", max_steps=2, disable_tqdm=True)
     collator = transformers.DataCollatorWithPadding(tokenizer)
     trainer = transformers.Trainer(model, arguments, train_dataset=rows, data_collator=collator)
-    exec(compile(BLOCKS[1], str(README), "exec"), {**at_hand, "trainer": trainer})
+    exec(compile(blocks("docs/python.md")[1], "docs/python.md", "exec"), {**at_hand, "trainer": trainer})
     verify(load_packed("packed"), CompressionPlan.load("packed/plan.json"))
 
 
 def test_the_python_lines_about_many_runs_read_them_and_draw_them(tmp_path, monkeypatch):
-    code = BLOCKS[3]
+    code = blocks("docs/runs.md")[0]
     write_sweep(tmp_path / "multirun", seeds=2)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    exec(compile(code, str(README), "exec"), names)
+    exec(compile(code, "docs/runs.md", "exec"), names)
     assert len(names["runs"]) == len(set(names["curves"].directory)) == 24
     for figure in ("comparison.png", "frontier.png"):
         assert (tmp_path / figure).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_readme_is_short_and_has_one_figure_and_ten_lines_of_python():
+    text = README.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    assert len(re.findall(r"!\[", text)) == 1
+    (code,) = blocks("README.md")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 14
+
+
+@pytest.mark.parametrize("study", ["glue_uniform", "glue_search", "ablation"])
+def test_the_tables_of_a_study_and_of_the_readme_are_those_of_the_committed_results(study, tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(README, tmp_path)
+    monkeypatch.setattr(Figure, "savefig", lambda *words, **options: None)
+    script = "table.py" if study == "ablation" else "figure.py"
+    runpy.run_path(str(tmp_path / "experiments" / study / script), run_name="__main__")
+    for path in ("README.md", f"experiments/{study}/README.md"):
+        assert (tmp_path / path).read_text(encoding="utf-8") == (ROOT / path).read_text(encoding="utf-8")

@@ -1,6 +1,7 @@
 """Draw figure.png from results.csv, and write its tables into README.md here and at the top:
 python experiments/glue_uniform/figure.py"""
 
+import math
 import re
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 NAMES = {
-    "one_shot": "projected, not trained",
+    "one_shot": "one-shot projection",
     "admm_paper": "ADMM as the paper's code",
     "modelopt": "ModelOpt: mask, QAT",
     "sr_ste": "SR-STE + QAT",
@@ -29,7 +30,7 @@ COLOURS = dict(
     )
 )
 WHOLE = "2of4_int4_whole"  # embeddings and head too: its size is none of the linears' alone
-LEAST = 90.0  # % kept; what is below is told by its figure at the edge
+LEAST = 90.0  # % retained; what is below is told by its figure at the edge
 
 
 def main() -> None:
@@ -39,11 +40,14 @@ def main() -> None:
     _figure(compared[compared.plan != WHOLE]).savefig(HERE / "figure.png", dpi=150)
     tables = _dense(results), _table(methods), _over_tasks(compared), _paired(compared)
     _insert(HERE / "README.md", "\n\n".join(tables))
-    _insert(HERE.parents[1] / "README.md", _headline(compared))
+    sizes = pd.read_csv(HERE.parent / "size" / "results.csv")
+    sizes = sizes[sizes.embeddings.isna()].set_index("linears")
+    searched = pd.read_csv(HERE.parent / "glue_search" / "results.csv")
+    _insert(HERE.parents[1] / "README.md", _headline(compared, searched, sizes))
 
 
 def _figure(results: pd.DataFrame) -> Figure:
-    """Score kept against the size of the compressed layers: a panel a task, a mark a method (mean and spread)."""
+    """Score retained against the size of the compressed layers: a panel a task, a mark a method (mean and spread)."""
     tasks = list(results.groupby("task", sort=False))
     groups = 100 * results.groupby(["task", "plan", "method"]).retention.agg(["mean", "std"]).fillna(0)
     top = max(101, (groups["mean"] + groups["std"]).max() + 0.3)
@@ -62,7 +66,7 @@ def _figure(results: pd.DataFrame) -> Figure:
         axes.set_ylim(LEAST - 1.2, top)
         axes.set_title(task.upper(), loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.axes[0].set_ylabel("% of the dense score kept")
+    figure.axes[0].set_ylabel("% of the dense score retained")
     figure.supxlabel("what is left of the layers, indices and scales included", fontsize=9)
     present = [method for method in reversed(METHODS) if method in set(results.method)]
     handles = [figure.axes[0].plot([], [], "o", color=COLOURS[method])[0] for method in present]
@@ -99,7 +103,7 @@ def _dense(results: pd.DataFrame) -> str:
 
 def _table(results: pd.DataFrame) -> str:
     """Mean and standard deviation over the seeds."""
-    lines = ["| task | plan | method | seeds | score | kept |", "|---|---|---|---|---|---|"]
+    lines = ["| task | plan | method | seeds | score | retained |", "|---|---|---|---|---|---|"]
     for (task, plan), rows in results.groupby(["task", "plan"], sort=False):
         for method in METHODS:
             runs = rows[rows.method == method]
@@ -109,8 +113,8 @@ def _table(results: pd.DataFrame) -> str:
 
 
 def _over_tasks(results: pd.DataFrame) -> str:
-    """Mean over the tasks of what is kept, of the methods that were run on all tasks on which ours was; and of what the
-    dense models keep as they are, where those that were trained on may be the better ones."""
+    """Mean over the tasks of what is retained, by the methods that were run on all tasks of ours; and of what the
+    dense models retain as they are, where those that were trained on may be the better ones."""
     lines = [
         "| plan | mean over | the dense model as it is | " + " | ".join(f"`{method}`" for method in HEADLINE) + " |"
     ]
@@ -127,7 +131,7 @@ def _over_tasks(results: pd.DataFrame) -> str:
 
 
 def _paired(results: pd.DataFrame) -> str:
-    """How far ours is ahead of each method, in points of what is kept: mean and standard error over the pairs of runs
+    """How far ours is ahead of each method, in points of what is retained: mean and standard error over pairs of runs
     from the same dense model."""
     lines = ["| plan | `admm` against | pairs | ahead by, points | ahead in |", "|---|---|---|---|---|"]
     for plan, rows in results.groupby("plan", sort=False):
@@ -140,15 +144,24 @@ def _paired(results: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _headline(results: pd.DataFrame) -> str:
-    """% of the dense score that the main methods keep."""
-    lines = ["| | of the layers | " + " | ".join(NAMES[m] if m != "admm" else "**ours**" for m in HEADLINE) + " |"]
-    lines.append("|---" * (2 + len(HEADLINE)) + "|")
-    for (task, plan), rows in results.groupby(["task", "plan"], sort=False):
-        cells = [_kept(rows[rows.method == method]) for method in HEADLINE]
-        cells[-1] = f"**{cells[-1]}**"
-        size = f"{100 * (1 - rows.compression_all.iloc[0]):.1f} %"
-        lines.append(f"| {task.upper()}, {plan} | {size} | {' | '.join(cells)} |")
+def _headline(results: pd.DataFrame, searched: pd.DataFrame, sizes: pd.DataFrame) -> str:
+    """% of the dense score that the main methods retain, and ours with a searched plan in the same bytes: the mean
+    over the tasks, with the size of the layers and of the file of weights, over their float32 sizes."""
+    named = [NAMES[m] if m != "admm" else "**ours**" for m in HEADLINE]
+    lines = ["| | " + " | ".join(["of the layers", "of the file", *named, "**ours, searched plan**"]) + " |"]
+    lines.append("|---" * (4 + len(HEADLINE)) + "|")
+    for plan, rows in results.groupby("plan", sort=False):
+        if rows.task.nunique() < results.task.nunique():
+            continue
+        retained = 100 * rows.pivot_table(index="method", columns="task", values="retention").mean(axis=1, skipna=False)
+        cells = ["–" if math.isnan(each) else f"{each:.1f} %" for each in retained.reindex(HEADLINE)]
+        share = 1 - rows.compression_all.iloc[0]
+        found = searched[searched.plan == f"searched@{share:.3f}"]
+        best = 100 * found.groupby(["method", "task"]).retention.mean().groupby("method").mean()
+        cells = [*cells[:-1], f"**{cells[-1]}**", f"**{best['admm']:.1f} %**"]
+        words = str(plan).replace("of", ":").replace("_int", " + INT")
+        file = sizes.loc[words.lower().replace(" ", ""), "file"] / sizes.dense.iloc[0]
+        lines.append(f"| {words} | {100 * share:.1f} % | {100 * file:.0f} % | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -108,7 +108,8 @@ def compress(
     """
     learned = _task(model, train_data, eval_data, task, fields)
     words = [recipe] if isinstance(recipe, str) else []
-    chosen = [*(f"recipe={word}" for word in words), f"seed={seed}", "dense_cache=null", *overrides]
+    # Not the embedded model, which brings a way of training of its own.
+    chosen = ["model=pretrained", *(f"recipe={word}" for word in words), f"seed={seed}", "dense_cache=null", *overrides]
     with ExitStack() as held:
         temporary = directory is None
         place = Path(held.enter_context(tempfile.TemporaryDirectory()) if temporary else str(directory)).resolve()

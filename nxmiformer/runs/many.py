@@ -43,7 +43,8 @@ def load_runs(directory: str | Path) -> pd.DataFrame:
     """Every run of `directory`, a row each: a run's own directory, a multirun's, or one that holds many of either.
     A search that has ended is no run, and neither are its trials.
 
-    Columns, missing where a run does not have the value:
+    Columns, missing where a run does not have the value::
+
         directory: the run's, from the one given; "." for itself.
         name, task, model, plan, fingerprint, phases (in their order), seed.
         config.<key>: the values of the configurations that not all runs share; a list is JSON.
