@@ -1,31 +1,70 @@
-# make demo: compress the embedded model and look at the report.   make test: the tests.
-# Both set up .venv first, from the pinned versions in constraints.txt.   make peers: .venv-peers, for experiments/peers.
+# make, or make help, lists what there is. Every target sets up its environment first, with the versions in constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
+FROM := $(BIN)/nxmiformer -m resume=true train.threads=1 train.batch_size=128 train.group_by_length=false \
+	model=pretrained model.finetuned=true model.path=outputs
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test check gpu peers clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test check docs notebooks wheel gpu peers clean
 
-demo: .venv/installed
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: .venv/installed  ## compress the embedded model, in some minutes; then open outputs/demo/report.html
 	$(BIN)/nxmiformer experiment=demo overwrite=true
 
-test: .venv/installed
+test: .venv/installed  ## all tests, on two processes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-gpu: .venv/installed  # the tests that need one, and the demo there and on the CPU; -rP prints its scores
-	$(BIN)/python -m pytest -q -m cuda -rPs
-
-check: .venv/installed
+check: .venv/installed  ## style and types: ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-peers: .venv-peers/installed
+docs: .venv/docs  ## the documentation, into docs/built/index.html; a warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/built
+
+notebooks: .venv/notebooks outputs/demo/report.json outputs/search/plan.json  ## the runs that the notebooks read, in a quarter of an hour, and the notebooks
+	$(FROM)/demo/dense recipe.phases.admm.steps=80 recipe.phases.finish.steps=160 plan=int4,2of4_int4,1of4_int4,1of4_int8 \
+		seed=0,1 name='$${plan.name}-$${seed}' hydra.sweep.dir=multirun/plans experiment=demo
+	$(FROM)/search/dense recipe.phases.admm.steps=40 recipe.phases.finish.steps=80 budget.ratio=0.06,0.08,0.1 \
+		name='searched-$${budget.ratio}' hydra.sweep.dir=multirun/budgets/searched
+	$(FROM)/search/dense recipe.phases.admm.steps=40 recipe.phases.finish.steps=80 plan=1of4_int4,2of4_int4,int4 \
+		name='$${plan.name}' hydra.sweep.dir=multirun/budgets/uniform
+	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+
+outputs/demo/report.json:
+	$(MAKE) demo
+
+outputs/search/plan.json: .venv/installed
+	$(BIN)/nxmiformer job=search name=search overwrite=true budget.ratio=0.1 search.frontier=6 search.interactions=6 \
+		recipe.phases.dense.steps=900 train.threads=1
+
+wheel: .venv/installed  ## dist/nxmiformer-*.whl
+	$(BIN)/python -m build --wheel --outdir dist
+
+gpu: .venv/installed  ## the tests that need a GPU with CUDA, and the demo there and on the CPU
+	$(BIN)/python -m pytest -q -m cuda -rPs
+
+peers: .venv-peers/installed  ## an environment with ModelOpt and torchao, for tests/peers and experiments/peers
+
+clean:  ## remove what was made: environments, builds, runs
+	rm -rf .venv .venv-peers build dist *.egg-info outputs multirun docs/built docs/made
 
 .venv/installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test,dev]'
+	$(PIP) '.[test,dev]'
+	touch $@
+
+.venv/docs: .venv/installed
+	$(PIP) '.[docs]'
+	touch $@
+
+.venv/notebooks: .venv/installed
+	$(PIP) '.[notebooks]'
 	touch $@
 
 .venv-peers/installed: setup.cfg pyproject.toml constraints.txt tests/peers/requirements.txt experiments/peers/requirements.txt
@@ -33,6 +72,3 @@ peers: .venv-peers/installed
 	.venv-peers/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
 		--requirement experiments/peers/requirements.txt --editable '.[test]'
 	touch $@
-
-clean:
-	rm -rf .venv .venv-peers build dist *.egg-info outputs multirun
