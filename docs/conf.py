@@ -20,6 +20,7 @@ default_role = "code"  # of what stands between single backticks in a docstring
 autosummary_generate = False  # the pages of the modules have it all
 napoleon_use_ivar = True
 html_theme = "furo"
+html_static_path, html_css_files = ["static"], ["narrow.css"]
 html_title = f"nxmiformer {release}"
 html_show_sourcelink = html_show_copyright = False
 suppress_warnings = ["misc.highlighting_failure"]

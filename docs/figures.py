@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import matplotlib
+import matplotlib as mpl
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -24,7 +24,7 @@ PLANS |= {"1:4 + INT4": Then(NM(1, 4), Grid(4))}
 
 def main() -> None:
     FOLDER.mkdir(exist_ok=True)
-    matplotlib.rcParams.update({"svg.hashsalt": "nxmiformer", "svg.fonttype": "none", "font.family": "sans-serif"})
+    mpl.rcParams.update({"svg.hashsalt": "nxmiformer", "svg.fonttype": "none", "font.family": "sans-serif"})
     for name, figure in (("projection", projection()), ("phases", phases()), ("bits", bits())):
         figure.savefig(FOLDER / f"{name}.svg", metadata={"Date": None}, facecolor="white")
 
@@ -32,7 +32,12 @@ def main() -> None:
 def projection() -> Figure:
     """A weight matrix of 4 rows and 8 columns, and its nearest points in three sets."""
     w = torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
-    sets: dict[str, ConstraintSet | None] = {"W": None, "2:4": NM(2, 4), "INT4": Grid(4), "2:4 + INT4": PLANS["2:4 + INT4"]}
+    sets: dict[str, ConstraintSet | None] = {
+        "W": None,
+        "2:4": NM(2, 4),
+        "INT4": Grid(4),
+        "2:4 + INT4": PLANS["2:4 + INT4"],
+    }
     figure = Figure(figsize=(10.0, 2.2), layout="constrained")
     for axes, (name, constraint) in zip(figure.subplots(1, len(sets)), sets.items(), strict=True):
         _matrix(axes, w if constraint is None else constraint.project(w))

@@ -9,6 +9,7 @@ import pkgutil
 import re
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 
 import nxmiformer
@@ -18,9 +19,9 @@ ROOT = Path(__file__).parents[1]
 FIELD = re.compile(r" {4}([\w, ]+?)(?: \([^)]*\))?: (.*)")  # of a docstring's Attributes or Args
 OPTIONS = """# Every option
 
-`nxmiformer GROUP=OPTION KEY=VALUE ...`. An option is a file in `conf/`; `nxmiformer --help GROUP=OPTION` shows it on the command
-line. An option is often built on another, and then only what differs is listed. `nxmiformer --cfg job ...` prints the values of
-a whole command. A * marks the default.
+`nxmiformer GROUP=OPTION KEY=VALUE ...` An option is a file in `conf/`. `nxmiformer --help GROUP=OPTION` shows it on the
+command line. An option is often built on another, and then only what differs is listed. `nxmiformer --cfg job ...`
+prints the values of a whole command. A * marks the default.
 """
 
 
@@ -62,7 +63,20 @@ def _option(group: str, option: str, package: str) -> Iterator[str]:
     if built:
         yield f"Built on {', '.join(built)}."
     told = explained(group, option, package)
-    yield from _table({key: told[key] for key in _keys(file, package) if "._" not in key})
+    own = {key: told[key] for key in _keys(file, package) if "._" not in key}
+    meanings = _meanings() if not all(each.comment for each in own.values()) else {}
+    yield from _table({key: each._replace(comment=each.comment or meanings.get(key, "")) for key, each in own.items()})
+
+
+@cache
+def _meanings() -> dict[str, str]:
+    """What values mean that options set for other groups, by the keys of those groups."""
+    top = console.read("config")
+    found = {each.group: each.comment for each in top.defaults} | {key: v.comment for key, v in top.values.items()}
+    for group in ("train", "search", "recipe"):
+        default = next(each.option for each in top.defaults if each.group == group)
+        found |= {key: each.comment for key, each in explained(group, default, group).items()}
+    return found
 
 
 def explained(group: str, option: str, package: str) -> dict[str, console.Value]:
@@ -107,8 +121,8 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def _table(values: Mapping[str, console.Value]) -> list[str]:
-    rows = [f"| `{key}` | `{_cell(each.value)}` | {_cell(each.comment)} |" for key, each in values.items()]
-    return ["\n".join(["| key | value | meaning |", "|---|---|---|", *rows])] if rows else []
+    rows = [f"| `{key}={_cell(each.value)}` | {_cell(each.comment)} |" for key, each in values.items()]
+    return ["\n".join(["| key and value | meaning |", "|---|---|", *rows])] if rows else []
 
 
 def _cell(text: str) -> str:
@@ -126,7 +140,9 @@ def api(package: str) -> str:
     """The page of a package: every module with what its docstrings say."""
     found = importlib.import_module(f"nxmiformer.{package}")
     modules = [f"nxmiformer.{package}.{each.name}" for each in pkgutil.iter_modules(found.__path__) if not each.ispkg]
-    body = (f"## {name.split('.')[-1]}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```" for name in modules)
+    body = (
+        f"## {name.split('.')[-1]}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```" for name in modules
+    )
     return "\n\n".join([f"# nxmiformer.{package}", inspect.getdoc(found) or "", *body]) + "\n"
 
 
