@@ -90,15 +90,17 @@ def _text(group: Group, value: str, metric: str) -> str:
 def _finding(drawn: list[Panel], ordered: list[list[Group]], value: str) -> str:
     if len(drawn) > 1:
         best = [(groups[0].name, panel.name) for panel, groups in zip(drawn, ordered, strict=True)]
-        said = ("keeps most", "Kept most") if value == RETENTION else ("scores best", "Best score")
+        said = ("retains most", "Retains most") if value == RETENTION else ("scores best", "Best score")
         return winners(best, *said)
     (panel,), (groups,) = drawn, ordered
     first, score = groups[0], _text(groups[0], value, panel.metric)
-    keeps = f"keeps {score} of the dense {panel.metric}" if value == RETENTION else f"has {score} {panel.called(value)}"
+    finds = f"has {score} {panel.called(value)}"
+    if value == RETENTION:
+        finds = f"retains {score} of the dense {panel.metric}"
     if value == RETENTION and words.lower_is_better(panel.metric):
-        keeps = f"has {score} the dense {panel.metric}"
+        finds = f"has {score} the dense {panel.metric}"
     if len(groups) == 1:
-        return f"{first.name} {keeps}"
+        return f"{first.name} {finds}"
     apart = abs(first.mean(value) - groups[1].mean(value))
     level = apart <= max(first.deviation(value), groups[1].deviation(value))
-    return f"{first.name} {keeps}, {'level with' if level else 'ahead of'} {groups[1].name}"
+    return f"{first.name} {finds}, {'level with' if level else 'ahead of'} {groups[1].name}"

@@ -128,10 +128,10 @@ def _finding(drawn: list[Panel], score: str, size: str) -> str:
         return winners(pairs, f"is the {what}", f"The {what}")
     (panel,) = drawn
     if kept := _keeping(panel, score, size):
-        group, text = kept[0], f"is the smallest to keep {enough} of the dense {panel.metric}"
+        group, text = kept[0], f"is the smallest to retain {enough} of the dense {panel.metric}"
     else:
         group = _best(panel, score, size)[-1]
-        nothing = f"nothing keeps {enough} of the dense {panel.metric}"
+        nothing = f"nothing retains {enough} of the dense {panel.metric}"
         text = f"scores best, and {nothing if panel.above_chance else f'a dense model is {words.NO_BETTER}'}"
     value = words.score(panel.metric, group.mean(score))
     return f"{group.name} {text}: {value} in {words.size(group.mean(size))}{_of(size)}"

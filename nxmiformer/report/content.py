@@ -9,16 +9,16 @@ from nxmiformer.runs import speeds, words
 from nxmiformer.runs.numbers import STAGES, Run
 
 SCORES = (
-    "Kept: final / dense, where the dense model is better than chance. One-shot: the dense model projected onto the "
-    "same sets, without training. Packed, reloaded: read back from the packed file."
+    "Retained: final / dense, where the dense model is better than chance. One-shot: the dense model projected onto "
+    "the same sets, without training. Packed, reloaded: read back from the packed file."
 )
 STORAGE = (
     "Compression: 1 − stored / float32 bits. Of the layers: the compressed ones only, each row with what is above it. "
     "Of the file: the whole model. On disk: measured, with headers, configuration and tokenizer."
 )
 LAYERS = (
-    "Error: ‖W_dense − W_final‖² / ‖W_dense‖². Gap: ‖W − Z‖ / ‖W‖ when ADMM ended. Kept: the share of the weights that "
-    "may be non-zero."
+    "Error: ‖W_dense − W_final‖² / ‖W_dense‖². Gap: ‖W − Z‖ / ‖W‖ when ADMM ended. Density: the share of the weights "
+    "that may be non-zero."
 )
 TRAINING = (
     "Time: on the clock, of a phase with calibration and evaluations; of the whole run also with reading, scoring and "
@@ -61,11 +61,11 @@ def sections(run: Run) -> list[Section]:
 
 
 def shares(run: Run) -> list[tuple[str, str]]:
-    """What a reader looks for first: what is kept, how small it is, how long it took."""
+    """What a reader looks for first: what is retained, how small it is, how long it took."""
     measured, above = run.report.storage.bytes, run.report.above_chance
     kept = words.kept(run.report.task.metric, run.report.kept("final"))
     return [
-        ("score kept" if above else f"score kept: the dense model is {words.NO_BETTER}", kept),
+        ("score retained" if above else f"score retained: the dense model is {words.NO_BETTER}", kept),
         (f"of the file, {words.size(measured.dense_model)} when dense", words.size(measured.packed_model)),
         ("of the layers", words.percent(run.report.storage.compression.all) + " smaller"),
         ("on the clock", words.duration(run.report.seconds)),
@@ -73,7 +73,7 @@ def shares(run: Run) -> list[tuple[str, str]]:
 
 
 def scores(run: Run) -> Table:
-    """Each stage's metrics, the task's own first, and what the stage keeps of the dense model's; and what chance gives,
+    """Each stage's metrics, the task's own first, and what it retains of the dense model's; and what chance gives,
     where the dense model is no better."""
     taken = run.report.scores
     stages = [stage for stage in STAGES if stage in taken]
@@ -85,7 +85,7 @@ def scores(run: Run) -> Table:
     if run.report.chance is not None and not run.report.above_chance:
         blank = (words.NONE,) * len(metrics)
         rows.append(("chance, up to", words.score(run.report.task.metric, run.report.chance.limit), *blank))
-    return Table((f"{run.report.report_on} split", *metrics, "kept"), tuple(rows))
+    return Table((f"{run.report.report_on} split", *metrics, "retained"), tuple(rows))
 
 
 def storage(run: Run) -> Table:
@@ -144,7 +144,7 @@ def layers(run: Run) -> Table:
         shape = f"{spec.shape[0]} × {spec.shape[1]}" if spec else words.NONE
         errors = (words.percent(layer.projection_error), words.percent(layer.error), words.small(layer.gap))
         rows.append((name, layer.set, shape, words.percent(layer.kept), *errors))
-    header = ("layer", "set", "out × in", "kept", "one-shot error", "final error", "gap")
+    header = ("layer", "set", "out × in", "density", "one-shot error", "final error", "gap")
     return Table(header, tuple(rows), named=2)
 
 

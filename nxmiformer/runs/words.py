@@ -47,7 +47,7 @@ def kept(metric: str, ratio: float | None, digits: int = 1) -> str:
 def results(content: Mapping[str, Any]) -> dict[str, str]:
     """What the card of a packed model says of its run, by what it is called; of the content of a `report.json`."""
     task, scores = content["task"], content["scores"]
-    names = {"dense": "dense", "one_shot": "projected, not trained", "packed": "packed"}
+    names = {"dense": "dense", "one_shot": "one-shot, without training", "packed": "packed"}
     return {
         "task": f"{task['name']}, {content['report_on']}",
         **{
@@ -55,7 +55,7 @@ def results(content: Mapping[str, Any]) -> dict[str, str]:
             for key in names
             if key in scores
         },
-        "kept of the dense score": _kept(content),
+        "retained of the dense score": _kept(content),
         "command": f"`{content['command']}`",
         "revision": content["revision"] or NONE,
     }
@@ -79,7 +79,7 @@ def outcome(content: Mapping[str, Any]) -> dict[str, str]:
     return {
         f"dense {metric}": score(metric, scores["dense"][metric]),
         f"packed {metric}": score(metric, scores["packed"][metric]),
-        "kept": kept(metric, content["retention"]),
+        "retained": kept(metric, content["retention"]),
         "of the file": size(content["storage"]["bytes"]["packed_model"]),
     }
 
@@ -138,14 +138,14 @@ def subject(run: Run) -> str:
 
 
 def headline(run: Run) -> str:
-    """The finding: how much of the score is kept, in which share of the file (both as measured)."""
+    """The finding: how much of the score is retained, in which share of the file (both as measured)."""
     metric, space = run.report.task.metric, file_share(run.shrinkage)
     if run.score("final") is not None and not run.report.above_chance:
-        return f"{subject(run)} keeps {NONE} of {metric} in {space}: the dense model is {NO_BETTER}"
+        return f"{subject(run)} retains {NONE} of {metric} in {space}: the dense model is {NO_BETTER}"
     if run.score("final") is not None and run.report.retention is not None:
         if lower_is_better(metric):
             return f"{subject(run)} has {kept(metric, run.report.retention)} the {metric} of the dense model in {space}"
-        return f"{subject(run)} keeps {percent(run.report.retention)} of {metric} in {space}"
+        return f"{subject(run)} retains {percent(run.report.retention)} of {metric} in {space}"
     if (one_shot := run.score("one_shot")) is not None:
         return f"{subject(run)} in one shot leaves {score(metric, one_shot)} {metric} in {space}"
     return f"{subject(run)} stores the model in {space}"

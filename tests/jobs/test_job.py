@@ -119,9 +119,9 @@ def test_what_is_kept_is_a_share_of_a_dense_score_that_is_above_chance_and_else_
 def test_the_packed_models_card_has_the_runs_scores_and_how_to_run_it_again(done):
     content, directory = done
     card = (directory / "packed" / "README.md").read_text(encoding="utf-8")
-    for name, key in (("dense", "dense"), ("projected, not trained", "one_shot"), ("packed", "packed")):
+    for name, key in (("dense", "dense"), ("one-shot, without training", "one_shot"), ("packed", "packed")):
         assert f"| accuracy, {name} | {100 * content['scores'][key]['accuracy']:.2f} % |" in card
-    assert "| kept of the dense score | –: the dense model is no better than chance |" in card
+    assert "| retained of the dense score | –: the dense model is no better than chance |" in card
     assert f"| command | `{content['command']}` |" in card
     assert content["revision"] in (None, *card.split())
 

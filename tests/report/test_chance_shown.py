@@ -37,7 +37,7 @@ def test_nothing_is_kept_of_a_dense_model_that_is_no_better_than_chance(dense, c
     assert {row[-1] for row in rows} == {words.NONE}
     limits = [row[1] for row in rows if row[0] == "chance, up to"]
     assert limits == ([words.percent(chance[0] + 2 * chance[1], 2)] if chance else [])
-    said = f"2:4+int4 keeps – of accuracy in {words.file_share(run.shrinkage)}: the dense model is {NEVER}"
+    said = f"2:4+int4 retains – of accuracy in {words.file_share(run.shrinkage)}: the dense model is {NEVER}"
     assert words.headline(run) == said
     (row,) = load_runs(run.directory).itertuples()
     assert (row.above_chance, pd.isna(row.retention)) == (False, True)
@@ -61,7 +61,7 @@ def test_figures_documents_and_the_console_say_so(make):
 def test_of_one_above_chance_the_plain_ratio_is_kept_and_nothing_is_said(make):
     run = make(scores=scores(0.8, 0.6), retention=0.75, chance={"score": 0.5, "error": 0.1})
     assert run.report.kept("final") == pytest.approx(0.75)
-    assert words.headline(run).startswith("2:4+int4 keeps 75.0 % of accuracy")
+    assert words.headline(run).startswith("2:4+int4 retains 75.0 % of accuracy")
     assert NEVER not in plain(training(run))
     assert load_runs(run.directory).retention[0] == 0.75
 

@@ -112,9 +112,10 @@ def test_two_groups_within_the_deviation_of_one_are_called_level():
 
 def test_the_frontiers_title_names_the_smallest_group_that_keeps_enough():
     runs = table([("large", 0, 0.90), ("small", 0, 0.895), ("tiny", 0, 0.7)], packed_model_bytes=[300.0, 200.0, 100.0])
-    assert "small is the smallest to keep 99 %" in " ".join(frontier(runs).get_suptitle().replace("\xa0", " ").split())
+    title = " ".join(frontier(runs).get_suptitle().replace("\xa0", " ").split())
+    assert "small is the smallest to retain 99 %" in title
     title = " ".join(frontier(runs.assign(dense=1.0)).get_suptitle().replace("\xa0", " ").split())
-    assert title.startswith("large scores best, and nothing keeps 99 % of the dense accuracy")
+    assert title.startswith("large scores best, and nothing retains 99 % of the dense accuracy")
 
 
 @pytest.mark.parametrize("tasks", [1, 2])
@@ -183,4 +184,4 @@ def test_boxes_overlap_by_their_sides_on_both_axes():
 def test_many_tasks_are_counted_and_not_listed(sweep):
     tasks = [sweep[sweep.task == "stsb"].assign(task=f"task{i}") for i in range(5)]
     title = comparison(pd.concat(tasks, ignore_index=True)).get_suptitle()
-    assert re.fullmatch(r"\w+ keeps most on 5 of 5 tasks", title)
+    assert re.fullmatch(r"\w+ retains most on 5 of 5 tasks", title)

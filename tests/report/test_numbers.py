@@ -127,4 +127,4 @@ def test_words():
 
 def test_headline_states_the_finding(make):
     run = make()
-    assert words.headline(run) == f"2:4+int4 keeps 98.9 % of accuracy in {words.file_share(run.shrinkage)}"
+    assert words.headline(run) == f"2:4+int4 retains 98.9 % of accuracy in {words.file_share(run.shrinkage)}"
