@@ -25,7 +25,7 @@ RUNS = "A run leaves its report and its packed model in outputs/NAME/, a sweep (
 READING = {
     "nxmiformer --help": "the groups, their options, and the values of a run",
     "nxmiformer --help plan": "the values of a group; --help plan=int4: those of an option",
-    "README.md": "in the repository, with studies in experiments/ and notebooks/",
+    "docs/": "in the repository: a tutorial, how to choose, every option; with notebooks/ and studies in experiments/",
 }
 FLAGS = {
     "--help GROUP": "the group's values, with what they mean",

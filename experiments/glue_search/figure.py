@@ -31,7 +31,7 @@ def main() -> None:
 
 def _table(runs: pd.DataFrame) -> str:
     """Mean and standard deviation over the seeds, by task and size."""
-    lines = ["| task | plan | recipe | size, with indices and scales | seeds | score | kept |"]
+    lines = ["| task | plan | recipe | size, with indices and scales | seeds | score | retained |"]
     lines += ["|---|---|---|---|---|---|---|"]
     found = runs.groupby(["task", "plan", "method"], sort=False)
     for (task, plan, method), rows in sorted(found, key=lambda group: (group[0][0], -group[1].bytes.mean())):
@@ -43,7 +43,7 @@ def _table(runs: pd.DataFrame) -> str:
 
 def _paired(runs: pd.DataFrame) -> str:
     """How far the searched plans are ahead of uniform ones of as many bytes, and of the best uniform one of no more by
-    the search's own measure, in points of what is kept: mean and standard error over the pairs of runs from the same
+    the search's own measure, in points of what is retained: mean and standard error over pairs of runs from the same
     dense model."""
     lines = [
         "| recipe | plan | against | tasks | pairs | ahead by, points | ahead in |",
