@@ -58,10 +58,14 @@ class ConstraintSet(abc.ABC):
         """Why a matrix of this shape has no point in the set, or None where it has."""
 
     @abc.abstractmethod
-    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+    def piece(
+        self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None, recover: bool = True
+    ) -> Piece:
         """The piece whose point is nearest to `w`, among those with support `mask` where one is given.
 
-        `importance` (of w's shape, >= 0) weighs the squared error of each element.
+        `importance` (of w's shape, >= 0) weighs the squared error of each element. With `recover`, what lies on a grid
+        already keeps it, bit for bit; without, that is not looked at, for weights that a step has just moved: a GPU
+        then need not be waited for.
         """
 
     @abc.abstractmethod
@@ -189,7 +193,9 @@ class SparsitySet(ConstraintSet):
     def sparsity(self) -> "SparsitySet":
         return self
 
-    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+    def piece(
+        self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None, recover: bool = True
+    ) -> Piece:
         return Piece(mask=self.mask(energy(w, importance)) if mask is None else mask)
 
     def apply(self, w: Tensor, piece: Piece) -> Tensor:

@@ -68,7 +68,9 @@ class Block(SparsitySet):
     def kept(self, shape: Shape) -> int:
         return count(self.density, self._blocks(shape)) * self.rows * self.cols
 
-    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+    def piece(
+        self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None, recover: bool = True
+    ) -> Piece:
         if mask is not None:
             return Piece(mask=mask)
         return Piece(mask=self.mask(energy(w, torch.ones_like(w) if importance is None else importance)))

@@ -11,13 +11,16 @@ from nxmiformer.sets.base import Piece, Shape, Storage, ValueSet, expect
 from nxmiformer.sets.bits import pack_bits, unpack_bits
 from nxmiformer.sets.chunks import chunks, parts
 from nxmiformer.sets.fields import check_fields
+from nxmiformer.sets.fused import fused
+from nxmiformer.sets.recover import recovered
 
 CANDIDATES = 16  # clipping ratios tried by the coarse part of the scale search
 REFINEMENTS = 2  # least-squares steps after it
 LEAST_RATIO = {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.5, 6: 0.6, 7: 0.8, 8: 0.8}  # the fewer the levels, the more is clipped
-PROBES = 8  # columns that a scale must explain before the whole row is looked at
-OFFSETS = (0.0, 0.0, -0.5, 0.5, -0.25, 0.25)  # in units of eps, where the scale of 16-bit weights is looked for
-CENTRINGS = 3  # steps to the middle of the scales that explain all of a row of 16-bit weights
+SWEEP = {
+    bits: torch.logspace(0, 1, CANDIDATES + 1, base=least, device="cpu")[1:].tolist()
+    for bits, least in LEAST_RATIO.items()
+}
 
 
 @dataclass(frozen=True)
@@ -69,19 +72,25 @@ class Grid(ValueSet):
         groups = self.groups((w.shape[0], w.shape[1]))
         return w.contiguous().view(w.shape[0] * groups, w.shape[1] // groups if groups else 0)
 
-    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+    def piece(
+        self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None, recover: bool = True
+    ) -> Piece:
         if w.numel() == 0:
             return Piece(scales=torch.zeros(w.shape[0], self.groups((w.shape[0], w.shape[1])), device=w.device))
         weight = importance
         if mask is not None and (importance is not None or self.bits == 1):
             weight = mask.float() if importance is None else importance * mask  # zeros are off the sign grid
         rows, weights = self.rows(w), None if weight is None else self.rows(weight)
-        scales = [self._scales(x, f) for x, f in chunks(rows, weights)]
+        scales = [self._scales(x, f, recover) for x, f in chunks(rows, weights)]
         return Piece(scales=torch.cat(scales).view(w.shape[0], -1))
 
     def apply(self, w: Tensor, piece: Piece) -> Tensor:
         assert piece.scales is not None
-        return self._round(self.rows(w), piece.scales.flatten()).view(w.shape)
+        return self._apply(w, piece.scales)
+
+    @fused
+    def _apply(self, w: Tensor, scales: Tensor) -> Tensor:
+        return self.rounded(self.rows(w), scales.flatten()).view(w.shape)
 
     def codes(self, w: Tensor, scales: Tensor) -> Tensor:
         """The nearest codes (rows, columns), float32 or w's own float64, for `rows(w)` and scales (rows,)."""
@@ -91,19 +100,23 @@ class Grid(ValueSet):
         safe = torch.where(scales > 0, scales, torch.inf)[:, None]
         return (x / safe).round_().clamp_(-self.top, self.top).add_(0.0)  # -0 + 0 is 0
 
-    def _round(self, x: Tensor, scales: Tensor) -> Tensor:
+    def rounded(self, x: Tensor, scales: Tensor) -> Tensor:
         """The points on the grids of `scales` (rows,) nearest to x (rows, columns)."""
         points = self.codes(x, scales).mul_(scales[:, None])
         return (points.add_(0.0) if self.bits == 1 else points).to(x.dtype)  # the sign of a row of zeros
 
-    def _scales(self, x: Tensor, weight: Tensor | None) -> Tensor:
+    def _scales(self, x: Tensor, weight: Tensor | None, recover: bool) -> Tensor:
         """The scale (rows,) of each row of x (rows, columns), squared errors weighed by `weight`."""
         if weight is not None:  # a row where nothing is important is weighed evenly
             weight = weight.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
             weight = torch.where(weight.amax(1, keepdim=True) > 0, weight, 1)
-        known, found = self._recover(x, None if weight is None else weight > 0)
-        if bool(found.all()):
-            return known
+        if not recover:
+            return self._found(x, weight)
+        known, found = recovered(self, x, None if weight is None else weight > 0)
+        return known if bool(found.all()) else torch.where(found, known, self._found(x, weight))
+
+    def _found(self, x: Tensor, weight: Tensor | None) -> Tensor:
+        """The scales (rows,) of least error, or absmax's, of rows that need not lie on any grid."""
         counted = x if weight is None else torch.where(weight > 0, x, 0)
         peak = counted.abs().amax(1).to(weight.dtype if weight is not None else _compute(x))
         alive = peak >= self._floor(x.dtype)
@@ -111,17 +124,18 @@ class Grid(ValueSet):
         if self.scale == "mse":
             searched = self._canonical(peak * (self._search(counted, peak, weight) / self.top), x.dtype)
             scales = searched if _compute(x) == x.dtype else self._better(counted, weight, searched, scales)
-        return torch.where(found, known, torch.where(alive, scales, 0))
+        return torch.where(alive, scales, 0)
 
     def _better(self, x: Tensor, weight: Tensor | None, scales: Tensor, other: Tensor) -> Tensor:
         """Of two scales for each row the one of less error, now that scales and points are rounded to x's dtype."""
 
         def error(scales: Tensor) -> Tensor:
-            squares = (x.float() - self._round(x, scales).float()).square_()
+            squares = (x.float() - self.rounded(x, scales).float()).square_()
             return (squares if weight is None else squares * weight).sum(1)
 
         return torch.where(error(scales) < error(other), scales, other)
 
+    @fused
     def _search(self, x: Tensor, peak: Tensor, weight: Tensor | None) -> Tensor:
         """The scale in units of absmax's, (rows,), that has the least squared error."""
         u = x.to(peak.dtype) * (self.top / peak.clamp(min=torch.finfo(peak.dtype).tiny))[:, None]
@@ -136,9 +150,8 @@ class Grid(ValueSet):
         best = refined = torch.ones_like(peak)
         # A sum of n squares is wrong by a few units in the last place; only a real gain moves the scale off absmax.
         least = mean((u - self.codes(u, best)).square_()) * (1 - 1e-5)
-        sweep = torch.logspace(0, 1, CANDIDATES + 1, base=LEAST_RATIO[self.bits], device="cpu")[1:].tolist()
         for step in range(CANDIDATES + REFINEMENTS):
-            ratio = torch.full_like(best, sweep[step]) if step < CANDIDATES else refined
+            ratio = torch.full_like(best, SWEEP[self.bits][step]) if step < CANDIDATES else refined
             codes = self.codes(u, ratio)
             error = mean((u - codes * ratio[:, None]).square_())
             best, least = torch.where(error < least, ratio, best), torch.minimum(error, least)
@@ -160,76 +173,13 @@ class Grid(ValueSet):
             peak = peak.to(dtype).clamp(max=torch.finfo(dtype).max).to(scales.dtype)
         return (peak / self.top).float()
 
-    def _recover(self, x: Tensor, support: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The scales (rows,) of the rows of x that lie on a grid already, and which rows those are (bool).
-
-        The largest element is some code m times the scale, but for its rounding. Every m is tried: first on the
-        smallest element, then on a few columns, both by whether they are near a multiple of the scale, and what is
-        left on the whole row, exactly.
-        """
-        known = torch.zeros(x.shape[0], device=x.device)
-        if x.numel() == 0:
-            return known, torch.ones_like(known, dtype=torch.bool)
-        counted = x.abs() if support is None else torch.where(support, x.abs(), 0)
-        peak = counted.amax(1)
-        found = peak == 0
-        info, half = torch.finfo(x.dtype), x.dtype in (torch.bfloat16, torch.float16)
-        probe = counted[:, :: max(1, x.shape[1] // (PROBES * (16 if half else 1)))]
-        least = _least(probe)
-        blind = least >= peak
-        least[blind] = _least(counted[blind])
-        peak = peak.double()
-        near = max(1.1 * info.eps, 8 * torch.finfo(torch.float32).eps)  # two roundings, of the peak and the element
-        steps = torch.arange(self.top, 0, -1, device=x.device)
-        slack = (info.tiny * info.eps / peak).float()[:, None]  # and what subnormal numbers are rounded by
-
-        def fit(ratio: Tensor, m: Tensor, slack: Tensor) -> Tensor:
-            multiple = ratio * m
-            return (multiple - multiple.round()).abs_() <= multiple * near + slack * m
-
-        fits = fit((least / peak).float()[:, None], steps, slack) & ~found[:, None]
-        row, attempt = fits.nonzero(as_tuple=True)
-        ratio = (probe / peak[:, None]).float()
-        fits[row, attempt] = fit(ratio[row], steps[attempt, None], slack[row]).all(1)
-        for kind in range(len(OFFSETS) if half else 3):
-            left = fits & ~found[:, None]
-            while (row := left.any(1).nonzero().flatten()).numel():
-                attempt = left[row].byte().argmax(1)  # the first
-                left[row, attempt] = False
-                rows, mask = x[row], None if support is None else support[row]
-                scales = self._attempt(kind, rows, mask, (peak[row] / steps[attempt]).float())
-                exact = self._round(rows, scales) == rows
-                good = (exact if mask is None else exact | ~mask).all(1)
-                known[row[good]], found[row[good]] = scales[good], True
-                left[row[good]] = False
-        return known, found
-
-    def _attempt(self, kind: int, x: Tensor, support: Tensor | None, scales: Tensor) -> Tensor:
-        """The scale (rows,) that a grid through x may have, near `scales`, which are off by a rounding of the peak:
-        that of float32 is made good by a unit in the last place, a coarser one by the roundings of all elements."""
-        if kind == 0:
-            return scales
-        if x.dtype not in (torch.bfloat16, torch.float16):
-            return scales.nextafter(torch.full_like(scales, torch.inf if kind == 1 else 0))
-        size = x.abs()
-        less, more = (size.view(torch.int16) + step for step in (-1, 1))
-        low, high = ((size.double() + other.view(x.dtype).double()) / 2 for other in (less, more))
-        scales = scales * (1 + OFFSETS[kind] * torch.finfo(x.dtype).eps)
-        for _ in range(CENTRINGS):
-            codes = self.codes(x, scales).abs_()
-            unbound = codes == 0 if support is None else (codes == 0) | ~support
-            lower = torch.where(unbound, 0, low / codes).amax(1)
-            upper = torch.where(unbound, torch.inf, high / codes).amin(1)
-            scales = torch.where(upper.isfinite(), (lower + upper) / 2, scales).float()
-        return scales
-
     def contains(self, w: Tensor) -> bool:
         return self.fits(w) and self.explains(w, None)
 
     def explains(self, w: Tensor, support: Tensor | None) -> bool:
         """Whether the elements of `w` in `support` (all where None) lie on grids of one scale a group."""
         return all(
-            bool(self._recover(x, None if f is None else f > 0)[1].all()) for x, f in self._supported(w, support)
+            bool(recovered(self, x, None if f is None else f > 0)[1].all()) for x, f in self._supported(w, support)
         )
 
     def _supported(self, w: Tensor, support: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -258,7 +208,7 @@ class Grid(ValueSet):
 
     def pack_codes(self, w: Tensor, support: Tensor | None) -> dict[str, Tensor]:
         """`values` (codes of the elements in `support`, all where None, shifted to be >= 0) and `scales`."""
-        found = [self._recover(x, None if f is None else f > 0)[0] for x, f in self._supported(w, support)]
+        found = [recovered(self, x, None if f is None else f > 0)[0] for x, f in self._supported(w, support)]
         scales = torch.cat(found) if found else torch.zeros(0, device=w.device)
         codes = self.codes(self.rows(w), scales).view(w.shape)
         codes = codes.flatten() if support is None else codes[support]
@@ -290,8 +240,3 @@ class Grid(ValueSet):
 
 def _compute(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _least(x: Tensor) -> Tensor:
-    """The least positive element of each row of x >= 0, inf where there is none."""
-    return torch.where(x > 0, x, torch.inf).amin(1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage
+from nxmiformer.sets.fused import fused
 from nxmiformer.sets.grid import Grid
 from nxmiformer.sets.lookup import look_up
 
@@ -52,17 +53,19 @@ class Then(ConstraintSet):
     def rejects(self, shape: Shape) -> str | None:
         return self.first.rejects(shape) or self.second.rejects(shape)
 
-    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
+    def piece(
+        self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None, recover: bool = True
+    ) -> Piece:
         if mask is not None:
-            return Piece(mask, self._scales(w, importance, mask))
+            return Piece(mask, self._scales(w, importance, mask, recover))
         mask = self.first.piece(w, importance).mask
         assert mask is not None
         coupled = importance is not None or not self.first.elementwise
         for _ in range(ALTERNATIONS if coupled else 1):
-            scales = self._scales(w, importance, mask)
+            scales = self._scales(w, importance, mask, recover)
             mask = self._best(w, importance, scales) if coupled else mask
         if coupled and self.second.bits == 1:  # a row that has only now something to keep has no scale yet
-            scales = self._scales(w, importance, mask)
+            scales = self._scales(w, importance, mask, recover)
         return Piece(mask, scales)
 
     def _best(self, w: Tensor, importance: Tensor | None, scales: Tensor | None) -> Tensor:
@@ -71,12 +74,13 @@ class Then(ConstraintSet):
         gain = point * (2 * w.double() - point)
         return self.first.mask(gain if importance is None else gain * importance)
 
-    def _scales(self, w: Tensor, importance: Tensor | None, mask: Tensor) -> Tensor | None:
-        return self.second.piece(torch.where(mask, w, 0), importance, mask).scales
+    def _scales(self, w: Tensor, importance: Tensor | None, mask: Tensor, recover: bool) -> Tensor | None:
+        return self.second.piece(torch.where(mask, w, 0), importance, mask, recover).scales
 
     def apply(self, w: Tensor, piece: Piece) -> Tensor:
         assert piece.mask is not None
-        return torch.where(piece.mask, self.second.apply(w, piece), 0)
+        assert piece.scales is not None
+        return _rounded(self.second, w, piece.mask, piece.scales)
 
     def contains(self, w: Tensor) -> bool:
         return self.fits(w) and self.first.contains(w) and self.second.explains(w, self._support(w))
@@ -110,3 +114,9 @@ class Then(ConstraintSet):
         if found is not None:
             return found
         return self.first.place(self.second.unpack_codes(tensors, self.first.kept(shape)), tensors, shape)
+
+
+@fused
+def _rounded(grid: Grid, w: Tensor, mask: Tensor, scales: Tensor) -> Tensor:
+    """The point on the grids of `scales` with support `mask` nearest to `w`."""
+    return torch.where(mask, grid.apply(w, Piece(scales=scales)), 0)

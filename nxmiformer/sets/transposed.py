@@ -39,8 +39,10 @@ class Transposed(ConstraintSet):
     def rejects(self, shape: Shape) -> str | None:
         return self.inner.rejects((shape[1], shape[0]))
 
-    def piece(self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None) -> Piece:
-        return self.inner.piece(w.t(), None if importance is None else importance.t(), mask)
+    def piece(
+        self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None, recover: bool = True
+    ) -> Piece:
+        return self.inner.piece(w.t(), None if importance is None else importance.t(), mask, recover)
 
     def apply(self, w: Tensor, piece: Piece) -> Tensor:
         return self.inner.apply(w.t(), piece).t()

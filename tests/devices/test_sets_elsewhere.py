@@ -7,7 +7,8 @@ from every import SETS
 from naive import same_bits
 from torch.utils import _pytree as pytree
 
-from nxmiformer.sets import NM, Grid, SparsitySet, Then, Transposed
+from nxmiformer.sets import NM, Grid, SparsitySet, Then, Transposed, Unstructured
+from nxmiformer.sets.batch import Asked, nearest, pieces
 
 SHAPE = (8, 64)
 
@@ -56,3 +57,20 @@ def test_weights_of_other_types_too(points, dtype):
 def test_a_matrix_without_elements_is_packed_where_it_is():
     w = torch.zeros(0, 8)
     assert_same(Grid(4).pack(Grid(4).project(there(w))), Grid(4).pack(w))
+
+
+@pytest.mark.parametrize(
+    "points", [Then(NM(2, 4), Grid(4)), NM(2, 4), Grid(1), Grid(4, group=16), Unstructured(0.5)], ids=str
+)
+@pytest.mark.parametrize("weighed", [False, True])
+def test_many_matrices_at_once_get_what_each_gets_alone(points, weighed):
+    weights = [draw(seed, shape) for seed, shape in enumerate([(8, 64), (16, 32), (4, 64), (8, 32)])]
+    alone = [Asked(points, w, w.square() if weighed else None) for w in weights]
+    asked = [one._replace(w=there(one.w), importance=there(one.importance)) for one in alone]
+    chosen = pieces(asked)
+    assert_same(chosen, [points.piece(one.w, one.importance) for one in alone])
+    assert_same(nearest(asked), [points.project(one.w, one.importance) for one in alone])
+    frozen = [one._replace(piece=piece) for one, piece in zip(asked, chosen, strict=True)]
+    assert_same(
+        pieces(frozen), [points.piece(one.w, one.importance, points.piece(one.w, one.importance).mask) for one in alone]
+    )
