@@ -4,6 +4,8 @@ Forward they round; backward they pass the gradient as if they had not (Bengio e
 where an activation was clamped, where the gradient is zero.
 """
 
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.sets import ConstraintSet, Piece, ValueSet
+from nxmiformer.sets.batch import Asked, pieces, points
 from nxmiformer.sets.fields import check_fields
+from nxmiformer.sets.fused import fused
 
 RANGES = ("token", "tensor", "ema")
 
@@ -42,21 +46,87 @@ class Activations:
         return f"a{self.bits}" + ("" if self.ranges == "token" else self.ranges)
 
 
-class _Round(torch.autograd.Function):
+class _Straight(torch.autograd.Function):
+    """Forward the second, `seen`; backward the gradient reaches the first as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, seen: Tensor) -> Tensor:
+        return seen.view_as(seen)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return grads[0], None
+
+
+def straight(x: Tensor, seen: Tensor) -> Tensor:
+    """The values of `seen`, of x's shape and dtype, with the gradient of x (Bengio et al. 2013)."""
+    if torch.compiler.is_compiling() or type(seen) is not Tensor:  # subclasses keep their values elsewhere
+        return _Straight.apply(x, seen)  # type: ignore[no-any-return]
+    # A view that is shown other values: what _Straight does, without its detour through Python in both directions,
+    # which on a GPU takes as long as ten kernels.
+    through = x.view_as(x)
+    through.data = seen
+    return through
+
+
+class _Clamped(torch.autograd.Function):
     """Rounds to the grid of `scale`; the gradient passes where nothing was clamped."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, scale: Tensor, top: int, clamps: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, top: int) -> Tensor:
         codes = x.float() / scale
-        if clamps:
-            ctx.save_for_backward(codes.abs() <= top + 0.5)
-            codes = codes.clamp_(-top, top)
-        return codes.round_().mul_(scale).to(x.dtype)
+        ctx.save_for_backward(codes.abs() <= top + 0.5)
+        return _points(codes.clamp_(-top, top), scale, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,), saved = grads, ctx.saved_tensors  # read once: under gradient checkpointing each reading computes anew
-        return grad * saved[0] if saved else grad, None, None, None
+        return grad * saved[0], None, None
+
+
+def _points(codes: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The codes, float, rounded and put on the grid of `scale`; they are overwritten."""
+    return codes.round_().mul_(scale).to(dtype)
+
+
+def _peaks(x: Tensor) -> Tensor:
+    return x.abs().amax(-1, keepdim=True).float()
+
+
+def _scale(peak: Tensor, top: int) -> Tensor:
+    return (peak / top).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+@fused
+def _points_by_token(x: Tensor, top: int) -> Tensor:
+    """The points of the rows of x (tokens, features), each on the grid of its own maximum."""
+    scale = _scale(_peaks(x), top)
+    return _points(x.float() / scale, scale, x.dtype)
+
+
+class _Latest:
+    """The latest input and its points, which query, key and value want of one and the same tensor; let go with it."""
+
+    def __init__(self) -> None:
+        self._held: tuple[weakref.ref[Tensor], object, Tensor] | None = None
+
+    def of(self, x: Tensor, spec: Activations, make: Callable[[Tensor], Tensor]) -> Tensor:
+        """What `make` gives for x, if that is not known yet; it depends on `spec` alone."""
+        if torch.compiler.is_compiling() or x.is_inference():
+            return make(x)
+        kind, held = (spec, x._version), self._held  # read once: a thread of DataParallel may write to it
+        if held is not None and held[0]() is x and held[1] == kind:
+            return held[2]
+        found = make(x)
+        self._held = weakref.ref(x, self._forget), kind, found
+        return found
+
+    def _forget(self, gone: "weakref.ref[Tensor]") -> None:
+        if self._held is not None and self._held[0] is gone:
+            self._held = None
+
+
+_LATEST = _Latest()
 
 
 class ActivationQuantizer(nn.Module):
@@ -76,7 +146,15 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return x
-        return _Round.apply(x, self._scale(x), self.top, self.spec.ranges == "ema")
+        if self.spec.ranges == "ema":
+            return _Clamped.apply(x, self._scale(x), self.top)  # type: ignore[no-any-return]
+        return straight(x, _LATEST.of(x, self.spec, self._points))
+
+    @torch.no_grad()
+    def _points(self, x: Tensor) -> Tensor:
+        if self.spec.ranges == "token":
+            return _points_by_token(x.flatten(0, -2), self.top).view(x.shape)
+        return _points(x.float() / self._scale(x), self._scale(x), x.dtype)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,11 +164,11 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def _scale(self, x: Tensor) -> Tensor:
-        return (self._range(x) / self.top).clamp(min=torch.finfo(torch.float32).tiny)
+        return _scale(self._range(x), self.top)
 
     def _range(self, x: Tensor) -> Tensor:
         if self.spec.ranges == "token":
-            return x.abs().amax(-1, keepdim=True).float()
+            return _peaks(x)
         now = x.abs().amax().float()
         if self.spec.ranges == "tensor":
             return now
@@ -106,24 +184,12 @@ class ActivationQuantizer(nn.Module):
 def _recomputing() -> bool:
     """Whether a backward pass is under way: what is computed in one was computed in the forward pass, and not kept, to
     save memory (gradient checkpointing, in both of torch's variants). It is to see what it saw then."""
-    return bool(torch._C._current_graph_task_id() != -1)
-
-
-class _OnPiece(torch.autograd.Function):
-    """The nearest point of a piece of a set; the gradient reaches every weight."""
-
-    @staticmethod
-    def forward(ctx: Any, w: Tensor, constraint: ConstraintSet, piece: Piece) -> Tensor:
-        return constraint.apply(w, piece)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0], None, None
+    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)
 
 
 class _LearnedScale(torch.autograd.Function):
-    """_OnPiece whose scales are trained as in LSQ (Esser et al. 2020, arXiv 1902.08153): eq. 3, with the gradient
-    scale 1 / sqrt(elements * q) of its section 2.2."""
+    """The nearest point of a piece of a set, whose scales are trained as in LSQ (Esser et al. 2020, arXiv
+    1902.08153): eq. 3, with the gradient scale 1 / sqrt(elements * q) of its section 2.2."""
 
     @staticmethod
     def forward(ctx: Any, w: Tensor, grid: ValueSet, mask: Tensor | None, scales: Tensor) -> Tensor:
@@ -159,6 +225,7 @@ class WeightQuantizer(nn.Module):
         seen: the set that the forward pass sees the weight through; None shows it the weight itself.
         frozen: whether the support stays as it is when the piece is chosen anew.
         active: whether the forward pass sees it already.
+        point: what the forward pass sees, where that has been computed ahead: see `round_ahead`.
     """
 
     mask: Tensor | None
@@ -170,6 +237,7 @@ class WeightQuantizer(nn.Module):
         self.seen: ConstraintSet | None = None
         self.frozen = False
         self.active = True
+        self.point: Tensor | None = None
         # Not persistent: a layer keeps the state-dict keys of the linear that it was. Methods keep the pieces.
         self.register_buffer("mask", None, persistent=False)
         self.register_buffer("scales", None, persistent=False)
@@ -186,7 +254,7 @@ class WeightQuantizer(nn.Module):
 
     def hold(self, piece: Piece) -> None:
         """Take over a piece as it stands. Learned scales stay parameters, the same objects."""
-        self.mask = piece.mask
+        self.mask, self.point = piece.mask, None
         if self.learned and piece.scales is not None:
             assert self.scales is not None
             self.scales.data.copy_(piece.scales)
@@ -197,19 +265,19 @@ class WeightQuantizer(nn.Module):
         """Forget the piece: nothing is seen, nothing is frozen, nothing is learned."""
         del self.scales
         self.register_buffer("scales", None, persistent=False)
-        self.mask, self.seen, self.frozen = None, None, False
+        self.mask, self.seen, self.frozen, self.point = None, None, False, None
 
-    @torch.no_grad()
     def refresh(self, w: Tensor, importance: Tensor | None = None, rescale: bool = True) -> None:
         """Choose the piece of `seen` nearest to `w`; without `rescale` its support only, under the scales there are.
 
         A frozen support and learned scales stay.
         """
+        refresh([(self, w)], rescale, importance)
+
+    def _to_choose(self, rescale: bool) -> ConstraintSet | None:
+        """The set that a refresh chooses a piece of, if there is one to choose."""
         chosen = self.seen if rescale and not self.learned else self.seen and self.seen.sparsity
-        if chosen is None or (self.frozen and chosen.grid is None):
-            return
-        mask, scales = chosen.piece(w, importance, self.mask if self.frozen else None)
-        self.hold(Piece(self.mask if self.frozen else mask, self.piece.scales if scales is None else scales))
+        return None if chosen is None or (self.frozen and chosen.grid is None) else chosen
 
     @torch.no_grad()
     def freeze(self, w: Tensor) -> None:
@@ -245,8 +313,36 @@ class WeightQuantizer(nn.Module):
             return w
         mask, scales = (part if part is None or rows is None else part[rows] for part in (self.mask, self.scales))
         if self.learned:
-            return _LearnedScale.apply(w, self.seen.grid, mask, scales)
-        return _OnPiece.apply(w, self.seen, Piece(mask, scales))
+            return _LearnedScale.apply(w, self.seen.grid, mask, scales)  # type: ignore[no-any-return]
+        if self.point is not None and rows is None and not torch.compiler.is_compiling():
+            return straight(w, self.point)
+        with torch.no_grad():
+            point = self.seen.apply(w, Piece(mask, scales))
+        return straight(w, point)
 
     def extra_repr(self) -> str:
         return f"{self.constraint}{', frozen' if self.frozen else ''}{', learned' if self.learned else ''}"
+
+
+@torch.no_grad()
+def refresh(
+    weights: Iterable[tuple[WeightQuantizer, Tensor]],
+    rescale: bool = True,
+    importance: Tensor | None = None,
+    recover: bool = True,
+) -> None:
+    """`WeightQuantizer.refresh` of many weights together; on `recover` see `ConstraintSet.piece`."""
+    wanted = [(quantizer, chosen, w) for quantizer, w in weights if (chosen := quantizer._to_choose(rescale))]
+    asked = [Asked(chosen, w, importance, Piece(q.mask if q.frozen else None)) for q, chosen, w in wanted]
+    for (quantizer, *_), (mask, scales) in zip(wanted, pieces(asked, recover), strict=True):
+        kept = quantizer.mask if quantizer.frozen else mask
+        quantizer.hold(Piece(kept, quantizer.piece.scales if scales is None else scales))
+
+
+@torch.no_grad()
+def round_ahead(weights: Iterable[tuple[WeightQuantizer, Tensor]]) -> None:
+    """Compute together what forward passes see of the weights, until `let_go`; meanwhile they must not change."""
+    seen = [(q, w) for q, w in weights if q.seen is not None and q.active and not q.learned]
+    asked = [Asked(q.seen, w, None, q.piece) for q, w in seen if q.seen is not None]
+    for (quantizer, _), point in zip(seen, points(asked), strict=True):
+        quantizer.point = point

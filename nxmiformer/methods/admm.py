@@ -121,7 +121,7 @@ class Admm(Method):
         return (constraint.sparsity or constraint) if self.target == "sparsity" else constraint
 
     def optimizer(self, base: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        self.admm = self._around(base, self.model.named_parameters(), self.sets(), self.schedule())
+        self.admm = self._around(super().optimizer(base), self.model.named_parameters(), self.sets(), self.schedule())
         return self.admm
 
     def _around(

@@ -44,7 +44,7 @@ class AdmmPaper(Method):
             if constraint is not None:
                 sets[f"{name}.weight"] = Transposed(constraint) if layer.transposed else constraint
         named = self.model.named_parameters()
-        self.admm = ADMM(base, named, sets, rho=self.rho, interval=self.length.epoch, pull="manual")
+        self.admm = ADMM(super().optimizer(base), named, sets, rho=self.rho, interval=self.length.epoch, pull="manual")
         self.admm.update()
         return self.admm
 

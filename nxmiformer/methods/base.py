@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nxmiformer.layers.convert import Compressed, Moved, distinct_layers, project, projected
 from nxmiformer.layers.moments import Batch
+from nxmiformer.layers.quantizers import WeightQuantizer, refresh, round_ahead
 from nxmiformer.sets import Piece
 from nxmiformer.sets.fields import check_fields
 
@@ -79,16 +80,29 @@ class Method(abc.ABC):
 
     def optimizer(self, base: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """The optimizer to train with, around `base`."""
+        base.register_step_pre_hook(lambda *_: self._let_go())
         return base
 
-    def before_step(self, step: int) -> None:
-        """Before the forward pass of optimizer step `step` (from 0)."""
+    def _let_go(self) -> None:
+        """Forget what the weights were rounded to, as they are about to move."""
+        for layer in self.layers.values():
+            layer.quantizer.point = None
+
+    def before_step(self, step: int, ahead: bool = True) -> None:
+        """Before the forward passes of optimizer step `step` (from 0).
+
+        `ahead` rounds the weights once for all of them; a compiled model rounds them where it reads them, for nothing.
+        """
         if step == self.delay:
             self._activate(True)
         rescale = step % self.rescale == 0
         if step and (rescale or step % self.refresh == 0):
-            for layer in self.layers.values():
-                layer.quantizer.refresh(layer.matrix, rescale=rescale)
+            refresh(self._weights(), rescale, recover=False)
+        if ahead:
+            round_ahead(self._weights())
+
+    def _weights(self) -> list[tuple[WeightQuantizer, Tensor]]:
+        return [(layer.quantizer, layer.matrix) for layer in self.layers.values()]
 
     def before_clip(self) -> None:  # noqa: B027 (most methods have nothing to do here)
         """After the backward pass, before the gradients are clipped."""

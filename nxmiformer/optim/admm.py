@@ -12,6 +12,7 @@ from nxmiformer.layers.precision import too_narrow
 from nxmiformer.layers.wrapped import unwrapped_names
 from nxmiformer.optim.schedule import Constant, Residuals, Schedule
 from nxmiformer.sets import ConstraintSet
+from nxmiformer.sets.batch import Asked, nearest
 
 Pull = Literal["decoupled", "penalty", "manual"]
 
@@ -128,8 +129,13 @@ class ADMM(torch.optim.Optimizer):
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
     def _project(self, name: str, w: Tensor) -> Tensor:
+        self._check(name, w)
+        constraint = self.sets[name]
+        return constraint.apply(w, constraint.piece(w, self._importance(name)))
+
+    def _check(self, name: str, w: Tensor) -> None:
         try:
-            return self.sets[name].project(w, self._importance(name))
+            self.sets[name].check(w, self._importance(name))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
@@ -184,31 +190,44 @@ class ADMM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _proximal_step(self) -> None:
-        for name, w in self.weights.items():
-            share = self.rho[name] / (1 + self.rho[name])
-            w.lerp_(self._target(name).to(w.dtype), share)
+        weights = list(self.weights.values())
+        targets = [self._target(name).to(w.dtype) for name, w in self.weights.items()]
+        for rho in set(self.rho.values()):
+            alike = [i for i, each in enumerate(self.rho.values()) if each == rho]
+            torch._foreach_lerp_([weights[i] for i in alike], [targets[i] for i in alike], rho / (1 + rho))
 
     @torch.no_grad()
     def update(self) -> None:
-        """Z <- P(W + U), U <- dual * (U + W - Z), the residuals, and the next rho."""
-        names, squares = list(self.weights), []
-        for name, w in self.weights.items():
-            before = self.z[name]
-            shifted = w + self.u[name] if self.u else w  # in the wider dtype: the dual adds up small steps
-            z = self._project(name, shifted).to(before.dtype)
-            if self.u:
-                self.u[name].copy_(shifted - z).mul_(self.dual)
-            self.z[name] = z
-            flips = ((z != 0) != (before != 0)).sum()
-            norms = [(w - z).float().square().sum(), (z - before).float().square().sum(), w.float().square().sum()]
-            squares.append(torch.stack([*norms, flips.float(), torch.full_like(norms[0], w.numel())]))
+        """Z <- P(W + U), U <- dual * (U + W - Z), the residuals, and the next rho.
+
+        Raises:
+            ValueError: a weight is not finite; Z, U and rho are as they were then.
+        """
+        names = list(self.weights)
         if not names:
             return
-        table = torch.stack(squares).double().cpu()  # one transfer for all layers
+        # In the wider dtype: the dual adds up small steps.
+        shifted = {name: w + self.u[name] if self.u else w.detach() for name, w in self.weights.items()}
+        found = nearest([Asked(self.sets[name], w, self._importance(name)) for name, w in shifted.items()])
+        z = {name: point.to(self.z[name].dtype) for name, point in zip(names, found, strict=True)}
+        table = torch.stack([self._squares(name, z[name]) for name in names]).double().cpu()  # one wait for all layers
+        if not bool(table.isfinite().all()):
+            for name, w in shifted.items():
+                self._check(name, w)
         for name, row in zip(names, table, strict=True):
+            if self.u:
+                self.u[name].copy_(shifted[name] - z[name]).mul_(self.dual)
+            self.z[name] = z[name]
             self.residuals[name] = _residuals(row)
             self._set_rho(name, self.schedule.after(self.rho[name], self.steps, self.residuals[name]))
         self.gap, self.dual_residual, self.flips = _residuals(table.sum(0))
+
+    def _squares(self, name: str, z: Tensor) -> Tensor:
+        """Of W - Z, Z - Z_before and W the sums of squares, and how many elements came or went, of how many."""
+        w, before = self.weights[name].detach(), self.z[name]
+        norms = [(w - z).float().square().sum(), (z - before).float().square().sum(), w.float().square().sum()]
+        flips = ((z != 0) != (before != 0)).sum()
+        return torch.stack([*norms, flips.float(), torch.full_like(norms[0], w.numel())])
 
     def _set_rho(self, name: str, rho: float) -> None:
         if rho != self.rho[name] and self.u:

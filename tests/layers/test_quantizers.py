@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nxmiformer.layers.quantizers import ActivationQuantizer, Activations, WeightQuantizer
+from nxmiformer.layers.quantizers import ActivationQuantizer, Activations, WeightQuantizer, round_ahead
 from nxmiformer.sets import NM, Grid, Piece, Then, Unstructured
 
 JOINT = Then(NM(2, 4), Grid(4))
@@ -183,6 +183,35 @@ def test_a_refresh_without_rescale_chooses_the_support_under_the_scales_there_ar
     quantizer.refresh(later, rescale=False)
     assert torch.equal(quantizer.mask, NM(2, 4).piece(later).mask)
     assert torch.equal(quantizer.scales, JOINT.piece(w).scales)
+
+
+def test_query_key_and_value_round_one_input_once(monkeypatch):
+    x, rounded = seeded(3, 5), []
+    points = ActivationQuantizer._points
+    monkeypatch.setattr(ActivationQuantizer, "_points", lambda self, x: rounded.append(x) or points(self, x))
+    expected = points(ActivationQuantizer(Activations(4)), x)
+    for spec in (Activations(4), Activations(4), Activations(8)):
+        y = ActivationQuantizer(spec)(x)
+        assert torch.equal(y, expected) == (spec.bits == 4)
+    assert len(rounded) == 2
+    x.mul_(-1)  # it is another input, in the same place
+    assert torch.equal(ActivationQuantizer(Activations(4))(x), -expected)
+
+
+def test_weights_that_are_rounded_ahead_are_seen_as_without_it():
+    weights = [seeded(4, 8, seed=seed).requires_grad_() for seed in range(3)]
+    quantizers = [WeightQuantizer(JOINT) for _ in weights]
+    for quantizer, w in zip(quantizers, weights, strict=True):
+        quantizer.seen = JOINT
+        quantizer.refresh(w)
+    expected, grad = [quantizer(w) for quantizer, w in zip(quantizers, weights, strict=True)], seeded(4, 8, seed=9)
+    round_ahead(zip(quantizers, weights, strict=True))
+    for quantizer, w, other in zip(quantizers, weights, expected, strict=True):
+        for y in (quantizer(w), quantizer(w)):  # as two forward passes of one step see it
+            assert torch.equal(y, other)
+            assert y.data_ptr() == quantizer.point.data_ptr()
+        y.backward(grad)
+        assert torch.equal(w.grad, grad)
 
 
 def test_a_reset_forgets_the_piece():
