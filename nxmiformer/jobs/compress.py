@@ -23,6 +23,7 @@ from nxmiformer.report.document import write_report
 from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.runs.words import results
+from nxmiformer.sets.fused import compiling
 from nxmiformer.train.evaluate import Answers, forward_of, side_by_side
 from nxmiformer.train.loop import Stage
 
@@ -37,7 +38,8 @@ def run(job: Job) -> dict[str, Any]:
     with opened(job, job.planning) as (stage, plan, position, resumed):
         rehearse(stage, dict(list(job.recipe.phases.items())[position.phase :]), job.report_on, plan)
         plan.save(job.directory / "plan.json")
-        train(job, stage, job.recipe.phases, position, resumed)
+        with compiling(job.settings.compile):
+            train(job, stage, job.recipe.phases, position, resumed)
         verify(stage.model, plan)
         content = _pack(job, stage, plan, began - position.seconds)
         write_text(job.directory / REPORT, json.dumps(content, indent=1) + "\n")

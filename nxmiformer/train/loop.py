@@ -43,6 +43,7 @@ class Settings:
         group_by_length: put training examples of like length together, for less padding.
         clip: largest norm of the gradient; None leaves it.
         precision: "no" (float32) or "bf16" (autocast).
+        compile: train the model, and project it, by code that `torch.compile` makes: worth its minutes in a long run.
         evaluate_every: optimizer steps between two scores on the holdout; 0: at the end of a phase only.
         checkpoint_every: optimizer steps between two checkpoints; 0: at the end of a phase only.
         log_every: optimizer steps between two rows of figures.
@@ -57,6 +58,7 @@ class Settings:
     group_by_length: bool = True
     clip: float | None = 1.0
     precision: Literal["no", "bf16"] = "no"
+    compile: bool = False
     evaluate_every: int = 0
     checkpoint_every: int = 0
     log_every: int = 1
@@ -181,6 +183,7 @@ def train_phase(
     method, optimizer = training.method, accelerator.prepare_optimizer(training.optimizer)
     trained = [p for group in training.optimizer.param_groups for p in group["params"]]
     batches = _batches(stage, position)
+    model = torch.compile(stage.wrapped) if settings.compile else stage.wrapped
     training_mode(stage.model, phase.dropout)
     took: list[float] = []
     stage.model.zero_grad()  # the phase before may have trained only a part, and left gradients on the rest
@@ -188,12 +191,12 @@ def train_phase(
         progress = Progress(stage.display, work)
         for step in range(position.step, length.steps):
             began = time.perf_counter()
-            method.before_step(step)
+            method.before_step(step, ahead=not settings.compile)
             loss = 0.0
             for _ in range(settings.accumulation):
                 with accelerator.accumulate(stage.wrapped):
                     with accelerator.autocast():
-                        part = phase.objective.of(task, stage.wrapped, teacher, next(batches))
+                        part = phase.objective.of(task, model, teacher, next(batches))
                     accelerator.backward(part)
                     loss += part.item() / settings.accumulation
                     if accelerator.sync_gradients:

@@ -1,4 +1,5 @@
 import copy
+import functools
 import math
 import time
 
@@ -9,6 +10,7 @@ from accelerate.state import AcceleratorState
 from torch.optim import SGD, AdamW
 
 from nxmiformer.layers.convert import convert, verify
+from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.ste_qat import SteQat
@@ -118,6 +120,21 @@ def test_k_batches_of_b_make_the_same_steps_as_one_of_k_times_b(tmp_path, clip, 
         found.append((torch.stack(method.gradients), vector(run.model), [row["loss"] for row in run.tracker.rows]))
     for one, other in zip(found[0], found[1], strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch's own, in tracing
+def test_compiled_training_takes_the_steps_of_training_that_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager", fullgraph=True))
+    found = []
+    for compiled in (False, True):
+        AcceleratorState._reset_state(True)
+        model = bert()
+        convert(model, CompressionPlan.uniform(model, find_targets(model), Then(NM(2, 4), Grid(4)), Activations(8)))
+        run = stage(tmp_path / str(compiled), settings(batch_size=4, accumulation=2, compile=compiled), model=model)
+        train_phase(run, "one", phase(SteQat(refresh=2, rescale=2), steps=4), None, Position())
+        found.append((vector(model), torch.tensor([row["loss"] for row in run.tracker.rows])))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 
 
 def test_the_gradient_is_clipped_to_the_norm_asked_for_and_only_where_it_is_larger(tmp_path):
