@@ -61,7 +61,7 @@ class _Straight(torch.autograd.Function):
 def straight(x: Tensor, seen: Tensor) -> Tensor:
     """The values of `seen`, of x's shape and dtype, with the gradient of x (Bengio et al. 2013)."""
     if torch.compiler.is_compiling() or type(seen) is not Tensor:  # subclasses keep their values elsewhere
-        return _Straight.apply(x, seen)  # type: ignore[no-any-return]
+        return _Straight.apply(x, seen)
     # A view that is shown other values: what _Straight does, without its detour through Python in both directions,
     # which on a GPU takes as long as ten kernels.
     through = x.view_as(x)
@@ -147,7 +147,7 @@ class ActivationQuantizer(nn.Module):
         if not self.active:
             return x
         if self.spec.ranges == "ema":
-            return _Clamped.apply(x, self._scale(x), self.top)  # type: ignore[no-any-return]
+            return _Clamped.apply(x, self._scale(x), self.top)
         return straight(x, _LATEST.of(x, self.spec, self._points))
 
     @torch.no_grad()
@@ -313,7 +313,7 @@ class WeightQuantizer(nn.Module):
             return w
         mask, scales = (part if part is None or rows is None else part[rows] for part in (self.mask, self.scales))
         if self.learned:
-            return _LearnedScale.apply(w, self.seen.grid, mask, scales)  # type: ignore[no-any-return]
+            return _LearnedScale.apply(w, self.seen.grid, mask, scales)
         if self.point is not None and rows is None and not torch.compiler.is_compiling():
             return straight(w, self.point)
         with torch.no_grad():

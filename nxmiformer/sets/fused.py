@@ -15,7 +15,8 @@ from torch import Tensor
 
 LEAST = 2**18  # elements of a matrix from which on compiling for it can pay
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _Compiler:

@@ -183,7 +183,7 @@ def train_phase(
     method, optimizer = training.method, accelerator.prepare_optimizer(training.optimizer)
     trained = [p for group in training.optimizer.param_groups for p in group["params"]]
     batches = _batches(stage, position)
-    model = torch.compile(stage.wrapped) if settings.compile else stage.wrapped
+    model: Any = torch.compile(stage.wrapped) if settings.compile else stage.wrapped
     training_mode(stage.model, phase.dropout)
     took: list[float] = []
     stage.model.zero_grad()  # the phase before may have trained only a part, and left gradients on the rest
