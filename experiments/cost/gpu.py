@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
 from nxmiformer.layers.convert import convert, project
@@ -34,12 +34,12 @@ Row = dict[str, Any]
 JOINT = Then(NM(2, 4), Grid(4))
 SETS: tuple[ConstraintSet, ...] = (NM(2, 4), Grid(4), JOINT)
 SHAPES = ((768, 768), (3072, 768), (4096, 4096), (16384, 4096))
-BASE = {"shape": (32, 128), "model": {}}
-LARGE = {
+BASE: Row = {"shape": (32, 128), "model": {}}
+LARGE: Row = {
     "shape": (32, 384),
     "model": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }
-TINY = {
+TINY: Row = {
     "shape": (4, 16),
     "model": {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128},
 }
@@ -243,7 +243,7 @@ class Bench:
             call()
         return graph.replay
 
-    def _model(self, size: dict[str, Any]) -> nn.Module:
+    def _model(self, size: Row) -> Any:
         torch.manual_seed(0)
         with self.device:
             return BertForSequenceClassification(BertConfig(**size["model"]))

@@ -15,7 +15,7 @@ NAMES = {
     "admm": "ours",
 }
 COLOURS = dict(zip(NAMES, ["#9aa6b2", "#86b8dc", "#c8a415", "#0f6cab"], strict=True))
-LEAST = 60.0  # % kept; what is below stands at the edge with its figure
+LEAST = 60.0  # % retained; what is below stands at the edge with its figure
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
 
 def _table(results: pd.DataFrame) -> str:
     """Mean and standard deviation over the seeds."""
-    lines = ["| kind | metric | plan | of the layers | method | seeds | score | dense | kept |", "|---" * 9 + "|"]
+    lines = ["| kind | metric | plan | of the layers | method | seeds | score | dense | retained |", "|---" * 9 + "|"]
     for (kind, plan), rows in results.groupby(["kind", "plan"], sort=False):
         for method in NAMES:
             runs = rows[rows.method == method]
@@ -62,7 +62,7 @@ def _spread(values: pd.Series, places: int) -> str:
 
 
 def _figure(results: pd.DataFrame) -> Figure:
-    """What is kept of the dense score: a panel a kind, a place a plan, a mark a method."""
+    """What is retained of the dense score: a panel a kind, a place a plan, a mark a method."""
     kinds = list(results.groupby("kind", sort=False))
     plans = [rows.plan.nunique() for _, rows in kinds]
     figure = Figure(figsize=(2.2 + 1.1 * sum(plans), 4.2), layout="constrained")
@@ -85,7 +85,7 @@ def _figure(results: pd.DataFrame) -> Figure:
         axes.set_title(f"{kind}\n{rows.metric.iloc[0]}", loc="left", fontsize=9)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylim(LEAST - 4, 103)
-    panels[0].set_ylabel("% of the dense score kept")
+    panels[0].set_ylabel("% of the dense score retained")
     present = [method for method in NAMES if method in set(results.method)]
     handles = [panels[0].plot([], [], "o", color=COLOURS[method])[0] for method in present]
     figure.legend(handles, [NAMES[method] for method in present], loc="outside lower center", ncols=4, frameon=False)

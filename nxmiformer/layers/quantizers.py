@@ -284,7 +284,7 @@ class WeightQuantizer(nn.Module):
         """Keep the support that the nearest point to `w` has in the final set; that of `w` itself, if it has one."""
         sparsity = self.constraint.sparsity
         found = sparsity if sparsity is not None and sparsity.contains(w) else self.constraint
-        self.mask = found.piece(w).mask
+        self.mask, self.point = found.piece(w).mask, None
         self.frozen = True
 
     def learn(self) -> None:

@@ -66,8 +66,8 @@ class GroupLasso(Method):
         super().attach(model, length)
         self._reweight()
 
-    def before_step(self, step: int) -> None:
-        super().before_step(step)
+    def before_step(self, step: int, ahead: bool = True) -> None:
+        super().before_step(step, ahead)
         if step in self._due():
             self._reweight()
 
@@ -102,7 +102,7 @@ class GroupLasso(Method):
     def optimizer(self, base: torch.optim.Optimizer) -> torch.optim.Optimizer:
         if self.how == "proximal" and self.penalty:
             base.register_step_post_hook(lambda optimizer, *_: self._shrink(optimizer))
-        return base
+        return super().optimizer(base)
 
     @torch.no_grad()
     def _shrink(self, optimizer: torch.optim.Optimizer) -> None:

@@ -117,14 +117,14 @@ class Movement(Method):
         scores = [each.scores for each in self.scored.values()]
         if scores:
             base.add_param_group({"params": scores, "lr": self.score_rate, "weight_decay": 0.0, "share": 1.0})
-        return base
+        return super().optimizer(base)
 
-    def before_step(self, step: int) -> None:
-        super().before_step(step)
+    def before_step(self, step: int, ahead: bool = True) -> None:
         self.step = step
         if step >= self.delay:
             self._hold(self.course.at(step))
             self._silence()
+        super().before_step(step, ahead)
 
     @torch.no_grad()
     def _hold(self, course: float) -> None:
@@ -134,7 +134,8 @@ class Movement(Method):
             for name, blocks in each.blocks.items():
                 sparsity = self.layers[name].quantizer.constraint.sparsity
                 assert sparsity is not None
-                self.layers[name].quantizer.mask = spread(stays[blocks], sparsity.tile)
+                quantizer = self.layers[name].quantizer
+                quantizer.hold(quantizer.piece._replace(mask=spread(stays[blocks], sparsity.tile)))
 
     def _stays(self, each: Scored, course: float) -> Tensor:
         """Which scores' blocks stay: of those that the set allows, and of others while it is not the end, the highest,
@@ -219,7 +220,8 @@ class Movement(Method):
                 for bias, value in biases:
                     bias.copy_(value)
             for name, mask in masks.items():
-                self.layers[name].quantizer.mask = mask
+                quantizer = self.layers[name].quantizer
+                quantizer.hold(quantizer.piece._replace(mask=mask))
 
     def finalize(self) -> Moved:
         self._settle()

@@ -57,7 +57,7 @@ def fused(function: Callable[P, T]) -> Callable[P, T]:
             compiled.append(torch.compile(function))
         try:
             with torch.no_grad():
-                return compiled[0](*map(_of_any_length, args), **kwargs)  # type: ignore[arg-type]
+                return compiled[0](*map(_of_any_length, args), **kwargs)
         except Exception as error:
             result = function(*args, **kwargs)  # raises what is no matter of the compiler
             _Compiler.broken = True
