@@ -624,3 +624,21 @@ def test_a_rho_that_is_not_positive_is_refused_by_the_papers_method(value):
 def test_a_decay_that_is_negative_is_refused_by_sr_ste(value):
     with pytest.raises(ValueError, match="decay"):
         SrSte(decay=value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_is_rounded_ahead_of_a_step_is_what_its_forward_pass_would_round_and_is_let_go_with_it(name):
+    phase = Run(make()[0], METHODS[name](refresh=2, rescale=3))
+    layers, ahead = phase.method.layers.values(), 0
+    for _ in range(STEPS):
+        phase.backward()
+        for layer in layers:
+            quantizer = layer.quantizer
+            if quantizer.point is not None:
+                assert quantizer.point.equal(quantizer.seen.apply(layer.matrix.detach(), quantizer.piece))
+                ahead += 1
+        phase.method.before_clip()
+        phase.optimizer.step()
+        phase.step += 1
+        assert all(layer.quantizer.point is None for layer in layers)
+    assert ahead == STEPS * sum(layer.quantizer.seen is not None for layer in layers)
