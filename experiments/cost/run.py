@@ -1,4 +1,4 @@
-"""What ADMM and fake quantization cost: python experiments/cost/run.py --model ../shared/models/all-MiniLM-L6-v2
+"""What ADMM and fake quantization cost: python experiments/cost/run.py --model sentence-transformers/all-MiniLM-L6-v2
 
 Prints a table: the time of one optimizer step of each method over the dense step's, taken in turns so that a noisy
 machine troubles all alike; the time that ADMM takes to reconstruct all layers before its first step; the time of

@@ -1,6 +1,6 @@
 """How much of the dense score do a reweighted group Lasso and its rivals keep, as blocks go?
 
-    python experiments/group_lasso/run.py --models ../shared/models --glue ../shared/data/glue
+    python experiments/group_lasso/run.py --models MODELS --glue GLUE
 
 All methods begin with the same dense model, take the same steps, end in the same sets, blocks of 32 x 32, and have the
 same finish. Choose --penalties with --report-on holdout, then give each method the one that was best. Every finished

@@ -1,7 +1,7 @@
 """Score against measured CPU speed as block movement pruning takes heads and dimensions.
 
-    python experiments/movement/run.py --models ../shared/models --glue ../shared/data/glue      # scores, on any device
-    python experiments/movement/run.py --time --models ...                                       # speeds, on the CPU
+    python experiments/movement/run.py --models MODELS --glue GLUE      # scores, on any device
+    python experiments/movement/run.py --time --models MODELS                                       # speeds, on the CPU
 
 A cell is a method at one strength. `movement` prunes at a penalty, is made compact, and is filled: trained on without a
 mask, by distillation from its dense model. The baselines `magnitude` and `gradient` remove a share of the heads and
