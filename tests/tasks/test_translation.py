@@ -3,6 +3,7 @@ import pytest
 import sacrebleu
 import torch
 import transformers
+from accelerate.state import AcceleratorState
 from languages import (
     NARROW,
     check_batches_do_not_matter,
@@ -214,6 +215,15 @@ def test_a_model_that_cannot_write_is_refused():
         encoded(max_new_tokens=32)
 
 
+@pytest.fixture
+def _fresh_accelerate_state():
+    """A precision is that of the whole process, and other tests have theirs."""
+    AcceleratorState._reset_state(True)
+    yield
+    AcceleratorState._reset_state(True)
+
+
+@pytest.mark.usefixtures("_fresh_accelerate_state")
 def test_a_translator_is_trained_packed_and_writes_the_same_when_it_is_read_back_in_the_same_precision(
     tmp_path, monkeypatch
 ):
