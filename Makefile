@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-FROM := $(BIN)/nxmiformer -m resume=true train.threads=1 train.batch_size=128 train.group_by_length=false \
+FROM := $(BIN)/nxmiformer -m resume=true train.threads=1 train.batch_size=128 train.group_by_length=false train.max_length=64 \
 	model=pretrained model.finetuned=true model.path=outputs
 export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
