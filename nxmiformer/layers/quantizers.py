@@ -154,7 +154,8 @@ class ActivationQuantizer(nn.Module):
     def _points(self, x: Tensor) -> Tensor:
         if self.spec.ranges == "token":
             return _points_by_token(x.flatten(0, -2), self.top).view(x.shape)
-        return _points(x.float() / self._scale(x), self._scale(x), x.dtype)
+        scale = self._scale(x)
+        return _points(x.float() / scale, scale, x.dtype)
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
