@@ -140,6 +140,9 @@ def _explain(error: Exception) -> str:
     """What is wrong with the command line, and the valid names nearest to what it says."""
     root = _root(error)
     if isinstance(error, OverrideParseException):
+        if "=" not in error.override:
+            job = f"job={error.override}" if (CONF / "job" / f"{error.override}.yaml").exists() else "seed=1"
+            return f"{error.override!r} sets nothing: write NAME=VALUE, such as {job}; nxmiformer --help has the names"
         reason = error.message.removeprefix(f"Error parsing override '{error.override}'\n").partition("\nSee ")[0]
         return f"{error.override!r} cannot be read: {reason}\na value with other signs is quoted: 'key=\"value\"'"
     if isinstance(error, MissingConfigException) and error.options:

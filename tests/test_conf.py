@@ -319,7 +319,8 @@ MISTAKES = {
     "task=text task.path=a.csv task.kind=class": "unknown task.kind 'class': did you mean classes",
     "task=text task.path=a.csv task.columns=[a,b,c]": "name one text column, or two",
     "seed=[": "'seed=[' cannot be read",
-    "seed": "'seed' cannot be read: missing EQUAL",
+    "seed": "'seed' sets nothing: write NAME=VALUE, such as seed=1",
+    "search": "'search' sets nothing: write NAME=VALUE, such as job=search",
     "name=a=b": "'name=a=b' cannot be read: mismatched input '=' expecting <EOF>\na value with other signs is quoted",
 }
 
