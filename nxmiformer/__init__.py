@@ -4,8 +4,9 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from nxmiformer.applied.convert import convert, strip, verify
 from nxmiformer.export import PackedError, load_packed, save_packed
-from nxmiformer.layers.convert import convert, project, strip, verify
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.optim import ADMM

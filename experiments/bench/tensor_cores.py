@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
+from nxmiformer.applied.convert import convert, strip
+from nxmiformer.applied.semi_structured import Kernel, make_semi_structured
 from nxmiformer.bench.clock import Bench, interleaved
-from nxmiformer.layers.convert import convert, project, strip
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
-from nxmiformer.layers.semi_structured import Kernel, make_semi_structured
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets.words import from_words
 

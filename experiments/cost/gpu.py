@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from nxmiformer.layers.convert import convert, project
+from nxmiformer.applied.convert import convert
+from nxmiformer.applied.semi_structured import make_semi_structured
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
-from nxmiformer.layers.semi_structured import make_semi_structured
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.base import Length, Method

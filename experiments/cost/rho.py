@@ -14,8 +14,9 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import gmean
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.jobs.search import ANY
-from nxmiformer.layers.convert import convert, linear_layers
+from nxmiformer.layers.found import linear_layers
 from nxmiformer.layers.moments import Batch, input_moments
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models.source import Pretrained

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSequenceClassification
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.console.quiet import quiet
-from nxmiformer.layers.convert import convert, distinct_layers
+from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm

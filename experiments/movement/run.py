@@ -29,6 +29,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from cells import Rows, job, source, trained  # noqa: E402 (beside the studies, not installed)
 
+from nxmiformer.applied.convert import strip  # noqa: E402
 from nxmiformer.bench.clock import Bench, interleaved, summarised  # noqa: E402
 from nxmiformer.export.compact import dense_plan  # noqa: E402
 from nxmiformer.export.inputs import made_up  # noqa: E402
@@ -36,7 +37,6 @@ from nxmiformer.export.onnx import Onnx  # noqa: E402
 from nxmiformer.export.packed import load_packed, packing  # noqa: E402
 from nxmiformer.jobs.opening import opened  # noqa: E402
 from nxmiformer.layers.compact import compact  # noqa: E402
-from nxmiformer.layers.convert import strip  # noqa: E402
 from nxmiformer.layers.targets import is_transposed  # noqa: E402
 from nxmiformer.layers.units import Units, find_units  # noqa: E402
 from nxmiformer.methods.dense import Dense  # noqa: E402

@@ -24,8 +24,8 @@ import transformers
 from modelopt_qat import CALIBRATIONS
 from torch import Tensor, nn
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.jobs.search import ANY
-from nxmiformer.layers.convert import convert
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.targets import Targets, find_targets
 from nxmiformer.models.source import Pretrained

@@ -22,9 +22,10 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.console.quiet import quiet
 from nxmiformer.export import load_packed, save_packed
-from nxmiformer.layers.convert import convert, project
+from nxmiformer.layers.projection import project
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets.words import from_words

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nxmiformer.applied.convert import convert, strip
+from nxmiformer.applied.semi_structured import Kernel, make_semi_structured, refusals
 from nxmiformer.console.quiet import quiet
 from nxmiformer.export.compact import Compact
 from nxmiformer.export.compressed_tensors import CompressedTensors
@@ -18,8 +20,7 @@ from nxmiformer.export.format import Format, Outputs, Run, compared
 from nxmiformer.export.manifest import EXPORTED, PLAN, WEIGHTS
 from nxmiformer.export.onnx import Onnx
 from nxmiformer.export.packed import load_packed
-from nxmiformer.layers.convert import convert, project, strip
-from nxmiformer.layers.semi_structured import Kernel, make_semi_structured, refusals
+from nxmiformer.layers.projection import project
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.runs.parse import parse
 

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from nxmiformer.applied.convert import strip
 from nxmiformer.export.format import Format, Outputs, Run
 from nxmiformer.export.packed import load_packed, write_packed
 from nxmiformer.layers.compact import compact, refusals
-from nxmiformer.layers.convert import strip
 from nxmiformer.plan.compression import CompressionPlan
 
 

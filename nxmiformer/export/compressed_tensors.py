@@ -22,9 +22,11 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from nxmiformer.applied.convert import strip
 from nxmiformer.export.format import Format, Outputs, Run, no_tokens
-from nxmiformer.layers.convert import Compressed, distinct_layers, strip
+from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.embedding import CompressedEmbedding
+from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.quantizers import ActivationQuantizer
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec

@@ -23,6 +23,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from nxmiformer.applied.convert import verify
+from nxmiformer.applied.lazy import lazy_layers, make_eager
 from nxmiformer.export.card import card
 from nxmiformer.export.manifest import (
     ATTENTION,
@@ -45,8 +47,6 @@ from nxmiformer.export.skeleton import check, planned_header, read_plan
 from nxmiformer.export.weights import fill, packed_parts, rest_of
 from nxmiformer.files import digest_of, digests_of, files_in, replacing, write_text
 from nxmiformer.layers.compact import sizes_of
-from nxmiformer.layers.convert import verify
-from nxmiformer.layers.lazy import lazy_layers, make_eager
 from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.plan.compression import CompressionPlan
 

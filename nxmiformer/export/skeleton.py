@@ -20,10 +20,10 @@ from torch.nn.modules.module import (
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.export.manifest import CONFIG, DTYPES, GENERATION, MANIFEST, PLAN, WEIGHTS, PackedError, reading
 from nxmiformer.export.weights import PARTS, part_keys, put, rest_of
 from nxmiformer.layers.compact import resize
-from nxmiformer.layers.convert import convert
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import ConstraintSet
 

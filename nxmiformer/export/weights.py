@@ -9,8 +9,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from nxmiformer.layers.convert import matrix
-from nxmiformer.layers.lazy import PackedWeight, make_lazy
+from nxmiformer.applied.convert import matrix
+from nxmiformer.applied.lazy import PackedWeight, make_lazy
 from nxmiformer.layers.memory import Memory
 from nxmiformer.plan.compression import CompressionPlan
 

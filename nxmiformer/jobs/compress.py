@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from nxmiformer.applied.convert import verify
 from nxmiformer.export.manifest import replaceable
 from nxmiformer.export.packed import add_results, load_packed, packing
 from nxmiformer.files import set_aside, write_text
@@ -16,7 +17,6 @@ from nxmiformer.jobs.opening import check_same, identity_of, opened, record
 from nxmiformer.jobs.phases import train
 from nxmiformer.jobs.record import report
 from nxmiformer.jobs.rehearsal import rehearse
-from nxmiformer.layers.convert import verify
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_report

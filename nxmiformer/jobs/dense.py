@@ -19,7 +19,7 @@ from nxmiformer.files import BusyError, FileError, alone
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import without_paths
 from nxmiformer.jobs.provenance import code, device_name, provenance
-from nxmiformer.layers.convert import distinct_layers
+from nxmiformer.layers.found import distinct_layers
 from nxmiformer.runs.numbers import METRICS
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.loop import Stage

@@ -11,6 +11,7 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.console.display import Display
 from nxmiformer.errors import RefusedError
 from nxmiformer.files import tidy, write_text
@@ -18,7 +19,6 @@ from nxmiformer.jobs.contents import contents
 from nxmiformer.jobs.job import PASSING, Job
 from nxmiformer.jobs.place import RECORD
 from nxmiformer.jobs.provenance import provenance
-from nxmiformer.layers.convert import convert
 from nxmiformer.models.fit import agree
 from nxmiformer.models.labels import classes_of
 from nxmiformer.plan.compression import CompressionPlan

@@ -12,7 +12,7 @@ from nxmiformer.console.quiet import quiet
 from nxmiformer.files import replacing
 from nxmiformer.jobs.dense import rows_of, shared
 from nxmiformer.jobs.job import Job
-from nxmiformer.layers.convert import distinct_layers
+from nxmiformer.layers.found import distinct_layers
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.one_shot import OneShot

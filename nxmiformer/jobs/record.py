@@ -10,7 +10,7 @@ from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.phases import errors
 from nxmiformer.jobs.provenance import device_name, provenance
 from nxmiformer.layers.compact import left_of
-from nxmiformer.layers.convert import distinct_layers
+from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.targets import find_embeddings, find_head
 from nxmiformer.plan.compression import FLOAT, CompressionPlan
 from nxmiformer.train.loop import Stage

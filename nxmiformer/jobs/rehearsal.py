@@ -17,9 +17,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from nxmiformer.applied.convert import check_called
 from nxmiformer.export.packed import check_packable
 from nxmiformer.layers.compressed import Compressed
-from nxmiformer.layers.convert import check_called, compressed_layers, distinct_layers
+from nxmiformer.layers.found import compressed_layers, distinct_layers
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.quantizers import ActivationQuantizer, WeightQuantizer
 from nxmiformer.layers.untouched import untouched

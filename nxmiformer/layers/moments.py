@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.convert import compressed_layers, linear_layers
+from nxmiformer.layers.found import compressed_layers, linear_layers
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from nxmiformer.layers.convert import distinct_layers
+from nxmiformer.layers.found import distinct_layers
 
 
 @contextmanager

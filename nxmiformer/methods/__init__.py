@@ -1,1 +1,1 @@
-"""The compression methods, one a file."""
+"""The compression methods, one a file. What they ask of mathematics is in optim."""

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
-from nxmiformer.layers.convert import Compressed, Moved, linear_layers, project
+from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.found import linear_layers
 from nxmiformer.layers.moments import Batch, input_moments
+from nxmiformer.layers.projection import Moved, project
 from nxmiformer.methods.base import Method
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup, reconstruct
 from nxmiformer.sets import ConstraintSet, Transposed

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from nxmiformer.layers.convert import Compressed
+from nxmiformer.layers.compressed import Compressed
 from nxmiformer.methods.base import Method
 from nxmiformer.optim import ADMM, Constant
 from nxmiformer.sets import ConstraintSet, Transposed

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.convert import Compressed, Moved, distinct_layers, project, projected
+from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.moments import Batch
+from nxmiformer.layers.projection import Moved, project, projected
 from nxmiformer.layers.quantizers import WeightQuantizer, refresh, round_ahead
 from nxmiformer.sets import Piece
 from nxmiformer.sets.fields import check_fields

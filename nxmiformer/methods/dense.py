@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nxmiformer.layers.convert import Compressed, Moved
+from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Method
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nxmiformer.layers.convert import Compressed
+from nxmiformer.layers.compressed import Compressed
 from nxmiformer.methods.base import Method
 
 

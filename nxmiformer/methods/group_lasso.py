@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
-from nxmiformer.layers.convert import Compressed, Moved, project
+from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.projection import Moved, project
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.optim.group_lasso import norms, shrink, slope, weights
 from nxmiformer.sets.base import Shape

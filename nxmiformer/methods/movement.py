@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.convert import Compressed, Moved
+from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.projection import Moved
 from nxmiformer.layers.units import Units, find_units
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.optim.cubic import Cubic

@@ -7,7 +7,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from nxmiformer.layers.convert import Compressed, linear_layers
+from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.found import linear_layers
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Method

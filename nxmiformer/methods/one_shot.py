@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nxmiformer.layers.convert import Compressed
+from nxmiformer.layers.compressed import Compressed
 from nxmiformer.methods.base import Method
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.convert import compressed_layers, linear_layers
+from nxmiformer.layers.found import compressed_layers, linear_layers
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import Batch, input_moments

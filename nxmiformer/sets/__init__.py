@@ -1,4 +1,4 @@
-"""The sets that a compressed weight can be a point of."""
+"""The sets that a compressed weight can be a point of. Which weight is a point of which is in plan."""
 
 from nxmiformer.sets.base import ConstraintSet, Piece, SparsitySet, Storage, ValueSet
 from nxmiformer.sets.block import Block

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from nxmiformer.layers.convert import Moved, convert
+from nxmiformer.applied.convert import convert
 from nxmiformer.layers.moments import Batch
+from nxmiformer.layers.projection import Moved
 from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.plan.compression import CompressionPlan

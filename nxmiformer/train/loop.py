@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.console.display import SILENT, Display
 from nxmiformer.errors import unknown
-from nxmiformer.layers.convert import distinct_layers
+from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.sets.fields import check_fields

@@ -11,8 +11,8 @@ from devices.foreign import here, there
 from export.tiny import bert, compressed, contents, gpt2
 
 from nxmiformer import load_packed, save_packed
-from nxmiformer.layers.convert import strip, verify
-from nxmiformer.layers.lazy import make_eager
+from nxmiformer.applied.convert import strip, verify
+from nxmiformer.applied.lazy import make_eager
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.tasks.batches import Examples

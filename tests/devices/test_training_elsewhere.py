@@ -14,7 +14,7 @@ from torch import nn
 from torch.optim import AdamW
 from torch.utils import _pytree as pytree
 
-from nxmiformer.layers.convert import convert, verify
+from nxmiformer.applied.convert import convert, verify
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods import admm

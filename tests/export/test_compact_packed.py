@@ -9,12 +9,13 @@ import transformers
 from tiny import MANIFEST, bert, distilbert, gpt2, llama, logits, roberta, same_bits, seeded
 
 import nxmiformer
+from nxmiformer.applied.convert import convert, verify
 from nxmiformer.export.compact import Compact, dense_plan
 from nxmiformer.export.manifest import PackedError
 from nxmiformer.export.onnx import Onnx
 from nxmiformer.export.packed import load_packed, save_packed
 from nxmiformer.layers.compact import compact, sizes_of
-from nxmiformer.layers.convert import convert, project, verify
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.layers.units import find_units

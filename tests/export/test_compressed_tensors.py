@@ -9,7 +9,9 @@ import transformers
 from safetensors.torch import load_file
 from tiny import NARROW, bert, compressed, distilbert, gpt2, llama, logits, roberta, seeded, tied
 
-from nxmiformer.layers.convert import compressed_layers, convert, project
+from nxmiformer.applied.convert import convert
+from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import ActivationQuantizer, Activations
 from nxmiformer.layers.targets import Targets, find_embeddings, find_head, find_targets
 from nxmiformer.plan.compression import CompressionPlan

@@ -38,8 +38,10 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.export import PackedConfig, PackedError, load_packed, save_packed
-from nxmiformer.layers.convert import compressed_layers, convert, project
+from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Block, Grid, Then

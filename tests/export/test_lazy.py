@@ -9,9 +9,10 @@ from test_from_pretrained import PLANS, check_same, masked_lm, whole
 from tiny import CONFIG, MODELS, bert, compressed, contents, gpt2, llama, logits, same_bits
 from transformers import AutoConfig
 
+from nxmiformer.applied.convert import strip
+from nxmiformer.applied.lazy import PackedWeight, lazy_layers, make_eager
 from nxmiformer.export import PackedError, load_packed, save_packed
-from nxmiformer.layers.convert import compressed_layers, strip
-from nxmiformer.layers.lazy import PackedWeight, lazy_layers, make_eager
+from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.quantizers import Activations
 
 

@@ -6,8 +6,10 @@ import torch
 import transformers
 from tiny import NARROW, WORDS, bert, compressed, distilbert, gpt2, llama, roberta, seeded
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.export.symbolic import codes_of
-from nxmiformer.layers.convert import compressed_layers, convert, project
+from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import Targets, find_embeddings, find_targets
 from nxmiformer.plan.compression import CompressionPlan

@@ -36,8 +36,10 @@ from tiny import (
 )
 from torch import nn
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.export import PackedError, load_packed, save_packed
-from nxmiformer.layers.convert import compressed_layers, convert, project
+from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models import embedded

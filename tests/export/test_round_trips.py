@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from test_lazy import check_lazy
 from tiny import MODELS, contents, logits, same_bits, seeded
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.export.packed import check_packable
 from nxmiformer.export.skeleton import header_of, planned_header
-from nxmiformer.layers.convert import convert, project
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Grid, Then

@@ -3,7 +3,8 @@
 import torch
 import transformers
 
-from nxmiformer.layers.convert import convert, project
+from nxmiformer.applied.convert import convert
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then

@@ -8,6 +8,7 @@ import torch
 from rich.console import Console
 
 from nxmiformer import cli
+from nxmiformer.applied.convert import convert
 from nxmiformer.bench import contenders
 from nxmiformer.bench.contenders import BASELINE, line_up
 from nxmiformer.export import load_packed, save_packed
@@ -17,7 +18,7 @@ from nxmiformer.export.manifest import PackedError
 from nxmiformer.files import BusyError, alone
 from nxmiformer.jobs import bench as benching
 from nxmiformer.jobs.bench import bench
-from nxmiformer.layers.convert import convert, project
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models import embedded

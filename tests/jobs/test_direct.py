@@ -6,8 +6,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import nxmiformer as nx
+from nxmiformer.applied.convert import verify
 from nxmiformer.jobs.direct import compress
-from nxmiformer.layers.convert import verify
 from nxmiformer.models import embedded
 from nxmiformer.tasks.grammar import Grammar
 

@@ -8,12 +8,13 @@ import hydra
 import pytest
 
 from nxmiformer import cli
+from nxmiformer.applied.convert import convert
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.export.agreement import DisagreementError
 from nxmiformer.export.format import Format
 from nxmiformer.files import BusyError
 from nxmiformer.jobs.export import export, is_export
-from nxmiformer.layers.convert import convert, project
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models import embedded

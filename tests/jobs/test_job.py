@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file
 
 from nxmiformer import cli
+from nxmiformer.applied.convert import verify
 from nxmiformer.export.packed import load_packed
 from nxmiformer.jobs.compress import run
 from nxmiformer.jobs.provenance import revision
-from nxmiformer.layers.convert import verify
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.tasks.task import Chance
 from nxmiformer.train.recipe import Recipe

@@ -14,7 +14,7 @@ from nxmiformer.jobs import compress, phases
 from nxmiformer.jobs.build import build
 from nxmiformer.jobs.opening import opened
 from nxmiformer.jobs.rehearsal import rehearse
-from nxmiformer.layers.convert import compressed_layers
+from nxmiformer.layers.found import compressed_layers
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.models.source import Embedded
 from nxmiformer.tasks.grammar import Grammar

@@ -9,12 +9,12 @@ import torch
 import transformers
 
 from nxmiformer import cli
+from nxmiformer.applied.convert import verify
 from nxmiformer.export.packed import load_packed
 from nxmiformer.jobs import compress as jobs
 from nxmiformer.jobs import search as planner
 from nxmiformer.jobs.compress import run
 from nxmiformer.jobs.search import planned, search
-from nxmiformer.layers.convert import verify
 from nxmiformer.models.source import Embedded
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.search.sensitivity import OutputError

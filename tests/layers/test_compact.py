@@ -9,8 +9,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.layers.compact import compact, left_of, resize, sizes_of
-from nxmiformer.layers.convert import convert
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.layers.units import find_units, silent
 from nxmiformer.plan.compression import CompressionPlan

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from nxmiformer.layers.convert import convert
+from nxmiformer.applied.convert import convert
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm

@@ -11,7 +11,8 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.utils import parametrizations, parametrize, prune
 from transformers.pytorch_utils import Conv1D
 
-from nxmiformer.layers.convert import compressed_layers, convert, foreign, strip
+from nxmiformer.applied.convert import convert, strip
+from nxmiformer.layers.found import compressed_layers, foreign
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import Targets, find_embeddings, find_targets
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec

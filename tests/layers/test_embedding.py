@@ -6,9 +6,11 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertForSequenceClassification
 
+from nxmiformer.applied.convert import convert, strip, verify
 from nxmiformer.export import load_packed, save_packed
-from nxmiformer.layers.convert import compressed_layers, convert, project, strip, verify
 from nxmiformer.layers.embedding import CompressedEmbedding
+from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations, WeightQuantizer
 from nxmiformer.layers.targets import find_embeddings, find_head
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec

@@ -4,7 +4,8 @@ import pytest
 import torch
 import transformers
 
-from nxmiformer.layers.convert import compressed_layers, convert
+from nxmiformer.applied.convert import convert
+from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.quantizers import RANGES, Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from nxmiformer.layers.convert import convert
+from nxmiformer.applied.convert import convert
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import input_moments
 from nxmiformer.layers.targets import find_targets

@@ -8,7 +8,9 @@ import transformers
 from torch import nn
 
 from nxmiformer import ADMM, save_packed
-from nxmiformer.layers.convert import compressed_layers, convert, project, strip, verify
+from nxmiformer.applied.convert import convert, strip, verify
+from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.targets import find_embeddings, find_head, find_targets
 from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.plan.compression import CompressionPlan

@@ -8,7 +8,8 @@ import transformers
 from every import METHODS
 from torch.optim import AdamW
 
-from nxmiformer.layers.convert import compressed_layers, convert, verify
+from nxmiformer.applied.convert import convert, verify
+from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm

@@ -6,8 +6,9 @@ import pytest
 import torch
 from test_methods import MODELS, Run, batch, logits, make
 
+from nxmiformer.applied.convert import convert, strip, verify
 from nxmiformer.layers.compact import compact
-from nxmiformer.layers.convert import compressed_layers, convert, strip, verify
+from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.units import find_units, silent
 from nxmiformer.methods.movement import Movement
 from nxmiformer.plan.structured import Structured

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 import transformers
 
-from nxmiformer.layers.convert import convert
+from nxmiformer.applied.convert import convert
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.search.evidence import Evidence

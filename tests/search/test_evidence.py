@@ -8,7 +8,7 @@ import torch
 from naive import same_bits
 from small import MODELS, accuracy, evidence, logits, separate
 
-from nxmiformer.layers.convert import compressed_layers
+from nxmiformer.layers.found import compressed_layers
 from nxmiformer.sets import NM, Grid, Then
 
 SET = Grid(3)

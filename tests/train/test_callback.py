@@ -6,7 +6,7 @@ import transformers
 from accelerate.state import AcceleratorState
 
 import nxmiformer as nx
-from nxmiformer.layers.convert import verify
+from nxmiformer.applied.convert import verify
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.methods.sr_ste import SrSte

@@ -10,8 +10,8 @@ from hypothesis.strategies import booleans, data, integers, sampled_from
 from kills import moments
 from torch import nn
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.files import FileError, digests_of
-from nxmiformer.layers.convert import convert
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.ste_qat import SteQat

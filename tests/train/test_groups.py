@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.optim import SGD
 
-from nxmiformer.layers.convert import convert, distinct_layers
+from nxmiformer.applied.convert import convert
+from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense

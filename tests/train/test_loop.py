@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 from torch.optim import SGD, AdamW
 
-from nxmiformer.layers.convert import convert, verify
+from nxmiformer.applied.convert import convert, verify
 from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.dense import Dense

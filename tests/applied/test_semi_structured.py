@@ -10,10 +10,12 @@ import transformers
 from torch import nn
 from torch.sparse import _semi_structured_conversions as conversions
 
-from nxmiformer.layers import semi_structured
-from nxmiformer.layers.convert import compressed_layers, convert, project, strip
+from nxmiformer.applied import semi_structured
+from nxmiformer.applied.convert import convert, strip
+from nxmiformer.applied.semi_structured import SparseInt8Linear, make_semi_structured, refusals
+from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.projection import project
 from nxmiformer.layers.quantizers import Activations
-from nxmiformer.layers.semi_structured import SparseInt8Linear, make_semi_structured, refusals
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.plan.origin import Planning

@@ -1,15 +1,15 @@
-"""Put compressed layers into a model, and take them out again."""
+"""Put a plan's compressed layers into a model, and take them out again."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.compressed import PLAIN, Compressed, obstacle, own_forwards
+from nxmiformer.layers.compressed import PLAIN, Compressed, obstacle
 from nxmiformer.layers.embedding import CompressedEmbedding
+from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.precision import too_narrow
@@ -75,33 +75,6 @@ def strip(model: nn.Module) -> nn.Module:
     return model
 
 
-def compressed_layers(model: nn.Module) -> dict[str, Compressed]:
-    """The compressed layers by module name, aliases included, in the model's order."""
-    named = unwrapped(model).named_modules(remove_duplicate=False)
-    return {name: module for name, module in named if isinstance(module, Compressed)}
-
-
-def distinct_layers(model: nn.Module) -> dict[str, Compressed]:
-    """The compressed layers by module name, one for each weight."""
-    first: dict[int, str] = {}
-    layers = compressed_layers(model)
-    for name, layer in layers.items():
-        first.setdefault(id(layer.weight), name)
-    return {name: layers[name] for name in first.values()}
-
-
-def linear_layers(model: nn.Module) -> dict[str, CompressedLinear]:
-    """Those of `distinct_layers` that multiply by their weight."""
-    return {name: layer for name, layer in distinct_layers(model).items() if isinstance(layer, CompressedLinear)}
-
-
-def foreign(model: nn.Module) -> Iterator[str]:
-    """The compressed layers that compute more than a linear layer or an embedding does, a line each."""
-    for name, layer in compressed_layers(model).items():
-        if own_forwards(layer.plain):
-            yield f"{name}: it is a {layer.plain.__name__}, whose own forward is not carried over"
-
-
 @torch.no_grad()
 def check_called(model: nn.Module, example: Mapping[str, Any]) -> None:
     """Run one forward pass, and raise a ValueError that names the compressed layers which it did not call."""
@@ -130,59 +103,6 @@ def check_called(model: nn.Module, example: Mapping[str, Any]) -> None:
             "these layers would be compressed but a forward pass does not call them (their weights are read "
             "directly); exclude them: " + ", ".join(missed)
         )
-
-
-@contextmanager
-def projected(model: nn.Module) -> Iterator[None]:
-    """The model as if training ended now: every compressed weight is projected, and put back afterwards."""
-    layers = list(distinct_layers(model).values())
-    kept = [(layer.weight.detach().clone(), layer.quantizer.seen) for layer in layers]
-    try:
-        project(model)
-        yield
-    finally:
-        with torch.no_grad():
-            for layer, (weight, seen) in zip(layers, kept, strict=True):
-                layer.weight.copy_(weight)
-                layer.quantizer.seen = seen
-
-
-class Moved(NamedTuple):
-    """How far a projection moved weights: ||W - P(W)|| / ||W||, of each layer and of all of them together."""
-
-    layers: dict[str, float]
-    overall: float
-
-
-@torch.no_grad()
-def project(model: nn.Module, nearest: Callable[[WeightQuantizer, Tensor], Tensor] = WeightQuantizer.project) -> Moved:
-    """Move every compressed weight, in place, to the nearest point of its set; a frozen support stays.
-
-    `nearest` gives that point, or another that the weight is to move to, for a layer's quantizer and its weight.
-
-    The forward pass then sees the weights themselves, which is the same and costs nothing.
-
-    Raises:
-        ValueError: a weight is not finite; the layer is named.
-    """
-    squares = {}
-    for name, layer in distinct_layers(model).items():
-        weight = layer.matrix
-        try:
-            point = nearest(layer.quantizer, weight)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        pair = torch.stack([(weight - point).float().square().sum(), weight.float().square().sum()])
-        squares[name] = pair.double().cpu()  # where those of other layers are, which may be on other devices
-        weight.copy_(point)
-        layer.quantizer.seen = None
-    total = sum(squares.values(), torch.zeros(2, dtype=torch.float64, device="cpu"))
-    return Moved({name: _ratio(pair) for name, pair in squares.items()}, _ratio(total))
-
-
-def _ratio(pair: Tensor) -> float:
-    moved, norm = pair.tolist()
-    return float((moved / norm) ** 0.5) if norm else 0.0
 
 
 def verify(model: nn.Module, plan: CompressionPlan) -> None:

@@ -13,7 +13,7 @@ from nxmiformer.layers.memory import Memory
 from nxmiformer.layers.quantizers import WeightQuantizer
 from nxmiformer.plan.compression import LayerSpec
 
-PACKED = "the weights are packed: nxmiformer.layers.lazy.make_eager(model) unpacks them for good"
+PACKED = "the weights are packed: nxmiformer.applied.lazy.make_eager(model) unpacks them for good"
 
 
 class PackedWeight(nn.Module):

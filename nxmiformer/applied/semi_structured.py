@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nxmiformer.applied.convert import strip
 from nxmiformer.errors import unknown
-from nxmiformer.layers.convert import compressed_layers, foreign, strip
+from nxmiformer.layers.found import compressed_layers, foreign
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.quantizers import ActivationQuantizer
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec

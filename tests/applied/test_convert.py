@@ -6,8 +6,10 @@ import transformers
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from nxmiformer.layers.convert import compressed_layers, convert, distinct_layers, project, projected, strip, verify
+from nxmiformer.applied.convert import convert, strip, verify
+from nxmiformer.layers.found import compressed_layers, distinct_layers
 from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.projection import project, projected
 from nxmiformer.layers.quantizers import Activations, WeightQuantizer
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec

@@ -1,0 +1,64 @@
+"""Move compressed weights to the nearest points of their sets."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from nxmiformer.layers.found import distinct_layers
+from nxmiformer.layers.quantizers import WeightQuantizer
+
+
+@contextmanager
+def projected(model: nn.Module) -> Iterator[None]:
+    """The model as if training ended now: every compressed weight is projected, and put back afterwards."""
+    layers = list(distinct_layers(model).values())
+    kept = [(layer.weight.detach().clone(), layer.quantizer.seen) for layer in layers]
+    try:
+        project(model)
+        yield
+    finally:
+        with torch.no_grad():
+            for layer, (weight, seen) in zip(layers, kept, strict=True):
+                layer.weight.copy_(weight)
+                layer.quantizer.seen = seen
+
+
+class Moved(NamedTuple):
+    """How far a projection moved weights: ||W - P(W)|| / ||W||, of each layer and of all of them together."""
+
+    layers: dict[str, float]
+    overall: float
+
+
+@torch.no_grad()
+def project(model: nn.Module, nearest: Callable[[WeightQuantizer, Tensor], Tensor] = WeightQuantizer.project) -> Moved:
+    """Move every compressed weight, in place, to the nearest point of its set; a frozen support stays.
+
+    `nearest` gives that point, or another that the weight is to move to, for a layer's quantizer and its weight.
+
+    The forward pass then sees the weights themselves, which is the same and costs nothing.
+
+    Raises:
+        ValueError: a weight is not finite; the layer is named.
+    """
+    squares = {}
+    for name, layer in distinct_layers(model).items():
+        weight = layer.matrix
+        try:
+            point = nearest(layer.quantizer, weight)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        pair = torch.stack([(weight - point).float().square().sum(), weight.float().square().sum()])
+        squares[name] = pair.double().cpu()  # where those of other layers are, which may be on other devices
+        weight.copy_(point)
+        layer.quantizer.seen = None
+    total = sum(squares.values(), torch.zeros(2, dtype=torch.float64, device="cpu"))
+    return Moved({name: _ratio(pair) for name, pair in squares.items()}, _ratio(total))
+
+
+def _ratio(pair: Tensor) -> float:
+    moved, norm = pair.tolist()
+    return float((moved / norm) ** 0.5) if norm else 0.0
