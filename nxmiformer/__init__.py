@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from nxmiformer.applied.convert import convert, strip, verify
 from nxmiformer.export import PackedError, load_packed, save_packed
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.optim import ADMM
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec

@@ -12,7 +12,7 @@ from export.tiny import bert, compressed, contents, logits
 from nxmiformer import load_packed, save_packed
 from nxmiformer.cli import build
 from nxmiformer.jobs.compress import run
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.train.tracker import Jsonl
 
 pytestmark = pytest.mark.cuda

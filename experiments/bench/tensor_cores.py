@@ -23,8 +23,8 @@ from transformers import BertConfig, BertModel
 from nxmiformer.applied.convert import convert, strip
 from nxmiformer.applied.semi_structured import Kernel, make_semi_structured
 from nxmiformer.bench.clock import Bench, interleaved
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets.words import from_words
 

@@ -20,8 +20,8 @@ from transformers import BertConfig, BertForSequenceClassification
 
 from nxmiformer.applied.convert import convert
 from nxmiformer.applied.semi_structured import make_semi_structured
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.base import Length, Method

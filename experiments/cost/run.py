@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from nxmiformer.applied.convert import convert
 from nxmiformer.console.quiet import quiet
 from nxmiformer.layers.found import distinct_layers
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.base import Length, Method

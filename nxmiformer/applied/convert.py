@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from nxmiformer.layers.compressed import PLAIN, Compressed, obstacle
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.inputs import Latest
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.precision import too_narrow
-from nxmiformer.layers.quantizers import WeightQuantizer
+from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 
@@ -43,11 +44,12 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
     narrow = too_narrow({name: modules[name].get_parameter("weight") for name in plan.layers})
     if narrow is not None:
         warnings.warn(narrow, stacklevel=2)
+    latest = Latest()
     for name, spec in plan.layers.items():
         quantizer = WeightQuantizer(spec.weight)  # one for all modules that share the weight
         for module in {id(modules[each]): modules[each] for each in (name, *spec.aliases)}.values():
             kind = CompressedEmbedding if isinstance(module, nn.Embedding) else CompressedLinear
-            kind.adopt(module, quantizer, spec.activations)
+            kind.adopt(module, quantizer, spec.activations, latest)
     if example is not None:
         try:
             check_called(model, example)

@@ -10,7 +10,7 @@ from nxmiformer.layers.compressed import Compressed, foreign_forward, joined
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.memory import Memory
-from nxmiformer.layers.quantizers import WeightQuantizer
+from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.plan.compression import LayerSpec
 
 PACKED = "the weights are packed: nxmiformer.applied.lazy.make_eager(model) unpacks them for good"

@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from nxmiformer.applied.convert import strip
 from nxmiformer.errors import unknown
 from nxmiformer.layers.found import compressed_layers, foreign
+from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.linear import CompressedLinear
-from nxmiformer.layers.quantizers import ActivationQuantizer
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, ConstraintSet, Grid
 

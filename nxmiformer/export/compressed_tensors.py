@@ -27,8 +27,8 @@ from nxmiformer.export.format import Format, Outputs, Run, no_tokens
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.found import distinct_layers
+from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.linear import CompressedLinear
-from nxmiformer.layers.quantizers import ActivationQuantizer
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import Grid
 

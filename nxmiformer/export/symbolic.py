@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from torch.onnx.ops import symbolic
 
 from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.linear import CompressedLinear
-from nxmiformer.layers.quantizers import ActivationQuantizer
 from nxmiformer.sets import Grid
 
 CODES = "codes"  # what the buffer with the codes of a weight is called

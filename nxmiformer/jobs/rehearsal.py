@@ -21,9 +21,10 @@ from nxmiformer.applied.convert import check_called
 from nxmiformer.export.packed import check_packable
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.found import compressed_layers, distinct_layers
+from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.mode import evaluating
-from nxmiformer.layers.quantizers import ActivationQuantizer, WeightQuantizer
 from nxmiformer.layers.untouched import untouched
+from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.tasks.batches import Examples
 from nxmiformer.train.checkpoint import restore_rng, rng_state

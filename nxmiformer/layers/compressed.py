@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 from transformers.pytorch_utils import Conv1D
 
-from nxmiformer.layers.quantizers import ActivationQuantizer, Activations, WeightQuantizer
+from nxmiformer.layers.inputs import ActivationQuantizer, Activations, Latest
+from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.sets.base import DTYPES
 
 PLAIN = (nn.Linear, Conv1D, nn.Embedding)
@@ -31,14 +32,21 @@ class Compressed(nn.Module):
     inputs: ActivationQuantizer | None
 
     @classmethod
-    def adopt(cls, layer: nn.Module, quantizer: WeightQuantizer, activations: Activations | None = None) -> Self:
-        """`layer`, which has no `obstacle`, compressed; layers that share their weight share its quantizer."""
+    def adopt(
+        cls,
+        layer: nn.Module,
+        quantizer: WeightQuantizer,
+        activations: Activations | None = None,
+        latest: Latest | None = None,
+    ) -> Self:
+        """`layer`, which has no `obstacle`, compressed; layers that share their weight share its quantizer, and those
+        of one model the `latest` input."""
         plain = type(layer)
         vars(layer).pop("forward", None)  # that of its class, which accelerate's hooks leave behind on the module
         layer.__class__ = joined(cls, plain)
         assert isinstance(layer, cls)
         layer.plain, layer.quantizer = plain, quantizer
-        layer.inputs = None if activations is None else ActivationQuantizer(activations, layer.weight.device)
+        layer.inputs = None if activations is None else ActivationQuantizer(activations, layer.weight.device, latest)
         return layer.train(layer.training)
 
     def release(self) -> nn.Module:

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.layers.compressed import Compressed
-from nxmiformer.layers.quantizers import Activations, WeightQuantizer
+from nxmiformer.layers.inputs import Activations, Latest
+from nxmiformer.layers.weights import WeightQuantizer
 
 
 class CompressedLinear(Compressed, nn.Linear):
@@ -18,8 +19,14 @@ class CompressedLinear(Compressed, nn.Linear):
     """
 
     @classmethod
-    def adopt(cls, layer: nn.Module, quantizer: WeightQuantizer, activations: Activations | None = None) -> Self:
-        self = super().adopt(layer, quantizer, activations)
+    def adopt(
+        cls,
+        layer: nn.Module,
+        quantizer: WeightQuantizer,
+        activations: Activations | None = None,
+        latest: Latest | None = None,
+    ) -> Self:
+        self = super().adopt(layer, quantizer, activations, latest)
         if self.transposed:
             self.in_features, self.out_features = self.weight.shape
         return self

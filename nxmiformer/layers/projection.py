@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nxmiformer.layers.found import distinct_layers
-from nxmiformer.layers.quantizers import WeightQuantizer
+from nxmiformer.layers.weights import WeightQuantizer
 
 
 @contextmanager

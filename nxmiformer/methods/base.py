@@ -13,7 +13,7 @@ from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.projection import Moved, project, projected
-from nxmiformer.layers.quantizers import WeightQuantizer, refresh, round_ahead
+from nxmiformer.layers.weights import WeightQuantizer, refresh, round_ahead
 from nxmiformer.sets import Piece
 from nxmiformer.sets.fields import check_fields
 

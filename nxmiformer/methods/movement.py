@@ -13,7 +13,7 @@ from nxmiformer.layers.projection import Moved
 from nxmiformer.layers.units import Units, find_units
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.optim.cubic import Cubic
-from nxmiformer.sets import Block, SparsitySet
+from nxmiformer.sets import Block, Piece, SparsitySet
 from nxmiformer.sets.block import spread, tile_sums
 from nxmiformer.sets.unstructured import count, top
 
@@ -79,7 +79,7 @@ class Movement(Method):
 
     def prepare(self, layer: Compressed) -> None:
         sparse = layer.quantizer.constraint.sparsity is not None
-        layer.quantizer.mask = torch.ones_like(layer.matrix, dtype=torch.bool) if sparse else None
+        layer.quantizer.hold(Piece(torch.ones_like(layer.matrix, dtype=torch.bool) if sparse else None))
         layer.quantizer.frozen = sparse
         layer.quantizer.seen = layer.quantizer.constraint
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.files import write_text
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import Target, Targets, in_blocks, is_transposed
 from nxmiformer.layers.wrapped import refuse_adapters, unwrapped
 from nxmiformer.plan.printed import printed

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import Target, Targets, find_embeddings, find_head, find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import ConstraintSet

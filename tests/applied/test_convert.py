@@ -1,4 +1,5 @@
 import copy
+import pickle
 
 import pytest
 import torch
@@ -8,10 +9,11 @@ from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.applied.convert import convert, strip, verify
 from nxmiformer.layers.found import compressed_layers, distinct_layers
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.projection import project, projected
-from nxmiformer.layers.quantizers import Activations, WeightQuantizer
 from nxmiformer.layers.targets import find_targets
+from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Grid, Then
 
@@ -46,6 +48,20 @@ def example():
 
 def plan_for(model, weight=JOINT, activations=None):
     return CompressionPlan.uniform(model, find_targets(model), weight, activations)
+
+
+def latest(model):
+    """Where the quantized layers keep the input that they saw last."""
+    return {id(layer.inputs.latest) for layer in compressed_layers(model).values()}
+
+
+def test_the_layers_of_one_model_share_their_latest_input_and_those_of_its_copy_another():
+    model = seeded(bert)
+    convert(model, plan_for(model, activations=Activations()))
+    model(**example())
+    copied, pickled = copy.deepcopy(model), pickle.loads(pickle.dumps(model))
+    assert [len(latest(each)) for each in (model, copied, pickled)] == [1, 1, 1]
+    assert len(latest(model) | latest(copied) | latest(pickled)) == 3
 
 
 def see(model):

@@ -14,8 +14,8 @@ from nxmiformer.applied import semi_structured
 from nxmiformer.applied.convert import convert, strip
 from nxmiformer.applied.semi_structured import SparseInt8Linear, make_semi_structured, refusals
 from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.plan.origin import Planning

@@ -13,7 +13,7 @@ from export.tiny import bert, compressed, contents, gpt2
 from nxmiformer import load_packed, save_packed
 from nxmiformer.applied.convert import strip, verify
 from nxmiformer.applied.lazy import make_eager
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.tasks.batches import Examples
 from nxmiformer.tasks.labelled import LabelledTexts

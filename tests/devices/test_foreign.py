@@ -9,7 +9,7 @@ from devices import foreign
 from devices.foreign import here, there
 from torch import nn
 
-from nxmiformer.layers.quantizers import WeightQuantizer
+from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.sets import NM, Piece
 
 MIXED = {

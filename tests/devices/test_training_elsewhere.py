@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from torch.utils import _pytree as pytree
 
 from nxmiformer.applied.convert import convert, verify
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods import admm
 from nxmiformer.methods.base import Length

@@ -7,8 +7,8 @@ from tiny import CARD, JOINT, MANIFEST, WEIGHTS, bert, compressed, gpt2, seeded
 
 from nxmiformer.applied.convert import convert
 from nxmiformer.export import add_results, load_packed, save_packed
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import Grid

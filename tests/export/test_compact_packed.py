@@ -15,8 +15,8 @@ from nxmiformer.export.manifest import PackedError
 from nxmiformer.export.onnx import Onnx
 from nxmiformer.export.packed import load_packed, save_packed
 from nxmiformer.layers.compact import compact, sizes_of
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.layers.units import find_units
 from nxmiformer.plan.compression import CompressionPlan

@@ -11,8 +11,8 @@ from tiny import NARROW, bert, compressed, distilbert, gpt2, llama, logits, robe
 
 from nxmiformer.applied.convert import convert
 from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.inputs import ActivationQuantizer, Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import ActivationQuantizer, Activations
 from nxmiformer.layers.targets import Targets, find_embeddings, find_head, find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Block, Grid, Then

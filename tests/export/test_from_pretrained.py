@@ -41,8 +41,8 @@ from transformers import (
 from nxmiformer.applied.convert import convert
 from nxmiformer.export import PackedConfig, PackedError, load_packed, save_packed
 from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Block, Grid, Then
 

@@ -13,7 +13,7 @@ from nxmiformer.applied.convert import strip
 from nxmiformer.applied.lazy import PackedWeight, lazy_layers, make_eager
 from nxmiformer.export import PackedError, load_packed, save_packed
 from nxmiformer.layers.found import compressed_layers
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 
 
 def check_lazy(model, plan, tmp_path):

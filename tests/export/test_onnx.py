@@ -9,8 +9,8 @@ from tiny import NARROW, WORDS, bert, compressed, distilbert, gpt2, llama, rober
 from nxmiformer.applied.convert import convert
 from nxmiformer.export.symbolic import codes_of
 from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import Targets, find_embeddings, find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM, Grid, Then

@@ -39,8 +39,8 @@ from torch import nn
 from nxmiformer.applied.convert import convert
 from nxmiformer.export import PackedError, load_packed, save_packed
 from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models import embedded
 from nxmiformer.plan.compression import CompressionPlan

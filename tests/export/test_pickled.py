@@ -11,7 +11,7 @@ import transformers
 from tiny import JOINT, bert, compressed, contents, gpt2, logits, same_bits
 
 from nxmiformer import load_packed, save_packed
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 
 
 def read(path, lazy):

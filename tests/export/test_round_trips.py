@@ -13,8 +13,8 @@ from nxmiformer.applied.convert import convert
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.export.packed import check_packable
 from nxmiformer.export.skeleton import header_of, planned_header
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Grid, Then
 

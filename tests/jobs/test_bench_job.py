@@ -18,8 +18,8 @@ from nxmiformer.export.manifest import PackedError
 from nxmiformer.files import BusyError, alone
 from nxmiformer.jobs import bench as benching
 from nxmiformer.jobs.bench import bench
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models import embedded
 from nxmiformer.plan.compression import CompressionPlan

@@ -14,8 +14,8 @@ from nxmiformer.export.agreement import DisagreementError
 from nxmiformer.export.format import Format
 from nxmiformer.files import BusyError
 from nxmiformer.jobs.export import export, is_export
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models import embedded
 from nxmiformer.plan.compression import CompressionPlan

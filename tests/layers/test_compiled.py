@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from nxmiformer.applied.convert import convert
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.base import Length

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.applied.convert import convert, strip
 from nxmiformer.layers.found import compressed_layers, foreign
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import Targets, find_embeddings, find_targets
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Grid, Then

@@ -10,9 +10,10 @@ from nxmiformer.applied.convert import convert, strip, verify
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.found import compressed_layers
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.quantizers import Activations, WeightQuantizer
 from nxmiformer.layers.targets import find_embeddings, find_head
+from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Block, Grid, Then, Unstructured

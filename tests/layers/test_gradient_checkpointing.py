@@ -6,7 +6,7 @@ import transformers
 
 from nxmiformer.applied.convert import convert
 from nxmiformer.layers.found import compressed_layers
-from nxmiformer.layers.quantizers import RANGES, Activations
+from nxmiformer.layers.inputs import RANGES, Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import NM

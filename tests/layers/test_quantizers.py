@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from nxmiformer.layers.quantizers import ActivationQuantizer, Activations, WeightQuantizer, round_ahead
+from nxmiformer.layers.inputs import ActivationQuantizer, Activations, Latest
+from nxmiformer.layers.weights import WeightQuantizer, round_ahead
 from nxmiformer.sets import NM, Grid, Piece, Then, Unstructured
 
 JOINT = Then(NM(2, 4), Grid(4))
@@ -189,13 +190,13 @@ def test_query_key_and_value_round_one_input_once(monkeypatch):
     x, rounded = seeded(3, 5), []
     points = ActivationQuantizer._points
     monkeypatch.setattr(ActivationQuantizer, "_points", lambda self, x: rounded.append(x) or points(self, x))
-    expected = points(ActivationQuantizer(Activations(4)), x)
+    expected, latest = points(ActivationQuantizer(Activations(4)), x), Latest()
     for spec in (Activations(4), Activations(4), Activations(8)):
-        y = ActivationQuantizer(spec)(x)
+        y = ActivationQuantizer(spec, latest=latest)(x)
         assert torch.equal(y, expected) == (spec.bits == 4)
     assert len(rounded) == 2
     x.mul_(-1)  # it is another input, in the same place
-    assert torch.equal(ActivationQuantizer(Activations(4))(x), -expected)
+    assert torch.equal(ActivationQuantizer(Activations(4), latest=latest)(x), -expected)
 
 
 def test_weights_that_are_rounded_ahead_are_seen_as_without_it():
@@ -224,6 +225,19 @@ def test_a_reset_forgets_the_piece():
     assert not quantizer.frozen
     assert not quantizer.learned
     assert not quantizer.state_dict()
+
+
+def test_a_mask_is_set_only_with_what_was_rounded_under_the_one_before_let_go():
+    w = seeded(4, 8)
+    quantizer = WeightQuantizer(JOINT)
+    quantizer.seen = NM(2, 4)
+    quantizer.refresh(w)
+    round_ahead([(quantizer, w)])
+    every = torch.ones(4, 8, dtype=torch.bool)
+    with pytest.raises(AttributeError):
+        quantizer.mask = every
+    quantizer.hold(Piece(every))
+    assert torch.equal(quantizer(w), w)
 
 
 def test_a_frozen_support_stays_while_the_scales_follow():

@@ -10,7 +10,7 @@ from torch.optim import AdamW
 
 from nxmiformer.applied.convert import convert, verify
 from nxmiformer.layers.found import compressed_layers
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.admm_paper import AdmmPaper

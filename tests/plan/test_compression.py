@@ -9,7 +9,7 @@ from mutated import mutated, same
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Block, Grid, Then, Unstructured

@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 from torch.optim import SGD, AdamW
 
 from nxmiformer.applied.convert import convert, verify
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.ste_qat import SteQat

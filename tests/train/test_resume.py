@@ -13,7 +13,7 @@ from nxmiformer.errors import RefusedError
 from nxmiformer.export import load_packed
 from nxmiformer.jobs import compress as jobs
 from nxmiformer.jobs.job import Job
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.admm_paper import AdmmPaper
 from nxmiformer.methods.dense import Dense
