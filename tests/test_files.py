@@ -10,9 +10,9 @@ import torch
 from kills import full_disk, moments, read_only
 from safetensors.torch import save_file
 
+from nxmiformer.errors import FileError
 from nxmiformer.files import (
     BusyError,
-    FileError,
     alone,
     append,
     digests_of,

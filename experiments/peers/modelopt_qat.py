@@ -31,7 +31,7 @@ from nxmiformer.models.source import Pretrained
 from nxmiformer.tasks.batches import shuffled
 from nxmiformer.tasks.glue import HUB, TASKS, Glue
 from nxmiformer.train.evaluate import evaluate
-from nxmiformer.train.loop import Settings
+from nxmiformer.train.settings import Settings
 
 Forward = Callable[[nn.Module], None]
 PLANS = {"2of4_int4": (True, 4), "2of4_int8": (True, 8), "int4": (False, 4), "int8": (False, 8)}  # 2:4?, bits

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from nxmiformer.files import BusyError, FileError, alone
+from nxmiformer.errors import FileError
+from nxmiformer.files import BusyError, alone
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import without_paths
 from nxmiformer.jobs.provenance import code, device_name, provenance

@@ -12,8 +12,8 @@ from nxmiformer.plan.origin import Planning
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.search import Search
 from nxmiformer.tasks.task import Task
-from nxmiformer.train.loop import Settings
 from nxmiformer.train.recipe import Recipe
+from nxmiformer.train.settings import Settings
 
 PASSING = frozenset(  # keys of a configuration that train nothing
     {"resume", "overwrite", "dense_cache", "tracker", "name", "hydra", "report_on", "format", "bench", "path", "out"}

@@ -2,7 +2,8 @@
 
 from nxmiformer.optim.admm import ADMM
 from nxmiformer.optim.reconstruct import Problem, Reconstruction, reconstruct
-from nxmiformer.optim.schedule import Balanced, Constant, Ramp, Residuals, Schedule, SupportChange, Warmup
+from nxmiformer.optim.residuals import Residuals
+from nxmiformer.optim.schedule import Balanced, Constant, Ramp, Schedule, SupportChange, Warmup
 
 __all__ = [
     "ADMM",

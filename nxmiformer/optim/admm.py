@@ -10,7 +10,8 @@ from torch import Tensor
 from nxmiformer.errors import unknown
 from nxmiformer.layers.precision import too_narrow
 from nxmiformer.layers.wrapped import unwrapped_names
-from nxmiformer.optim.schedule import Constant, Residuals, Schedule
+from nxmiformer.optim.residuals import Residuals, relative, squares
+from nxmiformer.optim.schedule import Constant, Schedule
 from nxmiformer.sets import ConstraintSet
 from nxmiformer.sets.batch import Asked, nearest
 
@@ -210,7 +211,8 @@ class ADMM(torch.optim.Optimizer):
         shifted = {name: w + self.u[name] if self.u else w.detach() for name, w in self.weights.items()}
         found = nearest([Asked(self.sets[name], w, self._importance(name)) for name, w in shifted.items()])
         z = {name: point.to(self.z[name].dtype) for name, point in zip(names, found, strict=True)}
-        table = torch.stack([self._squares(name, z[name]) for name in names]).double().cpu()  # one wait for all layers
+        sums = [squares(w.detach(), z[name], self.z[name]) for name, w in self.weights.items()]
+        table = torch.stack(sums).double().cpu()  # one wait for all layers
         if not bool(table.isfinite().all()):
             for name, w in shifted.items():
                 self._check(name, w)
@@ -218,16 +220,9 @@ class ADMM(torch.optim.Optimizer):
             if self.u:
                 self.u[name].copy_(shifted[name] - z[name]).mul_(self.dual)
             self.z[name] = z[name]
-            self.residuals[name] = _residuals(row)
+            self.residuals[name] = relative(row)
             self._set_rho(name, self.schedule.after(self.rho[name], self.steps, self.residuals[name]))
-        self.gap, self.dual_residual, self.flips = _residuals(table.sum(0))
-
-    def _squares(self, name: str, z: Tensor) -> Tensor:
-        """Of W - Z, Z - Z_before and W the sums of squares, and how many elements came or went, of how many."""
-        w, before = self.weights[name].detach(), self.z[name]
-        norms = [(w - z).float().square().sum(), (z - before).float().square().sum(), w.float().square().sum()]
-        flips = ((z != 0) != (before != 0)).sum()
-        return torch.stack([*norms, flips.float(), torch.full_like(norms[0], w.numel())])
+        self.gap, self.dual_residual, self.flips = relative(table.sum(0))
 
     def _set_rho(self, name: str, rho: float) -> None:
         if rho != self.rho[name] and self.u:
@@ -302,10 +297,3 @@ class ADMM(torch.optim.Optimizer):
         for ours_of, theirs_of in ((self.z, admm["z"]), (self.u, admm["u"])):
             for name, tensor in ours_of.items():
                 tensor.copy_(theirs_of[name])
-
-
-def _residuals(row: Tensor) -> Residuals:
-    """From sums of squares of W - Z, Z - Z_before and W, the flips and the count, to the relative figures."""
-    gap, dual, norm, flips, count = row.tolist()
-    scale = max(norm, torch.finfo(torch.float64).tiny)
-    return Residuals((gap / scale) ** 0.5, (dual / scale) ** 0.5, flips / max(1.0, count))

@@ -3,21 +3,8 @@
 import abc
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
 
-
-class Residuals(NamedTuple):
-    """What one update of Z and U did to one weight W.
-
-    Attributes:
-        gap: primal residual ||W - Z|| / ||W||.
-        dual: dual residual ||Z - Z_before|| / ||W|| (times rho it is Boyd's s, relative to ||W||).
-        flips: share of the elements that entered or left the support of Z.
-    """
-
-    gap: float
-    dual: float
-    flips: float
+from nxmiformer.optim.residuals import Residuals
 
 
 class Schedule(abc.ABC):

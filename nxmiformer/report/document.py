@@ -10,10 +10,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from matplotlib.figure import Figure
 
+from nxmiformer.errors import telling
 from nxmiformer.figures.all import figures_of, figures_of_search
 from nxmiformer.figures.speed import speed
 from nxmiformer.figures.style import png, svg
-from nxmiformer.files import telling, write_bytes, write_text
+from nxmiformer.files import write_bytes, write_text
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report import content
 from nxmiformer.runs import words

@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from nxmiformer.errors import RefusedError
-from nxmiformer.files import digests_of, replacing, telling, tidy, write_text
+from nxmiformer.errors import RefusedError, telling
+from nxmiformer.files import digests_of, replacing, tidy, write_text
 
 NAMES = ("latest", "best")
 WEIGHTS, STATE, IDENTITY, DIGESTS = "model.safetensors", "state.pt", "identity.json", "digests.json"

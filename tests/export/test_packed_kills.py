@@ -5,10 +5,10 @@ import shutil
 from kills import full_disk, moments
 from tiny import bert, compressed, distilbert
 
+from nxmiformer.errors import FileError
 from nxmiformer.export import add_results, load_packed, save_packed
 from nxmiformer.export.manifest import CARD
 from nxmiformer.export.packed import packing
-from nxmiformer.files import FileError
 from nxmiformer.plan.compression import CompressionPlan
 
 

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 from nxmiformer.jobs.build import build
 from nxmiformer.jobs.job import Job
 from nxmiformer.methods.ste_qat import SteQat
-from nxmiformer.train.loop import Settings
 from nxmiformer.train.objective import Objective
 from nxmiformer.train.recipe import Phase
+from nxmiformer.train.settings import Settings
 
 CONFIGURATIONS = int(os.environ.get("NXMIFORMER_CONFIGURATIONS", "100"))
 CHOSEN = [

@@ -11,7 +11,8 @@ from kills import moments
 from torch import nn
 
 from nxmiformer.applied.convert import convert
-from nxmiformer.files import FileError, digests_of
+from nxmiformer.errors import FileError
+from nxmiformer.files import digests_of
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.ste_qat import SteQat

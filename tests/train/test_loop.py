@@ -22,9 +22,10 @@ from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.train.astray import not_finite
 from nxmiformer.train.checkpoint import Checkpoints, Position
 from nxmiformer.train.evaluate import evaluate
-from nxmiformer.train.loop import Settings, Stage, train_phase
+from nxmiformer.train.loop import Stage, train_phase
 from nxmiformer.train.objective import Objective
 from nxmiformer.train.recipe import Phase, Recipe
+from nxmiformer.train.settings import Settings
 from nxmiformer.train.tracker import Tracker
 
 TASK = Grammar(train=12, holdout=12, validation=12)

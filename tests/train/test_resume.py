@@ -24,9 +24,9 @@ from nxmiformer.models.source import Embedded
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.tasks.grammar import Grammar
-from nxmiformer.train.loop import Settings
 from nxmiformer.train.objective import Objective
 from nxmiformer.train.recipe import Phase, Recipe
+from nxmiformer.train.settings import Settings
 from nxmiformer.train.tracker import Jsonl
 
 STEPS = 6  # of each phase

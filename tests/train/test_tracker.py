@@ -6,7 +6,7 @@ from kills import moments
 from matplotlib.figure import Figure
 
 from nxmiformer.console.display import Display
-from nxmiformer.files import FileError
+from nxmiformer.errors import FileError
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.train.tracker import Jsonl, Several, Tracker, Wandb
