@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.layers.compressed import Compressed
-from nxmiformer.layers.units import ARCHITECTURES, Units, architecture, find_units, silent
+from nxmiformer.layers.units import ARCHITECTURES, Units, architecture, bias_of, find_units, silent
 
 UNNORMED = ("GPT2Block", "LlamaDecoderLayer")  # layers whose output is added, with no norm behind it
 Sizes = Mapping[str, Mapping[str, int]]  # heads and dimensions, by the layer's name
@@ -152,7 +152,7 @@ def _drop_layers(model: PreTrainedModel, dead: list[str]) -> Iterator[str]:
     before = None if positions is None else positions.get_parameter("weight")
     gone: list[str] = []
     for name in names:
-        own = [_bias(outs[name, kind]) for kind in ("heads", "dimensions")]
+        own = [bias_of(outs[name, kind]) for kind in ("heads", "dimensions")]
         constants = [bias for bias in own if bias is not None and bias.any()]
         if name in dead and (before is not None or not constants) and len(gone) < len(names) - 1:
             for constant in constants:
@@ -170,7 +170,3 @@ def _drop_layers(model: PreTrainedModel, dead: list[str]) -> Iterator[str]:
                 module.layer_idx = number  # type: ignore[assignment]
     model.config.num_hidden_layers = len(stack)
     yield from gone
-
-
-def _bias(module: nn.Module) -> nn.Parameter | None:
-    return dict(module.named_parameters(recurse=False)).get("bias")

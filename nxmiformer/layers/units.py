@@ -200,3 +200,8 @@ _LAYERS: Mapping[str, Callable[[str, Any], Iterator[Units]]] = {
     "LlamaDecoderLayer": _llama,
 }
 ARCHITECTURES = ("BERT", "RoBERTa", "ELECTRA", "DistilBERT", "GPT-2", "Llama")
+
+
+def bias_of(module: nn.Module) -> nn.Parameter | None:
+    """The bias that a layer has of its own, if it has one."""
+    return dict(module.named_parameters(recurse=False)).get("bias")

@@ -12,7 +12,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.found import linear_layers
 from nxmiformer.layers.moments import Batch, input_moments
-from nxmiformer.layers.projection import Moved, project
+from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Method
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup, reconstruct
 from nxmiformer.sets import ConstraintSet, Transposed
@@ -145,11 +145,8 @@ class Admm(Method):
         )
 
     def hand_over(self) -> Moved:
-        """Project onto the set that Z is in. Where that is the support's, a kept weight stays between the levels of
-        its grid, where the loss has put it: rounded, it would need many steps to reach the next level again."""
-        if self.target == "joint":
-            return self.finalize()
-        return project(self.model, lambda quantizer, w: self._aim(quantizer.constraint).project(w))
+        """Project onto the set that Z is in."""
+        return self.finalize() if self.target == "joint" else self.to_supports()
 
     def metrics(self, layers: bool = False) -> dict[str, float]:
         return self.admm.metrics(layers) if self.admm.residuals else {}

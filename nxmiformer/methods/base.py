@@ -136,6 +136,11 @@ class Method(abc.ABC):
         """Leave the weights as the next phase is to find them: where `finalize` would, unless a method knows better."""
         return self.finalize()
 
+    def to_supports(self) -> Moved:
+        """Project onto the sets of the supports, where sets have one. What is kept stays between the levels of its
+        grid, where the loss has put it: rounded, it would need many steps to reach the next level again."""
+        return project(self.model, lambda q, w: (q.constraint.sparsity or q.constraint).project(w))
+
     def metrics(self, layers: bool = False) -> dict[str, float]:
         """Figures to log, overall and, with `layers`, of each layer."""
         return {}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
-from nxmiformer.layers.projection import Moved, project
+from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.optim.group_lasso import norms, shrink, slope, weights
 from nxmiformer.sets.base import Shape
@@ -115,8 +115,8 @@ class GroupLasso(Method):
                 layer.matrix.copy_(shrink(layer.matrix, thresholds, tile))
 
     def hand_over(self) -> Moved:
-        """Project onto the support's set; what is kept stays between the levels of its grid, if there is one."""
-        return project(self.model, lambda q, w: (q.constraint.sparsity or q.constraint).project(w))
+        """Project onto the sets of the supports: blocks go whole, and what is kept is not rounded."""
+        return self.to_supports()
 
     def metrics(self, layers: bool = False) -> dict[str, float]:
         """The share of the groups that are zero already."""

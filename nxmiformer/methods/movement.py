@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.projection import Moved
-from nxmiformer.layers.units import Units, find_units
+from nxmiformer.layers.units import Units, bias_of, find_units
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.optim.cubic import Cubic
 from nxmiformer.sets import Block, Piece, SparsitySet
@@ -168,7 +168,7 @@ class Movement(Method):
     def _rows(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """The biases of the layers that begin heads and dimensions, and which rows have anything that stays."""
         for name in self.first:
-            mask, bias = self.layers[name].quantizer.mask, _bias(self.layers[name])
+            mask, bias = self.layers[name].quantizer.mask, bias_of(self.layers[name])
             if mask is not None and bias is not None:
                 yield bias, mask.any(1)
 
@@ -193,7 +193,7 @@ class Movement(Method):
         assert grad is not None
         product = (grad.t() if layer.transposed else grad) * layer.matrix
         moved = tile_sums(product, sparsity.tile)
-        bias = _bias(layer) if name in self.first else None
+        bias = bias_of(layer) if name in self.first else None
         if bias is not None and bias.grad is not None and sparsity.tile[1] == product.shape[1]:
             moved = moved + tile_sums((bias.grad * bias)[:, None], (sparsity.tile[0], 1))
         return moved
@@ -210,7 +210,7 @@ class Movement(Method):
     def as_finished(self) -> Iterator[None]:
         masks = {name: layer.quantizer.mask for name, layer in self.layers.items()}
         biases = [
-            (bias, bias.detach().clone()) for name in self.first if (bias := _bias(self.layers[name])) is not None
+            (bias, bias.detach().clone()) for name in self.first if (bias := bias_of(self.layers[name])) is not None
         ]
         try:
             self._settle()
@@ -260,10 +260,6 @@ def _part(units: Units) -> Part:
 
 def _zeros(size: int, like: Tensor) -> nn.Parameter:
     return nn.Parameter(torch.zeros(size, dtype=torch.float32, device=like.device))
-
-
-def _bias(layer: Compressed) -> nn.Parameter | None:
-    return dict(layer.named_parameters(recurse=False)).get("bias")
 
 
 def _whole(units: Units, name: str, layer: Compressed, sparsity: SparsitySet) -> Tensor | None:

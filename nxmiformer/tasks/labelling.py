@@ -103,41 +103,43 @@ def _kind(column: pa.ChunkedArray, at: str) -> str:
 
 
 @dataclass(frozen=True)
-class Names(Labelling):
-    """One class a row.
+class _Named(Labelling):
+    """Labels that have names.
 
     Attributes:
-        number: of each class, by what the rows call it.
+        number: of each, by what the rows call it.
     """
 
     column: str
     labels: tuple[str, ...]
     number: Mapping[str, int]
+
+    def _found(self, rows: datasets.Dataset, where: str) -> tuple[str, pa.ChunkedArray, list[Any]]:
+        """Where the column is, the column, and its names, or lists of them."""
+        at, column = _column(rows, self.column, where)
+        return at, column, _names(column, rows.features[self.column], at)
+
+
+@dataclass(frozen=True)
+class Names(_Named):
+    """One class a row."""
+
     outcome: ClassVar[Outcome] = Classes()
 
     def read(self, rows: datasets.Dataset, where: str) -> tuple[Any, Any]:
-        at, column = _column(rows, self.column, where)
-        found = _names(column, rows.features[self.column], at)
+        at, column, found = self._found(rows, where)
         refuse(pa.array([name not in self.number for name in found]), column, at, f"one of {_known(self.number)}")
         return np.array([self.number[name] for name in found]), datasets.ClassLabel(names=list(self.labels))
 
 
 @dataclass(frozen=True)
-class Sets(Labelling):
-    """A list of labels a row.
+class Sets(_Named):
+    """A list of labels a row."""
 
-    Attributes:
-        number: of each label, by what the rows call it.
-    """
-
-    column: str
-    labels: tuple[str, ...]
-    number: Mapping[str, int]
     outcome: ClassVar[Outcome] = Labels()
 
     def read(self, rows: datasets.Dataset, where: str) -> tuple[Any, Any]:
-        at, column = _column(rows, self.column, where)
-        found = _names(column, rows.features[self.column], at)
+        at, column, found = self._found(rows, where)
         wrong = [len(set(each)) < len(each) or not self.number.keys() >= set(each) for each in found]
         refuse(pa.array(wrong), column, at, f"a list, each at most once, of {_known(self.number)}")
         table = np.zeros((len(found), len(self.labels)), dtype=np.int8)
