@@ -1,10 +1,8 @@
 """The cells of a study whose rows are written as they come: what the scripts of such studies share."""
 
-import csv
 import json
-import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,37 +32,6 @@ def trained(directory: Path, overrides: Sequence[str]) -> dict[str, Any]:
         shutil.rmtree(directory / "checkpoints", ignore_errors=True)
     content: dict[str, Any] = json.loads(report.read_text())
     return content
-
-
-class Rows:
-    """A table in a file, whose rows are found by the values of its first columns."""
-
-    def __init__(self, file: Path, cell: Sequence[str], values: Sequence[str]) -> None:
-        self.file, self.cell, self.columns = file, tuple(cell), (*cell, *values)
-
-    def done(self, cell: Mapping[str, Any]) -> bool:
-        """Whether there is a row of this cell."""
-        key = [str(cell[name]) for name in self.cell]
-        return any([row[name] for name in self.cell] == key for row in self.read())
-
-    def read(self) -> list[dict[str, str]]:
-        """All rows."""
-        if not self.file.exists():
-            return []
-        with self.file.open(newline="") as opened:
-            return list(csv.DictReader(opened))
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Append a row, and see to it that it is on the disk."""
-        first = not self.file.exists()
-        with self.file.open("a", newline="") as opened:
-            writer = csv.DictWriter(opened, self.columns)
-            if first:
-                writer.writeheader()
-            writer.writerow(row)
-            opened.flush()
-            os.fsync(opened.fileno())
-        print({name: row[name] for name in self.columns}, flush=True)
 
 
 def source(models: str | None, glue: str | None, task: str, tiny: bool) -> list[str]:

@@ -6,7 +6,6 @@ environment of their own (make peers), and are left out without --peers.
 """
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -21,9 +20,13 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+from rows import Rows  # noqa: E402 (beside this script, not installed)
+
 RIVAL = HERE / "peers" / "modelopt_qat.py"
-COLUMNS = ["model", "task", "plan", "method", "seed", "steps", "score", "dense_score", "retention"]
-COLUMNS += ["compression_values", "compression_indices", "compression_all", "gap", "seconds", "device", "revision"]
+FOUND = ["steps", "score", "dense_score", "retention"]
+FOUND += ["compression_values", "compression_indices", "compression_all", "gap", "seconds", "device", "revision"]
 CELL = ("model", "task", "plan", "method", "seed")
 HUB = "sentence-transformers"
 EMBEDDED = "grammar"  # the task that brings a model of its own
@@ -62,7 +65,8 @@ class Study:
     """The cells of the sweep, and what has become of them."""
 
     def __init__(self, sweep: dict[str, Any], arguments: argparse.Namespace, results: Path) -> None:
-        self.sweep, self.arguments, self.results, self.failed = sweep, arguments, results, list[Row]()
+        self.sweep, self.arguments, self.failed = sweep, arguments, list[Row]()
+        self.rows = Rows(results, CELL, FOUND)
         self.writing, self.training = Lock(), defaultdict[tuple[str, int], Lock](Lock)
 
     def chain(self, plan: str, task: str, seed: int) -> None:
@@ -83,14 +87,14 @@ class Study:
 
     def _settle(self, cell: Row, run: Any) -> bool:
         """Run the cell, unless its row is there; whether it is there then."""
-        if self._rows(**cell):
+        if self.rows.of(cell):
             return True
         row = run(cell)
         with self.writing:
             if row is None:
                 self.failed.append(cell)
             else:
-                self._append(row)
+                self.rows.add({key: round(each, 6) if isinstance(each, float) else each for key, each in row.items()})
                 print(" ".join(str(cell[key]) for key in CELL[1:]), f"{row['score']:.4f}", flush=True)
         return row is not None
 
@@ -159,8 +163,8 @@ class Study:
     def _rival(self, cell: Row) -> Row | None:
         """ModelOpt's; what its set stores is what ours does, as the row of `one_shot` has it."""
         task, plan, seed = cell["task"], cell["plan"], cell["seed"]
-        ours = self._rows(**{**cell, "method": "one_shot"})
-        if not ours:
+        ours = self.rows.of({**cell, "method": "one_shot"})
+        if ours is None:
             return None
         steps = self.sweep["tasks"][task]["steps"]
         folder = self._folder(task, seed).with_name(f"{task}-{plan}-modelopt-{seed}")
@@ -171,7 +175,7 @@ class Study:
             return None
         report = json.loads((folder / "report.json").read_text())
         same = ("dense_score", "compression_values", "compression_indices", "compression_all")
-        found = {"score": report["score"], "gap": report["gap"], **{key: float(ours[0][key]) for key in same}}
+        found = {"score": report["score"], "gap": report["gap"], **{key: float(ours[key]) for key in same}}
         return self._row(cell, found, steps, report["seconds"], report["device"])
 
     def _rate(self, task: str, method: str) -> str:
@@ -179,26 +183,11 @@ class Study:
         return str(self.sweep["tasks"][task].get("lr", {}).get(method, self.sweep["lr"]))
 
     def _row(self, cell: Row, found: Row, steps: int, seconds: float, device: str) -> Row:
-        more = self._rows(**self._cell(cell["task"], "dense", "dense_more", cell["seed"]))
-        best = max([found["dense_score"], *(float(row["score"]) for row in more)])
+        more = self.rows.of(self._cell(cell["task"], "dense", "dense_more", cell["seed"]))
+        best = max([found["dense_score"], *([float(more["score"])] if more else [])])
         best = max(best, found["score"]) if cell["method"] == "dense_more" else best
         kept = {"retention": found["score"] / best, "steps": steps, "seconds": seconds}
         return {**cell, **found, **kept, "device": device, "revision": _revision()}
-
-    def _rows(self, **cell: Any) -> list[dict[str, str]]:
-        """The rows of results.csv that are of this cell."""
-        if not self.results.exists():
-            return []
-        with self.results.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if all(row[key] == str(cell[key]) for key in CELL)]
-
-    def _append(self, row: Row) -> None:
-        new = not self.results.exists()
-        with self.results.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow({key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()})
 
 
 def _arguments(sweep: dict[str, Any]) -> argparse.Namespace:

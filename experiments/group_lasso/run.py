@@ -17,7 +17,8 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from cells import Rows, source, trained  # noqa: E402 (beside the studies, not installed)
+from cells import source, trained  # noqa: E402 (beside the studies, not installed)
+from rows import Rows  # noqa: E402
 
 CELL = ("task", "method", "penalty", "density", "seed", "report_on")
 VALUES = ("steps", "score", "dense", "retention", "gap", "seconds", "device")
@@ -36,7 +37,7 @@ def main() -> None:
     arguments = _arguments()
     rows = Rows(arguments.results, CELL, VALUES)
     for cell in _cells(arguments):
-        if rows.done(cell):
+        if rows.of(cell):
             continue
         began = time.perf_counter()
         name = "-".join(str(cell[key]) for key in CELL)
@@ -46,6 +47,7 @@ def main() -> None:
         compressing = [phase for name, phase in report["phases"].items() if name != "dense"]
         row |= {"retention": report["retention"], "gap": compressing[0]["gap"], "device": report["device"]}
         rows.add({**cell, **row, "seconds": round(time.perf_counter() - began)})
+        print(*cell.values(), f"{row['score']:.4f} of {row['dense']:.4f}", flush=True)
 
 
 def _cells(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:

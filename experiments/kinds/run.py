@@ -6,7 +6,6 @@ holds qamr, wikipedia-en-part, wikitext, multi30k and imdb as the hub lays them 
 """
 
 import argparse
-import csv
 import json
 import os
 import shutil
@@ -14,12 +13,15 @@ import subprocess
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import yaml
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from rows import Rows  # noqa: E402 (beside the studies, not installed)
+
 CELL = ["kind", "plan", "method", "seed"]
 FOUND = ["metric", "score", "dense", "scores", "dense_scores", "compression", "steps", "seconds", "device"]
 Row = dict[str, Any]
@@ -45,9 +47,9 @@ class Study:
     """The cells, and where their runs and their rows are."""
 
     def __init__(self, sweep: Row, arguments: argparse.Namespace) -> None:
-        self.sweep, self.outputs, self.results = sweep, arguments.outputs, arguments.results
+        self.sweep, self.outputs = sweep, arguments.outputs
+        self.rows = Rows(arguments.results, CELL, FOUND)
         self.places = {key: str(getattr(arguments, key)) for key in ("data", "models", "prepared")}
-        self.writing = Lock()
 
     def dense(self, kind: str, seed: int) -> bool:
         """Train the dense model, or find it; whether it is there. What INT8 makes of it, untrained, is a cell."""
@@ -63,7 +65,7 @@ class Study:
     def cells(self, dense: Future[bool], chain: tuple[str, int]) -> list[tuple[str, str, str, int]]:
         """The cells that begin with this dense model, where it is there, and have no row."""
         kind, seed = chain
-        facts, there = self.sweep["kinds"][kind], self._there()
+        facts, there = self.sweep["kinds"][kind], {tuple(row[key] for key in CELL) for row in self.rows.read()}
         cells = [(kind, plan, method, seed) for plan in facts["plans"] for method in reversed(facts["methods"])]
         return [cell for cell in cells if dense.result() and tuple(map(str, cell)) not in there]
 
@@ -96,12 +98,6 @@ class Study:
     def _folder(self, kind: str, what: str, seed: int) -> Path:
         return Path(self.outputs) / f"{kind}-{what}-{seed}"
 
-    def _there(self) -> set[tuple[str, ...]]:
-        if not self.results.exists():
-            return set()
-        with self.results.open(newline="") as file:
-            return {tuple(row[key] for key in CELL) for row in csv.DictReader(file)}
-
     def _write(self, cell: tuple[str, str, str, int], folder: Path) -> None:
         """Add the cell's row, as the report of its run has it, unless it is there."""
         report = json.loads((folder / "report.json").read_text())
@@ -119,16 +115,8 @@ class Study:
             "seconds": round(sum(phase["seconds"] for phase in compressing), 1),
             "device": report["device"],
         }
-        with self.writing:
-            if tuple(map(str, cell)) in self._there():
-                return
-            new = not self.results.exists()
-            with self.results.open("a", newline="") as file:
-                writer = csv.DictWriter(file, CELL + FOUND, lineterminator="\n")
-                if new:
-                    writer.writeheader()
-                writer.writerow(row)
-        print(*cell, f"{metric} {row['score']:.4f} of {row['dense']:.4f}", flush=True)
+        if self.rows.add(row):
+            print(*cell, f"{metric} {row['score']:.4f} of {row['dense']:.4f}", flush=True)
 
 
 def _arguments(sweep: Row) -> argparse.Namespace:

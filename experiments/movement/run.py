@@ -27,7 +27,8 @@ from transformers import PreTrainedModel
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from cells import Rows, job, source, trained  # noqa: E402 (beside the studies, not installed)
+from cells import job, source, trained  # noqa: E402 (beside the studies, not installed)
+from rows import Rows  # noqa: E402
 
 from nxmiformer.applied.convert import strip  # noqa: E402
 from nxmiformer.bench.clock import Bench, interleaved, summarised  # noqa: E402
@@ -62,10 +63,11 @@ def main() -> None:
         return
     rows = Rows(arguments.results, CELL, VALUES)
     for cell in _cells(arguments):
-        if not rows.done(cell):
+        if rows.of(cell) is None:
             began = time.perf_counter()
             row = _settled(arguments, cell)
             rows.add({**cell, **row, "steps": arguments.steps, "seconds": round(time.perf_counter() - began)})
+            print(*cell.values(), f"{row['score']:.4f} of {row['dense']:.4f}", flush=True)
 
 
 def _cells(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -204,7 +206,7 @@ def _time(arguments: argparse.Namespace) -> None:
     for cell in _cells(arguments):
         directory = _directory(arguments, cell)
         names = {"contender": BASELINE, "batch": bench.batches[-1], "length": arguments.length}
-        if not (directory / "int8" / "report.json").exists() or rows.done({**cell, **names}):
+        if not (directory / "int8" / "report.json").exists() or rows.of({**cell, **names}):
             continue
         dense = load_packed(directory / "filled")
         dense = type(dense).from_pretrained(directory / "dense")
@@ -225,6 +227,7 @@ def _time(arguments: argparse.Namespace) -> None:
             for name in [*(name for name in runs if name != BASELINE), BASELINE]:  # whose row says that all are there
                 place = {"contender": name, "batch": batch, "length": arguments.length}
                 rows.add({**cell, **place, "median": found[name]["median"], "ratio": found[name]["ratio"]})
+                print(*cell.values(), *place.values(), found[name]["median"], flush=True)
 
 
 def _pytorch(model: PreTrainedModel) -> Any:
