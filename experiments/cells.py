@@ -1,5 +1,6 @@
 """The cells of a study whose rows are written as they come: what the scripts of such studies share."""
 
+import argparse
 import json
 import shutil
 from collections.abc import Sequence
@@ -41,3 +42,17 @@ def source(models: str | None, glue: str | None, task: str, tiny: bool) -> list[
     model = "all-MiniLM-L6-v2"
     path = f"{models}/{model}" if models else f"sentence-transformers/{model}"
     return [f"task={task}", "model=pretrained", f"model.path={path}", *([f"task.path={glue}/{task}"] if glue else [])]
+
+
+def parser_of(study: Path, description: str | None) -> argparse.ArgumentParser:
+    """The arguments that every such study takes; `study` is its directory."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", help="directory with all-MiniLM-L6-v2; without it, from the hub")
+    parser.add_argument("--glue", help="directory with the tasks' data; without it, from the hub")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--report-on", choices=("holdout", "validation"), default="validation")
+    parser.add_argument("--outputs", type=Path, default=Path("outputs") / study.name)
+    parser.add_argument("--results", type=Path, default=study / "results.csv")
+    parser.add_argument("--cpu", action="store_true", help="stay off a GPU")
+    parser.add_argument("--tiny", action="store_true", help="try the script out in seconds")
+    return parser

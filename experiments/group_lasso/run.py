@@ -17,7 +17,7 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from cells import source, trained  # noqa: E402 (beside the studies, not installed)
+from cells import parser_of, source, trained  # noqa: E402 (beside the studies, not installed)
 from rows import Rows  # noqa: E402
 
 CELL = ("task", "method", "penalty", "density", "seed", "report_on")
@@ -86,21 +86,13 @@ def _overrides(arguments: argparse.Namespace, cell: dict[str, Any]) -> list[str]
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", help="directory with all-MiniLM-L6-v2; without it, from the hub")
-    parser.add_argument("--glue", help="directory with the tasks' data; without it, from the hub")
+    parser = parser_of(HERE, __doc__)
     parser.add_argument("--tasks", nargs="+", default=["stsb", "mrpc", "sst2"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--densities", nargs="+", type=float, default=[0.7, 0.5, 0.2])
     parser.add_argument("--penalties", nargs="+", type=float, default=[0.02])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=900, help="of the method's phase and the finish together")
     parser.add_argument("--lr", type=float, default=4e-4)
-    parser.add_argument("--report-on", choices=("holdout", "validation"), default="validation")
-    parser.add_argument("--outputs", type=Path, default=Path("outputs/group_lasso"))
-    parser.add_argument("--results", type=Path, default=HERE / "results.csv")
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     arguments.outputs = arguments.outputs.resolve()
     return arguments

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from cells import job, source, trained  # noqa: E402 (beside the studies, not installed)
+from cells import job, parser_of, source, trained  # noqa: E402 (beside the studies, not installed)
 from rows import Rows  # noqa: E402
 
 from nxmiformer.applied.convert import strip  # noqa: E402
@@ -241,25 +241,17 @@ def _pytorch(model: PreTrainedModel) -> Any:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", help="directory with all-MiniLM-L6-v2; without it, from the hub")
-    parser.add_argument("--glue", help="directory with the tasks' data; without it, from the hub")
+    parser = parser_of(HERE, __doc__)
     parser.add_argument("--tasks", nargs="+", default=["stsb", "sst2"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--penalties", nargs="+", type=float, default=[2.5, 5.0, 10.0, 20.0, 40.0])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="of heads, and of dimensions")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=2000, help="of pruning and filling together")
     parser.add_argument("--lr", type=float, default=1e-4)
-    parser.add_argument("--report-on", choices=("holdout", "validation"), default="validation")
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--outputs", type=Path, default=Path("outputs/movement"))
-    parser.add_argument("--results", type=Path, default=HERE / "results.csv")
     parser.add_argument("--time", action="store_true", help="time what is there, instead of training")
-    parser.add_argument("--cpu", action="store_true")
-    parser.add_argument("--tiny", action="store_true")
     arguments = parser.parse_args()
     arguments.outputs = arguments.outputs.resolve()
     return arguments
