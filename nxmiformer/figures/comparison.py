@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nxmiformer.figures.colours import BLUE, INK, MUTED, RULE, SLATE
-from nxmiformer.figures.style import SMALL, TEXT, axes, canvas, label, score_axis, title
+from nxmiformer.figures.style import TEXT, axes, canvas, label, note, score_axis, title
 from nxmiformer.runs import words
 from nxmiformer.runs.groups import Group, Panel, panels, tally, winners
 from nxmiformer.tasks.scale import scale
@@ -28,15 +28,13 @@ def comparison(frame: pd.DataFrame, value: str = RETENTION, by: str | Sequence[s
         ValueError: a column is missing, no run has a value, or runs of a group differ in more than their seed.
     """
     drawn = panels(frame, by, [value])
+    ordered = [_ordered(panel, value) for panel in drawn]
     figure = canvas(0.75 + sum(0.7 + 0.27 * len(panel.groups) for panel in drawn))
     heights = [len(panel.groups) + 1.5 for panel in drawn]
-    ordered = [_ordered(panel, value) for panel in drawn]
-    for ax, panel, groups in zip(figure.subplots(len(drawn), 1, squeeze=False)[:, 0], drawn, ordered, strict=True):
+    axes_of = figure.subplots(len(drawn), 1, squeeze=False, height_ratios=heights)[:, 0]
+    for ax, panel, groups in zip(axes_of, drawn, ordered, strict=True):
         _draw(ax, panel, groups, value)
-    grid = figure.axes[0].get_gridspec()
-    assert grid is not None
-    grid.set_height_ratios(heights)
-    figure.supxlabel(tally(frame, drawn), x=0.012, ha="left", fontsize=SMALL, color=MUTED)
+    note(figure, tally(frame, drawn))
     title(figure, _finding(drawn, ordered, value))
     return figure
 

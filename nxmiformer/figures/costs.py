@@ -46,8 +46,6 @@ def costs(sets: Sequence[ConstraintSet], shape: Shape) -> Figure:
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     place: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1), "borderpad": 0, "borderaxespad": 0.2}
     ax.legend(**place, ncols=3, frameon=False, fontsize=SMALL, labelcolor=INK, handlelength=1)
-    least = min(range(len(sets)), key=lambda i: left[i])
-    title(
-        figure, f"{sets[least]} is the smallest: {left[least]:.3g} bits a weight, {FLOAT / left[least]:.3g} times less"
-    )
+    least, smallest = min(left), sets[left.index(min(left))]
+    title(figure, f"{smallest} is the smallest: {least:.3g} bits a weight, {FLOAT / least:.3g} times less")
     return figure

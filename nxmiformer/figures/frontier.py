@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from nxmiformer.figures.colours import BLUE, MUTED, PAPER, SLATE
 from nxmiformer.figures.plane import PAGE, Box, Plane
-from nxmiformer.figures.style import SMALL, axes, canvas, reference, score_axis, size_axis, title
+from nxmiformer.figures.style import axes, canvas, note, reference, score_axis, size_axis, title
 from nxmiformer.runs import words
 from nxmiformer.runs.groups import Group, Panel, panels, tally, winners
 
@@ -39,8 +39,7 @@ def frontier(
     figure = canvas(0.7 + (PAGE[1] + 0.75) * len(drawn))
     for ax, panel in zip(figure.subplots(len(drawn), 1, squeeze=False)[:, 0], drawn, strict=True):
         _draw(ax, panel, score, size)
-    note = f"{tally(frame, drawn)};  joined: what no other beats in both"
-    figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL, color=MUTED)
+    note(figure, f"{tally(frame, drawn)};  joined: what no other beats in both")
     title(figure, _finding(drawn, score, size))
     return figure
 

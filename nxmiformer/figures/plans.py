@@ -11,7 +11,19 @@ from scipy.stats import spearmanr
 
 from nxmiformer.figures.colours import BLUE, GREY, MUTED, ORANGE, PAPER, SLATE
 from nxmiformer.figures.plane import Box, Plane
-from nxmiformer.figures.style import SMALL, axes, canvas, label, log_axis, reference, score_axis, size_axis, title
+from nxmiformer.figures.style import (
+    DASHED,
+    QUIET,
+    axes,
+    canvas,
+    label,
+    log_axis,
+    note,
+    reference,
+    score_axis,
+    size_axis,
+    title,
+)
 from nxmiformer.runs import words
 
 Plan = Mapping[str, Any]  # of a search.json
@@ -46,7 +58,7 @@ def search_frontier(found: Mapping[str, Any]) -> Figure:
     score_axis(upper.yaxis, metric)
     log_axis(lower.yaxis)
     size_axis(lower)
-    figure.supxlabel(_note(found), x=0.012, ha="left", fontsize=SMALL, color=MUTED)
+    note(figure, _note(found))
     title(figure, _finding(found) + words.search_caveat(found))
     return figure
 
@@ -74,10 +86,9 @@ def trust(found: Mapping[str, Any]) -> Figure:
     for axis in (ax.xaxis, ax.yaxis):
         log_axis(axis)
     _points(ax, drawn, "predicted", "divergence")
-    ax.set_xlabel("predicted: the sum", fontsize=SMALL, color=MUTED)
-    ax.set_ylabel("measured", fontsize=SMALL, color=MUTED)
-    note = "orange: the chosen plan;  blue: searched;  named: uniform"
-    figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL, color=MUTED)
+    ax.set_xlabel("predicted: the sum", **QUIET)
+    ax.set_ylabel("measured", **QUIET)
+    note(figure, "orange: the chosen plan;  blue: searched;  named: uniform")
     rank = float(spearmanr(*([plan[key] for plan in drawn] for key in ("predicted", "divergence"))).statistic)
     how = "well" if rank >= 0.9 else "roughly" if rank >= 0.6 else "badly"
     title(figure, f"The sum of damages ranks {len(drawn)} plans {how}: Spearman's rank correlation is {rank:.2f}")
@@ -133,7 +144,7 @@ def _room(values: Sequence[float], log: bool) -> tuple[float, float]:
 
 def _draw(ax: Axes, found: Mapping[str, Any], key: str) -> None:
     """The plans, those searched for several budgets joined, and the budget."""
-    ax.axvline(found["budget"] / 8, color=ORANGE, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    ax.axvline(found["budget"] / 8, **{**DASHED, "color": ORANGE})
     searched = [plan for plan in (found["best"], *found["frontier"]) if not _is_uniform(plan)]
     line = sorted((plan["bits"] / 8, plan[key]) for plan in searched if _drawable(ax, plan[key]))
     if found["frontier"] and line:

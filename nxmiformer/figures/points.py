@@ -8,8 +8,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from nxmiformer.figures.colours import BLUE, GREY, INK, MUTED, ORANGE, PAPER
-from nxmiformer.figures.style import SMALL, WIDTH, axes, canvas, title
+from nxmiformer.figures.colours import BLUE, INK, MUTED, ORANGE, PAPER
+from nxmiformer.figures.style import DASHED, QUIET, SMALL, WIDTH, axes, bare, canvas, title
 from nxmiformer.runs import words
 from nxmiformer.sets import ConstraintSet
 
@@ -25,10 +25,8 @@ def points(w: Tensor, sets: Sequence[ConstraintSet]) -> Figure:
         ValueError: the matrix has more than 12 rows or 16 columns, or a set rejects it.
     """
     if w.ndim != 2 or w.shape[0] > LARGEST[0] or w.shape[1] > LARGEST[1]:
-        rows, columns = LARGEST
-        raise ValueError(
-            f"a matrix of up to {rows} × {columns} can be read, not of {tuple(w.shape)}: take a corner of it"
-        )
+        most = "{} × {}".format(*LARGEST)
+        raise ValueError(f"a matrix of up to {most} can be read, not of {tuple(w.shape)}: take a corner of it")
     nearest = {str(each): each.project(w) for each in sets}
     shown = {"the matrix": w, **nearest}
     down = -(-len(shown) // 2)
@@ -55,12 +53,11 @@ def response(w: Tensor, sets: Sequence[ConstraintSet]) -> Figure:
     for ax, each in zip(figure.subplots(1, len(sets), sharey=True, squeeze=False)[0], sets, strict=True):
         after = each.project(w).flatten().double().numpy()
         axes(ax, f"{each}: {_values(after)}")
-        ax.axline((0, 0), slope=1, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        zero = after == 0
-        ax.plot(before[zero], after[zero], "o", color=ORANGE, markersize=3, alpha=0.6, mew=0)
-        ax.plot(before[~zero], after[~zero], "o", color=BLUE, markersize=3, alpha=0.6, mew=0)
-        ax.set_xlabel("weight", fontsize=SMALL, color=MUTED)
-    figure.axes[0].set_ylabel("nearest point", fontsize=SMALL, color=MUTED)
+        ax.axline((0, 0), slope=1, **DASHED)
+        for some, colour in ((after == 0, ORANGE), (after != 0, BLUE)):
+            ax.plot(before[some], after[some], "o", color=colour, markersize=3, alpha=0.6, mew=0)
+        ax.set_xlabel("weight", **QUIET)
+    figure.axes[0].set_ylabel("nearest point", **QUIET)
     last = sets[-1].project(w).flatten().double().numpy()
     share = words.percent(float((last == 0).mean()), 0)
     title(figure, f"{sets[-1]} sets {share} of the weights to zero, and leaves {_values(last)} of {before.size}")
@@ -71,18 +68,14 @@ def _matrix(ax: Axes, matrix: Tensor, most: float, note: str) -> None:
     """The numbers of a matrix on their colours; `most` is the magnitude of the deepest."""
     values = matrix.cpu().double().numpy()
     ax.pcolormesh(values, cmap=COLOURS, vmin=-most, vmax=most, edgecolors=PAPER, linewidth=1.2)
-    axes(ax, note)
-    ax.grid(False)
-    ax.spines["bottom"].set_visible(False)
+    bare(ax, note)
     ax.invert_yaxis()
     ax.set_xticks([])
     ax.set_yticks([])
     for (y, x), value in np.ndenumerate(values):
-        colour = PAPER if abs(value) > SOLID * most else INK
+        colour = PAPER if abs(value) > SOLID * most else INK if value else MUTED
         text = f"{value:.2f}".replace("-", "−") if value else "•"
-        ax.text(
-            x + 0.5, y + 0.5, text, color=colour if value else MUTED, fontsize=SMALL - 1.5, ha="center", va="center"
-        )
+        ax.text(x + 0.5, y + 0.5, text, color=colour, fontsize=SMALL - 1.5, ha="center", va="center")
 
 
 def _error(w: Tensor, point: Tensor) -> float:

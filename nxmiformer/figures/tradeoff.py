@@ -8,7 +8,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 
 from nxmiformer.figures.colours import BLUE, GREY, INK, MUTED, ORANGE, PAPER, RULE, SKY, SLATE
-from nxmiformer.figures.style import SMALL, TEXT, WIDTH, axes, canvas, label, score_axis, size_axis, spread, title
+from nxmiformer.figures.style import (
+    DASHED,
+    SMALL,
+    TEXT,
+    WIDTH,
+    axes,
+    bare,
+    canvas,
+    label,
+    score_axis,
+    size_axis,
+    spread,
+    title,
+)
 from nxmiformer.runs import words
 from nxmiformer.runs.numbers import STAGES, Run
 
@@ -39,12 +52,12 @@ def size(run: Run) -> Figure:
     packed = [stage for stage in scores if stage != "dense"]
     line = (high - low + 2 * pad) * 0.15  # the height of a label of two lines
     places = {**scores, **dict(zip(packed, spread([scores[s] for s in packed], [line] * len(packed)), strict=True))}
-    ax.axhline(scores["dense"], color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    ax.axhline(scores["dense"], **DASHED)
     for stage, value in scores.items():
         ax.plot(nbytes[stage], value, "o", color=named[stage], markersize=9, markeredgecolor=PAPER, zorder=3)
         text = f"{STAGES[stage]}\n{words.score(metric, value)}, {words.sized(nbytes[stage], 'file')}"
         side, place = (outside if stage == "dense" else -outside), (nbytes[stage], places[stage])
-        label(ax, text, place, named[stage], fontsize=TEXT, bbox=BACKED, **_beside(side))
+        label(ax, text, place, named[stage], fontsize=TEXT, **_beside(side))
     if "one_shot" in scores and "final" in scores:
         _gain(ax, metric, measured.packed_model, scores["one_shot"], scores["final"], outside)
     score_axis(ax.yaxis, metric)
@@ -61,17 +74,13 @@ def _gain(ax: Axes, metric: str, nbytes: float, before: float, after: float, sid
     ax.annotate("", (nbytes, after), (nbytes, before), arrowprops=arrow)
     regains = (after < before) == words.lower_is_better(metric)
     text = f"training {'regains' if regains else 'loses'}\n{words.points(metric, after - before)}"
-    label(ax, text, (nbytes, (before + after) / 2), MUTED, bbox=BACKED, **_beside(side))
+    label(ax, text, (nbytes, (before + after) / 2), MUTED, **_beside(side))
 
 
 def _beside(side: int) -> dict[str, Any]:
     """Where a label stands: right of its point (1) or left of it (-1)."""
-    return {
-        "textcoords": "offset points",
-        "xytext": (10 * side, 0),
-        "ha": "left" if side > 0 else "right",
-        "va": "center",
-    }
+    anchor = "left" if side > 0 else "right"
+    return {"textcoords": "offset points", "xytext": (10 * side, 0), "ha": anchor, "va": "center", "bbox": BACKED}
 
 
 def storage(run: Run) -> Figure:
@@ -91,7 +100,7 @@ def storage(run: Run) -> Figure:
     shrinks = f"The file's {words.size(before / BYTE)} become {words.size(after / BYTE)}"
     title(figure, f"{shrinks}: {words.percent(bits / max(1, after), 0)} of what is left {verb} {most}")
 
-    axes(upper, "bytes of the weights in the file, both at the same scale")
+    bare(upper, "bytes of the weights in the file, both at the same scale")
     _stack(upper, dense, 1, before, names=1)
     _stack(upper, packed, 0, before, names=0)
     if after < 0.7 * before:
@@ -99,24 +108,17 @@ def storage(run: Run) -> Figure:
         label(upper, text, place, textcoords="offset points", xytext=(6, 0), va="center")
     upper.set_yticks([1, 0], [f"dense file\n{words.size(before / BYTE)}", f"packed file\n{words.size(after / BYTE)}"])
     upper.set_ylim(-0.45, 1.85)
-    axes(lower, "")
+    bare(lower)
     _stack(lower, packed, 0, after, names=-1)
     lower.set_yticks([0], ["packed file,\nenlarged"])
     lower.set_ylim(-1.05, 0.4)
     for ax in (upper, lower):
-        ax.grid(False)
         ax.set_xlim(0, 1)
         ax.set_xticks([])
-        ax.spines["bottom"].set_visible(False)
         ax.tick_params(axis="y", labelcolor=INK, labelsize=TEXT)
     for end in (0, 1):
-        ends = {
-            "xyA": (end * after / before, -0.32),
-            "coordsA": upper.transData,
-            "xyB": (end, 0.32),
-            "coordsB": lower.transData,
-        }
-        edge = ConnectionPatch(**ends, color=RULE, linewidth=0.8, zorder=-1)
+        above, below = (end * after / before, -0.32), (end, 0.32)
+        edge = ConnectionPatch(above, below, upper.transData, lower.transData, color=RULE, linewidth=0.8, zorder=-1)
         edge.set_in_layout(False)
         figure.add_artist(edge)
     return figure

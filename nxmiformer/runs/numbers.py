@@ -1,10 +1,9 @@
 """What a finished run left in its directory: `plan.json`, `metrics.jsonl` and `report.json`."""
 
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -167,12 +166,6 @@ class Report:
         score = self.scores.get(stage, {}).get(self.task.metric)
         return None if score is None or not self.above_chance else score / self.scores["dense"][self.task.metric]
 
-    def to_json(self) -> str:
-        """The report as JSON, as `read_run` reads it; keys that are optional and have no value are left out."""
-        optional = {each.name for each in fields(self) if each.default is None}
-        content = {key: value for key, value in asdict(self).items() if value is not None or key not in optional}
-        return json.dumps(content, indent=1)
-
 
 @dataclass(frozen=True)
 class Place:
@@ -184,19 +177,24 @@ class Place:
     seconds: float
 
 
+class Span(NamedTuple):
+    """A phase's part of the run: after step `start`, up to step `stop`."""
+
+    phase: str
+    start: float
+    stop: float
+
+
 class Series(NamedTuple):
     """One column of the metrics: `values` at `steps` (over the run)."""
 
     steps: list[int]
     values: list[float]
 
-
-class Span(NamedTuple):
-    """A phase's part of the run: after step `start`, up to step `stop`."""
-
-    phase: str
-    start: int
-    stop: int
+    def inside(self, span: Span) -> "Series":
+        """What it has in a part of the run."""
+        found = [place for place in zip(*self, strict=True) if span.start < place[0] <= span.stop]
+        return Series([step for step, _ in found], [value for _, value in found])
 
 
 @dataclass(frozen=True)

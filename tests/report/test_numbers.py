@@ -1,6 +1,7 @@
 """A run is read as it was written, and damage is told by file and key."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -24,12 +25,11 @@ def change(path: Path, *keys: str, value: object = None, remove: bool = False) -
     path.write_text(json.dumps(content))
 
 
-def test_report_survives_json(tmp_path):
-    run = read_run(write_run(tmp_path))
-    assert json.loads(run.report.to_json()) == json.loads((tmp_path / "report.json").read_text())
-    (tmp_path / "report.json").write_text(run.report.to_json())
-    assert read_run(tmp_path).report == run.report
-    assert isinstance(run.report, Report)
+def test_a_report_is_read_as_it_was_written(tmp_path):
+    report = read_run(write_run(tmp_path)).report
+    assert isinstance(report, Report)
+    written = json.loads((tmp_path / "report.json").read_text())
+    assert {key: value for key, value in asdict(report).items() if key in written} == written
 
 
 def test_series_take_the_finite_numbers_of_the_rows_that_have_them(tmp_path):
