@@ -1,24 +1,21 @@
 """What each set does to each layer, as a search foresaw it."""
 
-import math
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
+import pandas as pd
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from nxmiformer.figures.cells import COLOURS, framed, scale
-from nxmiformer.figures.colours import INK, MUTED, PAPER
-from nxmiformer.figures.style import SMALL, axes, canvas, log_axis, plain, title
+from nxmiformer.figures.colours import INK, PAPER
+from nxmiformer.figures.style import QUIET, SMALL, bare, canvas, log_axis, note, plain, title
 from nxmiformer.runs.address import address, columns, rows, spoken
 
 ACROSS = 3  # panels
 TALL = 0.18  # of a row, inches
-Damages = Mapping[str, Mapping[str, float]]  # by layer and set
 
 
 def sensitivity(found: Mapping[str, Any]) -> Figure:
@@ -31,64 +28,48 @@ def sensitivity(found: Mapping[str, Any]) -> Figure:
     Raises:
         ValueError: the search measured no damage.
     """
-    damages, chosen = found["damages"], found["best"]["sets"]
-    if not any(damages.values()):
-        raise ValueError("the search measured no damage, so there is nothing to draw")
-    sets, norm = _sets(damages, chosen), _norm(damages)
-    addresses = [address(name) for name in damages]
+    chosen, damages = found["best"]["sets"], _damages(found)
+    norm = _norm(damages.to_numpy())
+    addresses = {address(name): name for name in damages.index}
     components, down = columns(addresses), rows(addresses)
     across, high = min(ACROSS, len(components)), -(-len(components) // ACROSS)
-    longest = max(map(len, sets)) * 0.6 * SMALL / 72
+    longest = max(map(len, damages)) * 0.6 * SMALL / 72
     figure = canvas(0.8 + longest + high * (0.36 + TALL * len(down)))
     grid = figure.subplots(high, across, sharex=True, sharey=True, squeeze=False)
     for ax, component in zip(grid.flat, components, strict=False):
-        layers = {address(name)[:2]: name for name in damages if address(name)[2] == component}
-        axes(ax, component)
-        _draw(ax, [layers.get(row) for row in down], sets, damages, chosen, norm)
-    _label(grid, len(components), sets, list(down.values()))
+        bare(ax, component)
+        layers = [addresses.get((*row, component)) for row in down]
+        drawn = np.ma.masked_invalid(damages.reindex(layers).clip(norm.vmin, norm.vmax))
+        ax.pcolormesh(drawn, cmap=COLOURS, norm=norm, edgecolors=PAPER, linewidth=0.6)
+        for y, name in enumerate(layers):
+            if name is not None:
+                framed(ax, list(damages).index(chosen[name]), y)
+    _label(grid, len(components), list(damages), list(down.values()))
     bar = scale(figure, list(grid.flat), ScalarMappable(norm, COLOURS), "damage")
     log_axis(bar.ax.yaxis)
-    figure.supylabel("layer", fontsize=SMALL, color=MUTED)
-    figure.supxlabel(
-        "framed: the set that the chosen plan gives the layer", x=0.012, ha="left", fontsize=SMALL, color=MUTED
-    )
-    title(figure, _finding(damages, sets))
+    figure.supylabel("layer", **QUIET)
+    note(figure, "framed: the set that the chosen plan gives the layer")
+    title(figure, _finding(damages))
     return figure
 
 
-def _sets(damages: Damages, chosen: Mapping[str, str]) -> list[str]:
-    """In words: those without a damage, which leave a layer dense, then by the mean logarithm of their damage."""
-    logs: dict[str, list[float]] = {words: [] for words in chosen.values()}
-    for row in damages.values():
-        for words, damage in row.items():
-            logs.setdefault(words, []).extend([math.log(damage)] if damage > 0 else [])
-    return sorted(logs, key=lambda words: fmean(logs[words]) if logs[words] else -math.inf)
+def _damages(found: Mapping[str, Any]) -> pd.DataFrame:
+    """A row a layer, a column a set: first those without a damage, which leave a layer dense, then by the mean
+    logarithm of their damage."""
+    rows = found["damages"]
+    if not any(rows.values()):
+        raise ValueError("the search measured no damage, so there is nothing to draw")
+    damages = pd.DataFrame(list(rows.values()), index=list(rows), dtype=float)
+    damages = damages.reindex(columns=list(dict.fromkeys([*found["best"]["sets"].values(), *damages])))
+    order = np.log(damages.where(damages > 0)).mean().sort_values(kind="stable", na_position="first")
+    return damages[order.index]
 
 
-def _norm(damages: Damages) -> LogNorm:
+def _norm(damages: np.ndarray) -> LogNorm:
     """The scale from the least damage above 0 to the most."""
-    above = [damage for row in damages.values() for damage in row.values() if 0 < damage < math.inf] or [1.0]
-    low, high = min(above), max(above)
+    above = damages[(damages > 0) & np.isfinite(damages)]
+    low, high = (above.min(), above.max()) if above.size else (1.0, 1.0)
     return LogNorm(low, high) if low < high else LogNorm(low / 10, high * 10)
-
-
-def _draw(
-    ax: Axes,
-    names: Sequence[str | None],
-    sets: Sequence[str],
-    damages: Damages,
-    chosen: Mapping[str, str],
-    norm: LogNorm,
-) -> None:
-    """The layers of a component, from the top down; None where it has none there."""
-    values = [[damages[name].get(each, math.nan) if name else math.nan for each in sets] for name in names]
-    drawn = np.ma.masked_invalid(np.clip(np.array(values), norm.vmin, norm.vmax))
-    ax.pcolormesh(drawn, cmap=COLOURS, norm=norm, edgecolors=PAPER, linewidth=0.6)
-    ax.grid(False)
-    ax.spines["bottom"].set_visible(False)
-    for y, name in enumerate(names):
-        if name:
-            framed(ax, sets.index(chosen[name]), y)
 
 
 def _label(grid: np.ndarray, panels: int, sets: Sequence[str], layers: Sequence[str]) -> None:
@@ -105,11 +86,11 @@ def _label(grid: np.ndarray, panels: int, sets: Sequence[str], layers: Sequence[
         ax.tick_params(axis="x", labelrotation=90)
 
 
-def _finding(damages: Damages, sets: Sequence[str]) -> str:
+def _finding(damages: pd.DataFrame) -> str:
     """Which layer the harshest set of all damages most."""
-    harshest = {name: row[sets[-1]] for name, row in damages.items() if sets[-1] in row}
-    worst, least = max(harshest, key=lambda name: harshest[name]), min(harshest, key=lambda name: harshest[name])
-    most = f"{sets[-1]} does the most damage in {spoken(worst)}"
+    harshest = damages.iloc[:, -1]
+    worst, least = harshest.idxmax(), harshest.idxmin()
+    most = f"{harshest.name} does the most damage in {spoken(worst)}"
     if not 0 < harshest[least] < harshest[worst]:
         return most
     ratio = harshest[worst] / harshest[least]
