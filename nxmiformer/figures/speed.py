@@ -5,15 +5,16 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
-from nxmiformer.figures.colours import BLUE, GREY, MUTED, ORANGE, PAPER, SKY, SLATE
-from nxmiformer.figures.style import SMALL, axes, canvas, label, spread, title
+from nxmiformer.figures.colours import BLUE, GREY, ORANGE, PAPER, SKY, SLATE
+from nxmiformer.figures.style import DASHED, QUIET, axes, canvas, label, note, spread, title
 from nxmiformer.runs import words
-from nxmiformer.runs.speeds import headline, latency, ratios, rivals, timings
+from nxmiformer.runs.speeds import headline, ratios, rivals, timings
 
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 COLOURS = {"dense bf16": SKY, "dense onnx": SLATE, "packed": ORANGE, "packed lazy": GREY}
+DOT: dict[str, Any] = {"marker": "o", "markersize": 6, "markeredgecolor": PAPER}
 LINE = 0.07  # the height of a name, in shares of the axes
 
 
@@ -35,18 +36,17 @@ def speed(content: Mapping[str, Any]) -> Figure:
         ax.set_yscale("log")
         ax.set_ylim(low, high)
         ax.yaxis.set_major_locator(FixedLocator([tick for tick in TICKS if low <= tick <= high]))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g} ×"))
+        ax.yaxis.set_major_formatter("{x:g} ×")
         ax.yaxis.set_minor_locator(NullLocator())
-        ax.axhline(1, color=GREY, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        ax.axhline(1, **DASHED)
         shapes = [(batch, length) for batch in batches if (batch, length) in found]
         ax.set_xticks(range(len(batches)), [_tick(content, (batch, length)) for batch in batches])
         ax.set_xlim(-0.35, len(batches) - 0.65)
         for name in rivals(content):
             _draw(ax, content, name, shapes, [batches.index(batch) for batch, _ in shapes])
     _name(panels[-1], content, max(shape for shape in found if shape[1] == lengths[-1]))
-    note = f"batch, and below it the latency of {content['baseline']};  {content['device']}"
-    figure.supxlabel(note, x=0.012, ha="left", fontsize=SMALL, color=MUTED)
-    figure.supylabel(f"throughput, times that of {content['baseline']}", fontsize=SMALL, color=MUTED)
+    note(figure, f"batch, and below it the latency of {content['baseline']};  {content['device']}")
+    figure.supylabel(f"throughput, times that of {content['baseline']}", **QUIET)
     title(figure, headline(content))
     return figure
 
@@ -58,7 +58,7 @@ def _colour(name: str) -> str:
 def _tick(content: Mapping[str, Any], shape: tuple[int, int]) -> str:
     """The batch, and the latency of the baseline where it was timed."""
     timing = timings(content).get(shape)
-    return f"{shape[0]}\n{latency(timing[content['baseline']]['median']) if timing else words.NONE}"
+    return f"{shape[0]}\n{words.latency(timing[content['baseline']]['median']) if timing else words.NONE}"
 
 
 def _draw(
@@ -71,14 +71,7 @@ def _draw(
     quartiles = [found[shape][name]["quartiles"] for shape in shapes]
     slow = [m - b / high for m, b, (_, high) in zip(middle, base, quartiles, strict=True)]
     fast = [b / low - m for m, b, (low, _) in zip(middle, base, quartiles, strict=True)]
-    style: dict[str, Any] = {
-        "color": _colour(name),
-        "linewidth": 1.6,
-        "markersize": 6,
-        "markeredgecolor": PAPER,
-        "elinewidth": 1,
-    }
-    ax.errorbar(places, middle, [slow, fast], marker="o", zorder=3, **style)
+    ax.errorbar(places, middle, [slow, fast], color=_colour(name), linewidth=1.6, elinewidth=1, zorder=3, **DOT)
 
 
 def _name(ax: Axes, content: Mapping[str, Any], shape: tuple[int, int]) -> None:

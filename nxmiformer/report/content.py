@@ -79,7 +79,11 @@ def scores(run: Run) -> Table:
     stages = [stage for stage in STAGES if stage in taken]
     metrics = dict.fromkeys([run.report.task.metric, *(name for stage in stages for name in taken[stage])])
     rows = [
-        (STAGES[stage], *(words.score(metric, taken[stage].get(metric)) for metric in metrics), _kept(run, stage))
+        (
+            STAGES[stage],
+            *(words.score(metric, taken[stage].get(metric)) for metric in metrics),
+            words.kept(run.report.task.metric, run.report.kept(stage)),
+        )
         for stage in stages
     ]
     if run.report.chance is not None and not run.report.above_chance:
@@ -201,11 +205,6 @@ def _trained(metric: str, trials: Sequence[Sequence[float]]) -> str:
     return f"{words.score(metric, trials[-1][1])} ({trials[-1][0]})" if trials else words.NONE
 
 
-def _kept(run: Run, stage: str) -> str:
-    """The share of the dense model's score, by the task's metric."""
-    return words.kept(run.report.task.metric, run.report.kept(stage))
-
-
 def _count(bits: int) -> str:
     return f"{bits:,}"
 
@@ -236,12 +235,12 @@ def contenders(found: Mapping[str, Any]) -> Table:
         rows.append(
             (
                 name,
-                speeds.latency(timing["median"]),
+                words.latency(timing["median"]),
                 speeds.spread(timing),
                 f"{timing['throughput']:.3g}",
                 f"{timing['ratio']:.2f}",
-                words.NONE if memory is None else words.size(memory["device"] or memory["host"]),
-                words.NONE if facts["bytes"] is None else words.size(facts["bytes"]),
+                words.size(memory and (memory["device"] or memory["host"])),
+                words.size(facts["bytes"]),
             )
         )
     return Table(("", "latency", "spread", "per s", "times", "memory", "file"), tuple(rows))
@@ -253,7 +252,7 @@ def throughputs(found: Mapping[str, Any]) -> Table:
     rows = [
         (
             f"{batch} × {length}",
-            speeds.latency(of[found["baseline"]]["median"]),
+            words.latency(of[found["baseline"]]["median"]),
             *(f"{of[n]['ratio']:.2f}" for n in names),
         )
         for (batch, length), of in speeds.timings(found).items()

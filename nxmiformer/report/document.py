@@ -32,49 +32,28 @@ def write_report(directory: str | Path) -> dict[str, Path]:
         The paths, by "markdown", "html" and the names of the figures.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_run`.
+        FileNotFoundError, ValueError: as `read_run`, `read_search` and `read_bench`.
         OSError: a file cannot be written.
     """
     run = read_run(directory)
     figures = figures_of(run)
-    written = _images(run.directory, figures)
     titles = {name: " ".join(figure.get_suptitle().split()) for name, figure in figures.items()}
-    texts = {
-        "markdown": (run.directory / "report.md", markdown(run, titles)),
-        "html": (
-            run.directory / "report.html",
-            page(run, {name: (titles[name], svg(figures[name])) for name in figures}),
-        ),
-    }
-    for path, text in texts.values():
-        write_text(path, text)
-    return {**{name: path for name, (path, _) in texts.items()}, **written}
+    drawn = {name: (titles[name], svg(figure)) for name, figure in figures.items()}
+    texts = {"markdown": ("report.md", markdown(run, titles)), "html": ("report.html", page(run, drawn))}
+    written = _images(run.directory, figures)
+    for name, text in texts.values():
+        write_text(run.directory / name, text)
+    return {kind: run.directory / name for kind, (name, _) in texts.items()} | written
 
 
 def write_search(directory: str | Path) -> dict[str, Path]:
-    """Write `figures/*.png` into the directory of a search that has ended, each whole or not at all.
-
-    Returns:
-        The paths, by the names of the figures.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_search`.
-        OSError: a file cannot be written.
-    """
+    """Write `figures/*.png` into the directory of a search that has ended; else as `write_report`."""
     found, plan = read_search(directory), CompressionPlan.load(Path(directory) / PLAN)
     return _images(Path(directory), figures_of_search(found, plan))
 
 
 def write_bench(directory: str | Path) -> dict[str, Path]:
-    """Write `figures/speed.png` into the directory of a bench, whole or not at all.
-
-    Returns:
-        The path, by the name of the figure.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_bench`.
-        OSError: the file cannot be written.
-    """
+    """Write `figures/speed.png` into the directory of a bench; else as `write_report`."""
     return _images(Path(directory), {"speed": speed(read_bench(directory))})
 
 

@@ -42,10 +42,9 @@ def timings(content: Mapping[str, Any]) -> dict[Shape, dict[str, Any]]:
     return {shape: cells[shape] for shape in sorted(cells, key=lambda shape: shape[::-1])}
 
 
-def ratios(content: Mapping[str, Any], name: str, against: str | None = None) -> dict[Shape, float]:
-    """How many times the throughput of `against` (the baseline) a contender has, by shape."""
-    against = against or content["baseline"]
-    return {shape: of[against]["median"] / of[name]["median"] for shape, of in timings(content).items()}
+def ratios(content: Mapping[str, Any], name: str) -> dict[Shape, float]:
+    """How many times the throughput of the baseline a contender has, by shape."""
+    return {shape: of[content["baseline"]]["median"] / of[name]["median"] for shape, of in timings(content).items()}
 
 
 def middle(content: Mapping[str, Any]) -> Shape:
@@ -78,7 +77,9 @@ def headline(content: Mapping[str, Any]) -> str:
         else f"nothing gains over {content['baseline']} at {shape_words(top.shape)}"
     )
     losers = idle(content)
-    return finding + (f"; {_listed(losers)} {_gains(losers)} nothing" if losers and top.ratio >= GAIN else "")
+    return finding + (
+        f"; {_listed(losers)} {'gains' if len(losers) == 1 else 'gain'} nothing" if losers and top.ratio >= GAIN else ""
+    )
 
 
 def idle(content: Mapping[str, Any]) -> list[str]:
@@ -119,9 +120,9 @@ def _control(content: Mapping[str, Any], name: str) -> str:
     if of is None:
         return ""
     quickest = [
-        [min(each[who]["processor_seconds"]) for who in (name, of)] for each in timings(content).values()
-    ]  # by shape
-    gained = [without / pruned for without, pruned in quickest]
+        {who: min(timing["processor_seconds"]) for who, timing in each.items()} for each in timings(content).values()
+    ]
+    gained = [each[name] / each[of] for each in quickest]  # by shape
     mean = statistics.geometric_mean(gained)
     verdict = "gain nothing" if mean < GAIN else "gain"
     return (
@@ -151,13 +152,6 @@ def shape_words(shape: Shape) -> str:
     return f"batch {shape[0]}, length {shape[1]}"
 
 
-def latency(seconds: float) -> str:
-    """A time with three digits: "35.1 ms", "1.29 s"."""
-    value, unit = (seconds, "s") if seconds >= 0.9995 else (1000 * seconds, "ms")
-    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f} {unit}"
-
-
 def spread(timing: Mapping[str, Any]) -> str:
     """The distance of the quartiles, as a share of the median."""
     low, high = timing["quartiles"]
@@ -169,13 +163,6 @@ def _extent(values: Any) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _gains(names: Sequence[str]) -> str:
-    return "gains" if len(names) == 1 else "gain"
-
-
 def _listed(names: Sequence[str]) -> str:
-    return (
-        names[0]
-        if len(names) == 1
-        else f"{'; '.join(names[:-1]) if ',' in names[0] else ', '.join(names[:-1])} and {names[-1]}"
-    )
+    *most, last = names
+    return f"{('; ' if ',' in last else ', ').join(most)} and {last}" if most else last

@@ -84,14 +84,24 @@ def outcome(content: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def size(nbytes: float) -> str:
-    """Bytes with three digits and a decimal unit: "37.4 MB"."""
+def size(nbytes: float | None) -> str:
+    """Bytes with three digits and a decimal unit: "37.4 MB"; a dash where it is not known."""
+    if nbytes is None:
+        return NONE
     for unit in ("B", "kB", "MB", "GB"):
         if nbytes < 999.5 or unit == "GB":
             break
         nbytes /= 1000
-    digits = 0 if unit == "B" or nbytes >= 99.95 else 1 if nbytes >= 9.995 else 2
-    return f"{nbytes:.{digits}f} {unit}"
+    return f"{nbytes:.0f} B" if unit == "B" else f"{_three(nbytes)} {unit}"
+
+
+def latency(seconds: float) -> str:
+    """A time with three digits: "35.1 ms", "1.29 s"."""
+    return f"{_three(seconds)} s" if seconds >= 0.9995 else f"{_three(1000 * seconds)} ms"
+
+
+def _three(value: float) -> str:
+    return f"{value:.{0 if value >= 99.95 else 1 if value >= 9.995 else 2}f}"
 
 
 def duration(seconds: float) -> str:
