@@ -84,14 +84,10 @@ class StorageReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of a layer.
+    """What became of a layer: its `set` in words, and the share of its weights that may be non-zero (`kept`).
 
-    Attributes:
-        set: its constraint set, in words.
-        error: ||W_dense - W_final||^2 / ||W_dense||^2.
-        gap: ||W - Z|| / ||W|| when ADMM ended; None without ADMM.
-        kept: the share of its weights that may be non-zero.
-        projection_error: the same as `error`, of the one-shot projection.
+    `error` is ||W_dense - W_final||^2 / ||W_dense||^2, `projection_error` the same of the one-shot projection; `gap` is
+    ||W - Z|| / ||W|| when ADMM ended, None without ADMM.
     """
 
     set: str
@@ -103,15 +99,10 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class PhaseReport:
-    """A phase.
+    """A phase: its method's class, the steps of its optimizer, and its wall time, with calibration and evaluations.
 
-    Attributes:
-        method: its class.
-        steps: of the optimizer.
-        seconds: wall time, with calibration and evaluations.
-        step_seconds: the mean time of a step alone; None where it was not taken.
-        gap: ||W - Z|| / ||W|| of all compressed weights when it ended; 0 where its method has no sets, None where it
-            was not taken.
+    `step_seconds` is the mean time of a step alone; `gap` is ||W - Z|| / ||W|| of all compressed weights when it ended,
+    0 where its method has no sets. Either is None where it was not taken.
     """
 
     method: str
