@@ -85,7 +85,7 @@ def _drawn(
     odd = {address(name) for name, text in sets.items() if text != common}
     for place, text in texts.items():
         x, y = across.index(place[2]), list(down).index(place[:2])
-        colour = _legible(mesh.to_rgba(coloured[place])) if place in coloured else MUTED
+        colour = _legible(mesh.to_rgba(np.asarray(coloured[place]))) if place in coloured else MUTED
         weight = "bold" if place in odd else "normal"
         ax.text(x + 0.5, y + 0.5, plain(text), color=colour, fontweight=weight, **CENTRED)
         if place in odd:
@@ -155,7 +155,7 @@ def _bits(bits: float) -> str:
     return f"{bits:.3g}"
 
 
-def _legible(colour: tuple[float, ...]) -> str:
+def _legible(colour: np.ndarray) -> str:
     """The text colour that has the greater contrast on `colour` (WCAG 2, relative luminance)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

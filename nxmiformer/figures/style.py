@@ -112,7 +112,7 @@ def size_axis(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(_size)
 
 
-def _size(nbytes: float, _: int | None) -> str:
+def _size(nbytes: float, _: float) -> str:
     number, unit = words.size(nbytes).split()
     return f"{float(number):g} {unit}"
 
