@@ -187,7 +187,16 @@ class SparsitySet(ConstraintSet):
         `inverse(length)` gives H^-1 between the elements of each run of `length` consecutive elements of a row, (out,
         in / length, length, length). Here each element is priced alone, w^2 / (2 diag H^-1) (Hassibi and Stork 1992).
         """
-        return self.mask(w.double().square() / inverse(1).view_as(w))
+        return self.mask(self.prices(w, inverse))
+
+    @abc.abstractmethod
+    def keeping(self, density: float) -> "SparsitySet":
+        """The set of this kind that keeps this share of the elements, or the next larger share that there is, and at
+        least what this one keeps: a stage on the way to it."""
+
+    def prices(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
+        """What each element of `w` costs as `cheapest` counts, where elements are chosen by that alone."""
+        return w.double().square() / (2 * inverse(1).double().view_as(w))
 
     @property
     def sparsity(self) -> "SparsitySet":

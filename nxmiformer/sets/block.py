@@ -1,7 +1,7 @@
 """Block sparsity."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -79,11 +79,14 @@ class Block(SparsitySet):
         tiled = tile_sums(score, self.tile)
         return spread(top(tiled, count(self.density, tiled.numel())), self.tile)
 
-    def cheapest(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
+    def keeping(self, density: float) -> "Block":
+        return replace(self, density=min(1.0, max(self.density, density)))
+
+    def prices(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
         """Each row of a block is priced as one, w^T (H^-1)^-1 w / 2 (Kurtic et al. 2022, arXiv 2203.07259, eq. 5)."""
         runs = w.double().view(w.shape[0], -1, self.cols, 1)
         price = (runs * torch.linalg.solve(inverse(self.cols).double(), runs)).sum((2, 3))
-        return self.mask((price / self.cols).repeat_interleave(self.cols, 1))
+        return (price / (2 * self.cols)).repeat_interleave(self.cols, 1)
 
     def contains(self, w: Tensor) -> bool:
         if not self.fits(w):

@@ -1,9 +1,9 @@
 """N:M sparsity."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from math import comb
+from math import ceil, comb
 from typing import Literal, get_args
 
 import torch
@@ -65,6 +65,10 @@ class NM(SparsitySet):
             return _pairwise(grouped, self.keep).view(score.shape)
         order = grouped.argsort(dim=1, descending=True, stable=True)[:, : self.keep]
         return torch.zeros_like(grouped, dtype=torch.bool).scatter_(1, order, True).view(score.shape)
+
+    def keeping(self, density: float) -> "NM":
+        """So many of each group, rounded up."""
+        return replace(self, keep=min(self.group, max(self.keep, ceil(density * self.group - 1e-9))))
 
     def cheapest(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
         """Of each group the pattern whose pruned elements cost least together, w^T (H^-1)^-1 w / 2, among all of them;

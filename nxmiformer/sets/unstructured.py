@@ -1,14 +1,19 @@
 """Unstructured sparsity."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from nxmiformer.errors import unknown
+from nxmiformer.sets import entropy
 from nxmiformer.sets.base import Shape, SparsitySet, expect
 from nxmiformer.sets.bits import pack_bits, unpack_bits
 from nxmiformer.sets.fields import check_fields
+
+Coding = Literal["bitmap", "entropy"]
 
 
 def count(density: float, total: int) -> int:
@@ -43,17 +48,23 @@ def unpack_bitmap(tensors: dict[str, Tensor], total: int, keep: int) -> Tensor:
 class Unstructured(SparsitySet):
     """At most round(density * elements) non-zero elements, anywhere: { W : ||W||_0 <= round(density * out * in) }.
 
-    The nearest point keeps the largest magnitudes of the whole matrix. The support is packed as a bitmap.
+    The nearest point keeps the largest magnitudes of the whole matrix.
+
+    `coding` says how a support is packed: "bitmap" takes a bit an element; "entropy" about H(density) bits, 0.29 at
+    5 % and 0.47 at 10 %, and some tenths of a second to unpack a matrix of any size: see `nxmiformer.sets.entropy`.
     """
 
     density: float
+    coding: Coding = "bitmap"
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.coding not in get_args(Coding):
+            raise unknown("coding of an unstructured support", self.coding, get_args(Coding))
         check_density(self.density)
 
     def __str__(self) -> str:
-        return f"{self.density:g}dense"
+        return f"{self.density:g}dense" + ("c" if self.coding == "entropy" else "")
 
     @property
     def rowwise(self) -> bool:
@@ -68,11 +79,23 @@ class Unstructured(SparsitySet):
     def mask(self, score: Tensor) -> Tensor:
         return top(score, self.kept((score.shape[0], score.shape[1])))
 
+    def keeping(self, density: float) -> "Unstructured":
+        return replace(self, density=min(1.0, max(self.density, density)))
+
     def index_bits(self, shape: Shape) -> int:
-        return shape[0] * shape[1]
+        total = shape[0] * shape[1]
+        return total if self.coding == "bitmap" else 8 * entropy.nbytes(self.kept(shape), total)
 
     def pack_mask(self, mask: Tensor) -> dict[str, Tensor]:
-        return {"indices": pack_bits(mask.flatten(), 1)}
+        if self.coding == "bitmap":
+            return {"indices": pack_bits(mask.flatten(), 1)}
+        flat = mask.flatten().cpu().numpy()
+        return {"indices": torch.from_numpy(entropy.encode(flat, int(flat.sum()))).to(mask.device)}
 
     def unpack_mask(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
-        return unpack_bitmap(tensors, shape[0] * shape[1], self.kept(shape)).view(shape)
+        total, keep = shape[0] * shape[1], self.kept(shape)
+        if self.coding == "bitmap":
+            return unpack_bitmap(tensors, total, keep).view(shape)
+        packed = expect(tensors, "indices", entropy.nbytes(keep, total), torch.uint8)
+        mask = torch.from_numpy(entropy.decode(packed.cpu().numpy(), keep, total))
+        return mask.to(packed.device).view(shape)
