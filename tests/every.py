@@ -8,6 +8,7 @@ from nxmiformer.methods.group_lasso import GroupLasso
 from nxmiformer.methods.movement import Movement
 from nxmiformer.methods.obert import Obert
 from nxmiformer.methods.one_shot import OneShot
+from nxmiformer.methods.prune_once import PruneOnce
 from nxmiformer.methods.sr_ste import SrSte
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.search.anchored import Anchored
@@ -18,6 +19,7 @@ SPARSE: list[SparsitySet] = [
     *(NM(*pair) for pair in [(1, 4), (2, 4), (4, 4), (1, 1), (8, 16), (5, 64), (64, 64)]),
     *(NM(*pair, "dense") for pair in [(2, 4), (1, 1), (8, 16), (32, 64)]),
     *(Unstructured(density) for density in (0.1, 0.5, 1.0)),
+    *(Unstructured(density, "entropy") for density in (0.05, 0.2, 1.0)),
     *(Block(*shape) for shape in [(4, 4, 0.5), (1, 8, 0.25), (8, 32, 0.3), (2, 2, 1.0)]),
 ]
 GRIDS = [
@@ -37,7 +39,7 @@ JOINT = [
     Then(NM(1, 4), Grid(1, group=32)),
     Then(NM(8, 16, "dense"), Grid(4)),
     Then(Unstructured(0.5), Grid(8)),
-    Then(Unstructured(0.1), Grid(1)),
+    Then(Unstructured(0.1, "entropy"), Grid(1)),
     Then(Unstructured(0.1), Grid(3, group=32)),
     Then(Block(4, 4, 0.5), Grid(4, group=32, scale="absmax")),
     Then(Block(1, 8, 0.25), Grid(1, scale="absmax")),
@@ -55,6 +57,7 @@ METHODS: dict[str, type[Method]] = {
     "one_shot": OneShot,
     "group_lasso": GroupLasso,
     "movement": Movement,
+    "prune_once": PruneOnce,
 }
 
 SENSITIVITIES: list[Sensitivity] = [

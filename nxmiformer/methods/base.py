@@ -30,9 +30,9 @@ class Method(abc.ABC):
     """How the compressed layers of a model are treated while it trains.
 
     A phase calls, in this order: `attach`; `calibrate`, unless it resumes after its first step; `parameters` and
-    `optimizer`, to build what trains; for every optimizer step `before_step` and `before_clip` (the gradients are
-    there, not yet clipped); and, in the last phase, `finalize`, which leaves every compressed weight in its set; in
-    the others `hand_over`.
+    `optimizer`, to build what trains; for every optimizer step `calibrate_again`, but for the first, `before_step` and
+    `before_clip` (the gradients are there, not yet clipped); and, in the last phase, `finalize`, which leaves every
+    compressed weight in its set; in the others `hand_over`.
 
     Attributes:
         refresh: optimizer steps between two choices of the support.
@@ -70,6 +70,16 @@ class Method(abc.ABC):
         """Before the first step, look at what the model computes on training batches, as many as it takes; `forward`
         runs the model on one, `loss` gives the task's loss of it, with gradients. Yields the name of each layer that is
         done."""
+        return iter(())
+
+    def calibrate_again(
+        self,
+        step: int,
+        batches: Iterator[Batch],
+        forward: Callable[[Batch], object],
+        loss: Callable[[Batch], Tensor],
+    ) -> Iterator[str]:
+        """As `calibrate`, before optimizer step `step`, from 1 on."""
         return iter(())
 
     @abc.abstractmethod

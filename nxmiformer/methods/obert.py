@@ -1,29 +1,41 @@
 """Optimal BERT Surgeon."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
-from nxmiformer.layers.found import linear_layers
+from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.moments import Batch
-from nxmiformer.methods.base import Method
+from nxmiformer.methods.base import Length
+from nxmiformer.methods.gradual import Gradual, shape_of
+from nxmiformer.optim.cubic import Cubic
 from nxmiformer.optim.fisher import Fisher, Surgeon
+from nxmiformer.sets import Block, SparsitySet, Unstructured
+from nxmiformer.sets.unstructured import top
 
+log = logging.getLogger(__name__)
 GIB = 1 << 30
+RANKED = (Unstructured, Block)  # sets whose elements or blocks compete with each other
+TINY = 1e-12  # a density that keeps nothing
 
 
 @dataclass(kw_only=True)
-class Obert(Method):
+class Obert(Gradual):
     """Prune where the loss rises least, let the weights that stay make up for it, and train under that support.
 
     The rise is that of a quadratic whose Hessian is the empirical Fisher information of the task's loss, in blocks of
-    each weight (Kurtic et al. 2022, arXiv 2203.07259). Gradients are taken in evaluation mode, one of each batch, and
-    only their Gram matrices are kept. A weight that has no sparsity set is left as it is.
+    each weight (Kurtic et al. 2022, arXiv 2203.07259). It is taken anew at every pruning. Gradients are those of the
+    labels' loss in evaluation mode, one of each batch, and only their Gram matrices are kept; what is pruned already
+    has none. A weight that has no sparsity set is left as it is.
 
     Attributes:
         gradients: batches that a Fisher information is taken from, m; 0: the support is that of magnitude.
@@ -31,12 +43,17 @@ class Obert(Method):
         damping: what is added to its diagonal; too much is pruning by magnitude, too little is unstable.
         memory: GiB for the Gram matrices of the layers that are looked at in one pass over the batches, 4 * block bytes
             a weight; a layer that needs more takes a pass of its own.
+        ranking: "layer": each layer keeps its own share of its weights; "global": those of all layers compete for
+            `density`, and a layer's set is the most that it may keep.
+        density: share of all weights that a global ranking keeps at the end.
     """
 
     gradients: int = 256
     block: int = 32
     damping: float = 1e-7
     memory: float = 4.0
+    ranking: Literal["layer", "global"] = "layer"
+    density: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,32 +64,102 @@ class Obert(Method):
         for name in ("damping", "memory"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
+        if self.ranking not in ("layer", "global"):
+            raise unknown("ranking", self.ranking, ("layer", "global"))
+        if (self.ranking == "global") != (self.density is not None):
+            raise ValueError(f"density is the share that ranking=global keeps: not {self.density} with {self.ranking}")
+        if self.density is not None and not (0 < self.density <= 1 and self.gradients):
+            raise ValueError(f"ranking=global needs gradients, and a density in (0, 1], not {self.density}")
 
-    def prepare(self, layer: Compressed) -> None:
-        layer.quantizer.freeze(layer.matrix)
-        layer.quantizer.seen = layer.quantizer.constraint
+    def attach(self, model: nn.Module, length: Length) -> None:
+        super().attach(model, length)
+        if self.density is not None:
+            check_global(self.sparse(), self.density)
 
     def calibrate(
         self, batches: Iterator[Batch], forward: Callable[[Batch], object], loss: Callable[[Batch], Tensor]
     ) -> Iterator[str]:
-        self._activate(False)
-        for layers in self._passes() if self.gradients else ():
-            for name, fisher in self._fishers(layers, islice(batches, self.gradients), loss).items():
-                self._prune(name, layers[name], fisher)
-                yield name
-        self._activate(self.delay == 0)
+        if not self.gradients:
+            return
+        self._tell()
+        if 0 in self.moments:
+            for layer in self.sparse().values():  # nothing is pruned yet
+                self.hold(layer, torch.ones_like(layer.matrix, dtype=torch.bool))
+            yield from self._prune(0, batches, loss)
 
-    def before_clip(self) -> None:
-        self.keep_support()
+    def calibrate_again(
+        self,
+        step: int,
+        batches: Iterator[Batch],
+        forward: Callable[[Batch], object],
+        loss: Callable[[Batch], Tensor],
+    ) -> Iterator[str]:
+        if step not in self.moments:
+            return
+        if self.gradients:
+            yield from self._prune(step, batches, loss)
+            return
+        for name, layer in self.sparse().items():
+            self._by_magnitude(layer, step)
+            yield name
+
+    def _tell(self) -> None:
+        passes = list(self._passes())
+        sizes = [sum(Fisher.nbytes(shape_of(each), self.block) for each in part.values()) for part in passes]
+        log.info(
+            "Fisher information in blocks of %d: at most %.3g GiB at a time, %.3g GiB in %d passes over %d batches",
+            self.block, max(sizes, default=0) / GIB, sum(sizes) / GIB, len(passes), self.gradients,
+        )  # fmt: skip
+
+    def _prune(self, step: int, batches: Iterator[Batch], loss: Callable[[Batch], Tensor]) -> Iterator[str]:
+        """Prune every layer to what the course has come to before this optimizer step."""
+        self._activate(False)
+        for layer in self.sparse().values():
+            with torch.no_grad():  # the optimizer's momentum may have moved what is behind a mask
+                layer.matrix.copy_(torch.where(layer.quantizer.mask, layer.matrix, 0))  # type: ignore[arg-type]
+        passes = list(self._passes())
+        fishers: dict[str, Fisher] = {}
+        targets = {name: self.target(layer, self.moments[step]) for name, layer in self.sparse().items()}
+        if self.density is not None:
+            prices: dict[str, Tensor] = {}
+            for layers in passes:
+                fishers = self._fishers(layers, islice(batches, self.gradients), loss)
+                prices |= {name: self._prices(name, layers[name], each) for name, each in fishers.items()}
+            targets |= ranked(self.sparse(), prices, targets, self._share(self.moments[step]))
+        for layers in passes:
+            if not (fishers and len(passes) == 1):
+                fishers = self._fishers(layers, islice(batches, self.gradients), loss)
+            for name, fisher in fishers.items():
+                self._cut(name, layers[name], fisher, targets[name])
+                yield name
+        for layer in self.sparse().values():
+            if not isinstance(layer, CompressedLinear):  # an embedding, whose rows are not multiplied by
+                self._by_magnitude(layer, step)
+        self._activate(step >= self.delay)
+
+    @torch.no_grad()
+    def _by_magnitude(self, layer: Compressed, step: int) -> None:
+        """Keep the largest of what is left."""
+        target, mask = self.target(layer, self.moments[step]), layer.quantizer.mask
+        assert target is not None
+        assert mask is not None
+        self.hold(layer, target.mask(torch.where(mask, layer.matrix.abs(), -1.0)))
+
+    def _share(self, number: int) -> float:
+        """The share of all weights that a global ranking keeps at pruning `number`."""
+        assert self.density is not None
+        last = self.prunings - 1
+        final = 1 - self.density
+        return self.density if number == last else 1 - Cubic(min(self.initial, final), final, last).at(number)
 
     def _passes(self) -> Iterator[dict[str, Compressed]]:
         """The layers that have a sparsity set, in parts whose Gram matrices fit into `memory`."""
         part: dict[str, Compressed] = {}
         taken = 0
-        for name, layer in linear_layers(self.model).items():
-            if layer.quantizer.constraint.sparsity is None:
+        for name, layer in self.sparse().items():
+            if not isinstance(layer, CompressedLinear):
                 continue
-            size = Fisher.nbytes(_shape(layer), self.block)
+            size = Fisher.nbytes(shape_of(layer), self.block)
             if part and taken + size > self.memory * GIB:
                 yield part
                 part, taken = {}, 0
@@ -84,30 +171,71 @@ class Obert(Method):
     def _fishers(
         self, layers: Mapping[str, Compressed], batches: Iterator[Batch], loss: Callable[[Batch], Tensor]
     ) -> dict[str, Fisher]:
-        fishers = {name: Fisher(_shape(layer), self.block, layer.weight.device) for name, layer in layers.items()}
+        fishers = {name: Fisher(shape_of(layer), self.block, layer.weight.device) for name, layer in layers.items()}
         weights = [layer.weight for layer in layers.values()]
         with evaluating(self.model):
             for batch in batches:
                 gradients = torch.autograd.grad(loss(batch), weights)
                 for (name, layer), gradient in zip(layers.items(), gradients, strict=True):
-                    try:
-                        fishers[name].add(gradient.t() if layer.transposed else gradient)
-                    except ValueError as error:
-                        raise ValueError(f"{name}: {error}") from error
+                    assert layer.quantizer.mask is not None
+                    with named(name):
+                        fishers[name].add((gradient.t() if layer.transposed else gradient) * layer.quantizer.mask)
         return fishers
 
-    @torch.no_grad()
-    def _prune(self, name: str, layer: Compressed, fisher: Fisher) -> None:
+    def _surgeon(self, layer: Compressed, fisher: Fisher) -> Surgeon:
+        return Surgeon(layer.matrix.detach(), fisher.inverse(self.damping))
+
+    def _prices(self, name: str, layer: Compressed, fisher: Fisher) -> Tensor:
         sparsity = layer.quantizer.constraint.sparsity
         assert sparsity is not None
-        try:
-            surgeon = Surgeon(layer.matrix.detach(), fisher.inverse(self.damping))
-            pruned, _ = surgeon.prune(surgeon.support(sparsity))
-        except (ValueError, torch.linalg.LinAlgError) as error:
-            raise ValueError(f"{name}: {error}") from error
-        layer.matrix.copy_(pruned)
-        layer.quantizer.freeze(layer.matrix)
+        with named(name):
+            return self._surgeon(layer, fisher).prices(sparsity)
+
+    @torch.no_grad()
+    def _cut(self, name: str, layer: Compressed, fisher: Fisher, target: SparsitySet | None) -> None:
+        assert target is not None
+        with named(name):
+            surgeon = self._surgeon(layer, fisher)
+            mask = surgeon.support(target)
+            layer.matrix.copy_(surgeon.prune(mask)[0])
+            self.hold(layer, mask)
 
 
-def _shape(layer: Compressed) -> tuple[int, int]:
-    return layer.matrix.shape[0], layer.matrix.shape[1]
+@contextmanager
+def named(layer: str) -> Iterator[None]:
+    """Put a layer's name before an error."""
+    try:
+        yield
+    except (ValueError, torch.linalg.LinAlgError) as error:
+        raise ValueError(f"{layer}: {error}") from error
+
+
+def check_global(layers: Mapping[str, Compressed], density: float) -> None:
+    """Raise a ValueError unless the weights of these layers can compete for a share of all."""
+    odd = [name for name, layer in layers.items() if not isinstance(layer.quantizer.constraint.sparsity, RANKED)]
+    if odd:
+        raise ValueError(f"ranking=global chooses single weights or blocks, not patterns, as the set of {odd[0]} has")
+    sizes = {name: layer.matrix.numel() for name, layer in layers.items()}
+    most = sum(each.quantizer.constraint.sparsity.kept(shape_of(each)) for each in layers.values())  # type: ignore[union-attr]
+    if density * sum(sizes.values()) > most:
+        raise ValueError(
+            f"density={density:g} is more than the sets of the plan may keep, {most / sum(sizes.values()):g}: raise "
+            f"their densities, which are the most that stays in a layer"
+        )
+
+
+def ranked(
+    layers: Mapping[str, Compressed],
+    prices: Mapping[str, Tensor],
+    most: Mapping[str, SparsitySet | None],
+    share: float,
+) -> dict[str, SparsitySet | None]:
+    """The sets in which the dearest `share` of the weights of all layers stay, `most` in each.
+
+    What a layer may not keep is pruned first, whatever it costs.
+    """
+    allowed = {name: most[name].mask(price) for name, price in prices.items()}  # type: ignore[union-attr]
+    every = torch.cat([torch.where(allowed[name], price, -1.0).flatten().cpu() for name, price in prices.items()])
+    chosen = top(every, round(share * len(every))).split([price.numel() for price in prices.values()])
+    shares = {name: int(kept.sum()) / len(kept) for name, kept in zip(prices, chosen, strict=True)}
+    return {name: replace(most[name], density=max(shares[name], TINY)) for name in prices}  # type: ignore[type-var]

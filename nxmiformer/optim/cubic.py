@@ -39,3 +39,11 @@ class Cubic:
         if step <= first:
             return self.start
         return self.end + (self.start - self.end) * (1 - (step - first) / (last - first)) ** 3
+
+
+def occasions(times: int, steps: int, before: float, after: float) -> list[int]:
+    """The optimizer steps before which something happens so many times: evenly between two plateaus, the first time at
+    the end of the one, the last at the start of the other. In a short phase several may be at one step."""
+    first, last = before * steps, (1 - after) * steps
+    gap = (last - first) / max(1, times - 1)
+    return [min(max(0, steps - 1), round(first + gap * number)) for number in range(times)]

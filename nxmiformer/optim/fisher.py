@@ -89,6 +89,17 @@ class Surgeon:
         sparsity.check(self.w)
         return sparsity.cheapest(self.w, self._parts)
 
+    @torch.no_grad()
+    def prices(self, sparsity: SparsitySet) -> Tensor:
+        """How much the loss rises by pruning each element of a set of single elements or blocks, spread over a block,
+        (out, in).
+
+        Raises:
+            ValueError: as `support`.
+        """
+        sparsity.check(self.w)
+        return sparsity.prices(self.w, self._parts)
+
     def _parts(self, length: int) -> Tensor:
         """F^-1 between the elements of each run of so many consecutive weights of a row, (out, in / length, length,
         length)."""

@@ -116,6 +116,9 @@ class Masked(PlainText):
         """One of each masked token."""
         return place_units(outputs["logits"], batch["labels"])
 
+    def everywhere(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Units:
+        return place_units(outputs["logits"], batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED))
+
     def score(self, answers: Sequence[Tally], truths: Sequence[Any]) -> dict[str, float]:
         """The share of masked tokens that are foreseen, their loss in nats, and the perplexity e ** loss."""
         return {"accuracy": right(answers), **foreseen(answers)}

@@ -80,6 +80,10 @@ class Task(abc.ABC):
     def units(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Units:
         """What is compared of the outputs of a model on a batch; the batch has its targets."""
 
+    def everywhere(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Units:
+        """As `units`, but of every token that is no padding, for a task that scores only some."""
+        return self.units(outputs, batch)
+
     @abc.abstractmethod
     def answers(self, units: Units, batch: Mapping[str, Tensor], model: PreTrainedModel | None = None) -> list[Any]:
         """Of each example of a batch, in order, what `score` needs to know.

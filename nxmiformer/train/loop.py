@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -130,6 +130,8 @@ def train_phase(
         progress = Progress(stage.display, work)
         for step in range(position.step, length.steps):
             began = time.perf_counter()
+            for _ in method.calibrate_again(step, *_calibration(stage, step)) if step else ():
+                pass
             method.before_step(step, ahead=not settings.compile)
             loss = 0.0
             for _ in range(settings.accumulation):
@@ -185,6 +187,23 @@ def train_phase(
 def training_of(stage: Stage, name: str, phase: Phase, length: Length, calibrate: bool) -> Training:
     """Attach the phase's method to the model, and build what trains it."""
 
+    method = phase.method
+    method.attach(stage.model, length)
+    if calibrate:
+        work = method.calibrate(*_calibration(stage, 0))
+        for _ in stage.display.tracked(work, f"{name}: layers", len(method.layers)):
+            pass
+    parts = shares(method, stage.facts["projection_error"]) if phase.relative else {}
+    optimizer = method.optimizer(scaled(phase.optimizer(groups(method.parameters(), phase.weight_decay, parts))))
+    return Training(method, optimizer, phase.scheduler(optimizer, length))
+
+
+def _calibration(stage: Stage, step: int) -> tuple[Iterator[Batch], Callable[[Batch], None], Callable[[Batch], Tensor]]:
+    """What a method looks at before optimizer step `step`: training batches, the model on one, and the task's loss.
+
+    Every process looks at the same batches, and comes to the same weights.
+    """
+
     @torch.no_grad()
     def forward(batch: Batch) -> None:
         with stage.accelerator.autocast():
@@ -193,16 +212,8 @@ def training_of(stage: Stage, name: str, phase: Phase, length: Length, calibrate
     def loss(batch: Batch) -> Tensor:
         return Objective().of(stage.task, stage.model, None, batch)
 
-    method = phase.method
-    method.attach(stage.model, length)
-    if calibrate:  # every process looks at the same batches, and comes to the same weights
-        batches = shuffled(stage.data["train"], stage.settings.batch_size, stage.seed, 0, stage.accelerator.device)
-        work = method.calibrate(batches, forward, loss)
-        for _ in stage.display.tracked(work, f"{name}: layers", len(method.layers)):
-            pass
-    parts = shares(method, stage.facts["projection_error"]) if phase.relative else {}
-    optimizer = method.optimizer(scaled(phase.optimizer(groups(method.parameters(), phase.weight_decay, parts))))
-    return Training(method, optimizer, phase.scheduler(optimizer, length))
+    size, device = stage.settings.batch_size, stage.accelerator.device
+    return shuffled(stage.data["train"], size, stage.seed, step, device), forward, loss
 
 
 def training_mode(model: nn.Module, dropout: bool) -> None:

@@ -26,12 +26,15 @@ class Objective:
         hidden: weight of the mean squared error between the hidden states of all layers, of an encoder and a decoder
             alike, padding left out (as TinyBERT, Jiao et al. 2020, arXiv 1909.10351, eq. 8, without the projection: the
             widths are equal here).
+        everywhere: whether logits are distilled at every token that is no padding, where a task scores only some, as
+            that of masked words does.
     """
 
     task: float = 1.0
     logits: float = 0.0
     temperature: float = 2.0
     hidden: float = 0.0
+    everywhere: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -77,4 +80,5 @@ class Objective:
 
     def of(self, task: Task, model: nn.Module, teacher: nn.Module | None, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of one batch of a task, which says what of it the models are given, and what is distilled."""
-        return self(model, teacher, task.told(batch), lambda outputs, _: task.units(outputs, batch), task.targets)
+        units = task.everywhere if self.everywhere else task.units
+        return self(model, teacher, task.told(batch), lambda outputs, _: units(outputs, batch), task.targets)

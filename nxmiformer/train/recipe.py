@@ -22,11 +22,13 @@ from nxmiformer.methods.dense import Dense
 from nxmiformer.sets.fields import check_fields
 from nxmiformer.train.hidden import HiddenStatesError, check_every_layer_runs
 from nxmiformer.train.objective import Objective
+from nxmiformer.train.rates import held, rewound
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 FOLLOWING = ("reduce_lr_on_plateau", "greedy")  # schedules that want a score at every step, which no phase has
 MAKERS: dict[Any, Any] = TYPE_TO_SCHEDULER_FUNCTION
-SCHEDULES = {kind.value: make for kind, make in MAKERS.items() if kind.value not in FOLLOWING}
+OWN = {"rewound": rewound, "held": held}
+SCHEDULES = {**{kind.value: make for kind, make in MAKERS.items() if kind.value not in FOLLOWING}, **OWN}
 GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # to a schedule, by its phase
 
 
@@ -40,7 +42,8 @@ class Phase:
         objective: what it minimises.
         epochs: its length in passes over the training data; or
         steps: its length in optimizer steps, which wins where given. A phase of no steps still applies its method.
-        schedule: the learning rate's course, a name that `transformers.get_scheduler` knows.
+        schedule: the learning rate's course, a name that `transformers.get_scheduler` knows, or "rewound" or "held", of
+            `nxmiformer.train.rates`.
         schedule_options: what it takes besides, such as `num_decay_steps` of "warmup_stable_decay".
         warmup: share of the steps in which the learning rate rises.
         relative: whether a compressed weight trains at the learning rate times its relative distance from its set,
@@ -99,6 +102,8 @@ class Phase:
         """The learning rates of the optimizer's groups over the phase."""
         warmup = round(self.warmup * length.steps)
         options = dict(self.schedule_options) or None
+        if self.schedule in OWN:
+            return OWN[self.schedule](optimizer, warmup, length.steps, **(options or {}))
         return get_scheduler(self.schedule, optimizer, warmup, length.steps, options)
 
     def try_out(self, length: Length) -> None:

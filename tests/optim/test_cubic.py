@@ -1,6 +1,6 @@
 import pytest
 
-from nxmiformer.optim.cubic import Cubic
+from nxmiformer.optim.cubic import Cubic, occasions
 
 
 def test_the_course_is_two_plateaus_and_a_cubic_between_them():
@@ -41,3 +41,19 @@ def test_a_phase_of_hardly_any_steps_ends_where_it_is_to(steps):
 def test_a_course_that_there_is_not_is_refused(values, message):
     with pytest.raises(ValueError, match=message):
         Cubic(*values)
+
+
+def test_the_traces_of_the_papers_come_out():
+    """Zafrir et al. 2021: 90 % reached at half of the steps. Kurtic et al. 2022: seven prunings from 70 to 90 %."""
+    course = Cubic(0.0, 90.0, 100, after=0.5)
+    assert [round(course.at(step), 1) for step in (1, 5, 10, 25, 50)] == [5.3, 24.4, 43.9, 78.8, 90.0]
+    assert course.at(1) == pytest.approx(5.29, abs=0.005)
+    seven = Cubic(70.0, 90.0, 6)
+    assert [round(seven.at(number), 1) for number in range(7)] == [70.0, 78.4, 84.1, 87.5, 89.3, 89.9, 90.0]
+
+
+def test_occasions_are_even_between_the_plateaus_and_within_the_phase():
+    assert occasions(7, 30, 2 / 30, 4 / 30) == [2, 6, 10, 14, 18, 22, 26]
+    assert occasions(1, 30, 0.1, 0.5) == [3]
+    assert occasions(3, 1, 0.0, 0.0) == [0, 0, 0]
+    assert max(occasions(5, 10, 0.0, 0.0)) == 9
