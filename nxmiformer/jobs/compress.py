@@ -14,7 +14,7 @@ from nxmiformer.files import set_aside, write_text
 from nxmiformer.jobs.contents import read_contents
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import check_same, identity_of, opened, record
-from nxmiformer.jobs.phases import train
+from nxmiformer.jobs.phases import check_taught, train
 from nxmiformer.jobs.record import report
 from nxmiformer.jobs.rehearsal import rehearse
 from nxmiformer.layers.mode import evaluating
@@ -35,6 +35,7 @@ def run(job: Job) -> dict[str, Any]:
         ValueError: the plan does not fit the model, the checkpoint is of another run, or training went astray.
     """
     began = time.perf_counter()
+    check_taught(job, job.recipe.phases)
     with opened(job, job.planning) as (stage, plan, position, resumed):
         rehearse(stage, dict(list(job.recipe.phases.items())[position.phase :]), job.report_on, plan)
         plan.save(job.directory / "plan.json")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from safetensors import safe_open
@@ -16,6 +17,7 @@ from nxmiformer.layers.found import distinct_layers
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.one_shot import OneShot
+from nxmiformer.methods.pattern_lock import PatternLock
 from nxmiformer.runs.words import no_better
 from nxmiformer.train.checkpoint import Position
 from nxmiformer.train.loop import Stage, train_phase
@@ -67,13 +69,46 @@ def _train_dense(
 def leave_dense(job: Job, stage: Stage) -> None:
     """Score the dense model, and keep it in `dense/`, as `transformers` does."""
     Dense().attach(stage.model, Length(0, 1))
-    stage.facts["scores"]["dense"] = stage.score(job.report_on)
+    model = _taught(job, stage) or stage.model
+    stage.facts["scores"]["dense"] = replace(stage, model=model).score(job.report_on)
     score, chance = stage.facts["scores"]["dense"][stage.task.metric], stage.chance(job.report_on)
     if not chance.beaten(score):
         log.info("%s", no_better(stage.task.metric, score, chance))
     with quiet(), replacing(job.directory / "dense", lambda _: True, "a dense model") as directory:
-        stage.model.save_pretrained(directory)
+        model.save_pretrained(directory)
         stage.tokenizer.save_pretrained(directory)
+
+
+def _taught(job: Job, stage: Stage) -> PreTrainedModel | None:
+    """The dense model that comes from elsewhere, if it does.
+
+    Raises:
+        ValueError: it is of another architecture or size.
+    """
+    model = job.source.taught(stage.task, stage.tokenizer)
+    if model is None:
+        return None
+    shapes = [{name: p.shape for name, p in each.named_parameters()} for each in (model, stage.model)]
+    if type(model) is not type(stage.model) or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"model.teacher is a {type(model).__name__} of other layers than the model that it is to teach"
+        )
+    return model.to(stage.accelerator.device)
+
+
+def check_taught(job: Job, phases: Mapping[str, Phase]) -> None:
+    """Raise a ValueError where a locked pattern is to be trained by a head that nobody has trained."""
+    dense = [phase for phase in phases.values() if isinstance(phase.method, Dense)]
+    given = job.source.finetuned or dict(job.config.get("model", {})).get("teacher") is not None
+    if given or any(phase.steps != 0 for phase in dense):
+        return
+    for name, phase in phases.items():
+        if isinstance(phase.method, PatternLock) and phase.objective.distils:
+            labels = f"recipe.phases.{name}.objective='{{task: 1.0, logits: 0.0}}'"
+            raise ValueError(
+                f"phase {name!r} distils a dense model of the task: give model.teacher=RUN/dense of a run that trained "
+                f"one, or {labels} to learn from labels"
+            )
 
 
 def _one_shot(job: Job, stage: Stage) -> None:

@@ -3,7 +3,7 @@
 import abc
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from transformers import (
 
 from nxmiformer.console.quiet import quiet
 from nxmiformer.errors import unknown
+from nxmiformer.layers.support import take_supports
 from nxmiformer.models import embedded
 from nxmiformer.models.checkpoint import check_loaded
 from nxmiformer.models.labels import class_names, name_classes
@@ -46,6 +47,10 @@ class Source(abc.ABC):
     def model(self, task: Task, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
         """The float32 model with the head that `task` asks for; new weights depend on `seed` alone."""
 
+    def taught(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
+        """The dense model of the task that is distilled and compared with, where it is not what dense phases leave."""
+        return None
+
 
 @dataclass(frozen=True)
 class Pretrained(Source):
@@ -60,6 +65,7 @@ class Pretrained(Source):
             are not trained, and `convert` warns of it.
         labels: the task's class names in the order of the model's outputs; None: as the checkpoint names them.
         finetuned: the checkpoint is trained for this very task: its head is kept, and no dense model is made first.
+        teacher: the directory of a dense model of this architecture and task; see `taught`.
     """
 
     path: str
@@ -68,6 +74,7 @@ class Pretrained(Source):
     dtype: str = "float32"
     labels: Sequence[str] | None = None
     finetuned: bool = False
+    teacher: str | None = None
 
     def __post_init__(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
@@ -127,7 +134,13 @@ class Pretrained(Source):
         if task.labels:
             theirs = [own[number] for number in sorted(own)]
             name_classes(model.config, class_names(theirs, task, loaded, self.labels, self.path))
+        take_supports(model, Path(self._place))
         return model
+
+    def taught(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
+        if self.teacher is None:
+            return None
+        return replace(self, path=self.teacher, name="", teacher=None, finetuned=True).model(task, tokenizer, 0)
 
     @contextmanager
     def _own_code(self) -> Iterator[None]:

@@ -1,0 +1,58 @@
+"""A sparse model as any other checkpoint, with its supports beside it, for a run to begin with."""
+
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from nxmiformer.export.format import Format, Outputs, Run
+from nxmiformer.layers.convert import matrix, strip
+from nxmiformer.layers.support import write_supports
+from nxmiformer.plan.compression import CompressionPlan
+
+
+@dataclass(frozen=True)
+class Sparse(Format):
+    """The directory that `save_pretrained` writes, zeros included, and in `support.safetensors` which weights are kept.
+
+    `transformers` reads it with any head. With `recipe=pattern_lock` a run keeps the supports.
+    """
+
+    name: ClassVar[str] = "sparse"
+    extra: ClassVar[str] = ""
+
+    def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
+        for name, spec in plan.layers.items():
+            if spec.activations is not None:
+                yield f"{name}: its inputs are quantized, which is for the run that begins with this model to do"
+        if not any(spec.weight.sparsity for spec in plan.layers.values()):
+            yield "no layer has a set of sparse weights"
+
+    def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
+        plain = strip(copy.deepcopy(model))
+        plain.save_pretrained(directory)  # type: ignore[operator]
+        masks = {
+            name: sparsity.mask(matrix(model, name, spec).abs())  # which `pack` stored
+            for name, spec in plan.layers.items()
+            if (sparsity := spec.weight.sparsity) is not None
+        }
+        write_supports(masks, directory)
+
+    def read(self, directory: Path, threads: int | None = None) -> Run:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        (architecture,) = AutoConfig.from_pretrained(directory, trust_remote_code=False).architectures
+        model = getattr(transformers, architecture).from_pretrained(directory).eval()
+
+        @torch.inference_mode()
+        def run(batch: Mapping[str, Tensor]) -> Outputs:
+            outputs: Outputs = model(**batch)
+            return outputs
+
+        return run
