@@ -153,3 +153,30 @@ def unpack_bits(packed: bytes, bits: int, n: int) -> list[int]:
     """What `pack_bits` was given."""
     number = int.from_bytes(packed, "little")
     return [(number >> (position * bits)) & (2**bits - 1) for position in range(n)]
+
+
+def kron(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """The sum of the Kronecker products of left[k] and right[k], element by element."""
+    (terms, m1, n1), (_, m2, n2) = left.shape, right.shape
+    w = np.zeros((m1 * m2, n1 * n2))
+    for row, col in product(range(m1 * m2), range(n1 * n2)):
+        w[row, col] = sum(left[k, row // m2, col // n2] * right[k, row % m2, col % n2] for k in range(terms))
+    return w
+
+
+def kronecker_tail(w: np.ndarray, rows: int, cols: int, rank: int) -> float:
+    """The distance of a matrix from the nearest sum of `rank` Kronecker products: the root of the sum of the squares of
+    all singular values but the largest of the matrix whose rows are its blocks (Van Loan and Pitsianis 1993)."""
+    starts = product(range(0, w.shape[0], rows), range(0, w.shape[1], cols))
+    table = np.array([w[i : i + rows, j : j + cols].flatten() for i, j in starts])
+    return float(np.sqrt((np.linalg.svd(table, compute_uv=False)[rank:] ** 2).sum()))
+
+
+def kronecker_member(rows: int, cols: int, rank: int, shape: tuple[int, int], dtype: torch.dtype, seed: int) -> Tensor:
+    """A sum of Kronecker products of random left factors, and of right factors of eighths, which have an element of 1
+    each where the others have 0."""
+    chance = torch.Generator().manual_seed(seed)
+    left = torch.randn(rank, shape[0] // rows, shape[1] // cols, generator=chance).to(dtype).double()
+    right = torch.randint(-2, 3, (rank, rows * cols), generator=chance).double() / 8
+    right[:, torch.randperm(rows * cols, generator=chance)[:rank]] = torch.eye(rank, dtype=torch.float64)
+    return torch.from_numpy(kron(left.numpy(), right.view(rank, rows, cols).numpy()) + 0.0).to(dtype)

@@ -112,7 +112,7 @@ class Problem:
         if constraint.sparsity is not None:
             mask = constraint.sparsity.piece(self._solve(constraint.sparsity, kept, None, iterations)[0]).mask
             kept, free = self._solve(constraint.sparsity, kept, mask, iterations)
-        found = (kept, free) if constraint.grid is None else self._solve(constraint, kept, mask, iterations)
+        found = (kept, free) if constraint is constraint.sparsity else self._solve(constraint, kept, mask, iterations)
         point, error = self._no_worse(found, constraint)
         return Reconstruction(kept, point, (free, error))
 

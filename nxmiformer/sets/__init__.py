@@ -3,6 +3,7 @@
 from nxmiformer.sets.base import ConstraintSet, Piece, SparsitySet, Storage, ValueSet
 from nxmiformer.sets.block import Block
 from nxmiformer.sets.grid import Grid
+from nxmiformer.sets.kronecker import Kronecker
 from nxmiformer.sets.nm import NM
 from nxmiformer.sets.then import Then
 from nxmiformer.sets.transposed import Transposed
@@ -13,6 +14,7 @@ __all__ = [
     "Block",
     "ConstraintSet",
     "Grid",
+    "Kronecker",
     "Piece",
     "SparsitySet",
     "Storage",

@@ -8,6 +8,7 @@ from torch import Tensor
 from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage
 from nxmiformer.sets.fused import fused
 from nxmiformer.sets.grid import Grid
+from nxmiformer.sets.kronecker import Kronecker
 from nxmiformer.sets.lookup import look_up
 
 ALTERNATIONS = 3  # of scale and mask, where they are coupled
@@ -29,6 +30,11 @@ class Then(ConstraintSet):
     second: Grid
 
     def __post_init__(self) -> None:
+        if isinstance(self.first, Kronecker):
+            raise ValueError(
+                f"Then({self.first!r}, {self.second!r}): a sum of Kronecker products that is rounded is none any more, "
+                f"and factors have no grid of their own here; give the layer one of the two"
+            )
         if not isinstance(self.first, SparsitySet) or not isinstance(self.second, Grid):
             raise ValueError(
                 f"Then(first, second) sparsifies and then rounds: first must be a sparsity set and second a Grid, "

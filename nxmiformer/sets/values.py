@@ -9,11 +9,12 @@ from nxmiformer.sets.base import ConstraintSet
 from nxmiformer.sets.block import Block
 from nxmiformer.sets.fields import choices, hints
 from nxmiformer.sets.grid import Grid
+from nxmiformer.sets.kronecker import Kronecker
 from nxmiformer.sets.nm import NM
 from nxmiformer.sets.then import Then
 from nxmiformer.sets.unstructured import Unstructured
 
-SETS: dict[str, type[Any]] = {kind.__name__: kind for kind in (NM, Unstructured, Block, Grid, Then)}
+SETS: dict[str, type[Any]] = {kind.__name__: kind for kind in (NM, Unstructured, Block, Grid, Then, Kronecker)}
 
 
 def to_values(value: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from every import GRIDS, JOINT, SETS, SPARSE
 from torch import Tensor
 
-from nxmiformer.sets import NM, Block, ConstraintSet, Grid, SparsitySet, Then, Transposed, Unstructured
+from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Kronecker, SparsitySet, Then, Transposed, Unstructured
 from nxmiformer.sets.base import DTYPES
 
 SHAPE = (8, 128)
@@ -68,6 +68,8 @@ def random_codes(grid: Grid, seed: int) -> Tensor:
 
 def members(points: ConstraintSet, dtype: torch.dtype) -> list[Tensor]:
     """Points of the set that no projection had a part in."""
+    if isinstance(points, Kronecker):
+        return [naive.kronecker_member(points.rows, points.cols, points.rank, SHAPE, dtype, seed) for seed in range(4)]
     found = []
     for seed in range(4):
         sign = points.grid is not None and points.grid.bits == 1  # no zero on its grid
