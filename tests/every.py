@@ -1,5 +1,6 @@
 """Every set, method and sensitivity: whatever is in these lists is held to the laws of its kind, on each device."""
 
+from nxmiformer.methods import kronecker
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.admm_paper import AdmmPaper
 from nxmiformer.methods.base import Method
@@ -59,6 +60,7 @@ METHODS: dict[str, type[Method]] = {
     "group_lasso": GroupLasso,
     "movement": Movement,
     "prune_once": PruneOnce,
+    "kronecker": kronecker.Kronecker,
 }
 
 SENSITIVITIES: list[Sensitivity] = [

@@ -75,7 +75,7 @@ def test_every_task_builds_a_job_and_reads_nothing_yet(task):
     assert job.task.name == (SOME["name"] if "task.name" in missing else task)
 
 
-BLOCKS = ("block", "hybrid")  # plans whose names do not tell their sets
+BLOCKS = {"block": "32x32@0.5", "hybrid": "32x32@0.5", "kronecker": "kron2x2"}  # whose names do not tell their sets
 WORDS = {"unstructured": "0.1dense", "unstructured_int8": "0.1dense_int8"}  # nor do these
 
 
@@ -97,7 +97,7 @@ def test_every_recipe_and_every_plan_builds_a_job(recipe, plan):
     assert isinstance(job.planning, Planning)
     assert job.planning.name == plan
     if plan in BLOCKS:
-        assert str(job.planning.weight) == "32x32@0.5"
+        assert str(job.planning.weight) == BLOCKS[plan]
         assert job.planning.activations is None
         return
     layers = str(job.planning.weight).replace(":", "of").replace("c+", "+").replace("+", "_")  # c: another coding

@@ -48,4 +48,6 @@ class CompressedLinear(Compressed, nn.Linear):
     def compute(self, x: Tensor) -> Tensor:
         if self.inputs is not None:
             x = self.inputs(x)
+        if self.quantizer.factors is not None:
+            return self.quantizer.factors.multiply(x, self.bias)
         return F.linear(x, self.quantizer(self.matrix), self.bias)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nxmiformer.layers.kronecker import Factors
 from nxmiformer.layers.straight import straight
 from nxmiformer.sets import ConstraintSet, Piece, ValueSet
 from nxmiformer.sets.batch import Asked, pieces, points
@@ -53,6 +54,7 @@ class WeightQuantizer(nn.Module):
         frozen: whether the support stays as it is when the piece is chosen anew.
         active: whether the forward pass sees it already.
         point: what the forward pass sees, where that has been computed ahead: see `round_ahead`.
+        factors: of a sum of Kronecker products, which the layer computes with in place of the weight.
     """
 
     scales: Tensor | None
@@ -65,6 +67,7 @@ class WeightQuantizer(nn.Module):
         self.frozen = False
         self.active = True
         self.point: Tensor | None = None
+        self.factors: Factors | None = None
         # Not persistent: a layer keeps the state-dict keys of the linear that it was. Methods keep the pieces.
         self.register_buffer("_mask", None, persistent=False)
         self.register_buffer("scales", None, persistent=False)
@@ -97,7 +100,7 @@ class WeightQuantizer(nn.Module):
         """Forget the piece: nothing is seen, nothing is frozen, nothing is learned."""
         del self.scales
         self.register_buffer("scales", None, persistent=False)
-        self._mask, self.seen, self.frozen, self.point = None, None, False, None
+        self._mask, self.seen, self.frozen, self.point, self.factors = None, None, False, None, None
 
     def refresh(self, w: Tensor, importance: Tensor | None = None, rescale: bool = True) -> None:
         """Choose the piece of `seen` nearest to `w`; without `rescale` its support only, under the scales there are.

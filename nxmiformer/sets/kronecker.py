@@ -177,8 +177,8 @@ def _summed(terms: Iterator[Tensor]) -> Tensor:
 
 
 def _found(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """The factors (n, terms) and (terms, m), in normal form, of the nearest matrix to `table` (n, m) of at most `rank` terms;
-    fewer where those cannot be read from the matrix."""
+    """The factors (n, terms) and (terms, m), in normal form, of the nearest matrix to `table` (n, m) of at most
+    `rank` terms; fewer where those cannot be read from the matrix."""
     wide = table.double()
     for terms in range(rank, 0, -1):
         near = _truncated(wide, terms)

@@ -152,10 +152,11 @@ def difference(theirs: Any, ours: Any, where: str = "", whose: str = "the checkp
 
 
 def _distinct(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The state dict with each shared tensor once, as safetensors wants it, without learned scales: a method's state
-    has those."""
+    """The state dict with each shared tensor once, as safetensors wants it, without learned scales and factors: a
+    method's state has those."""
     seen: dict[int, str] = {}
-    state = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(".quantizer.scales")}
+    learned = (".quantizer.scales", ".quantizer.factors.left", ".quantizer.factors.right")
+    state = {key: tensor for key, tensor in model.state_dict().items() if not key.endswith(learned)}
     for key, tensor in state.items():
         seen.setdefault(tensor.data_ptr() if tensor.numel() else id(tensor), key)
     return {key: state[key].contiguous() for key in seen.values()}

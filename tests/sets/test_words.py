@@ -2,14 +2,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nxmiformer.sets import NM, Grid, Then
+from nxmiformer.sets import NM, Grid, Kronecker, Then
 from nxmiformer.sets.words import from_words
 
 sparsity = st.integers(1, 64).flatmap(lambda group: st.builds(NM, st.integers(1, group), st.just(group)))
 grids = st.builds(Grid, st.integers(1, 8), st.none() | st.integers(1, 4096))
+products = st.builds(Kronecker, st.integers(1, 64), st.integers(1, 64), st.integers(1, 9))
 
 
-@given(sparsity | grids | st.builds(Then, sparsity, grids))
+@given(sparsity | grids | st.builds(Then, sparsity, grids) | products)
 def test_a_set_is_the_one_that_its_words_name(constraint):
     assert from_words(str(constraint)) == constraint
 
@@ -18,7 +19,19 @@ def test_a_set_is_the_one_that_its_words_name(constraint):
     "words",
     [
         *("", "+", "2:4+", "+int4", "int4+2:4", "2:4+2:4", "int4+int4", "2:4+int4+int4", "2x4", "int", "int4g", "INT4"),
-        *(" int4", "int4 ", "2:4\n", "int-4", "50%", "bin8", "dense", "2:4 + int4"),
+        *(
+            " int4",
+            "int4 ",
+            "2:4\n",
+            "int-4",
+            "50%",
+            "bin8",
+            "dense",
+            "2:4 + int4",
+            "kron2",
+            "kron2x2r",
+            "kron2x2+int8",
+        ),
     ],
 )
 def test_other_words_are_refused_with_examples(words):
@@ -37,6 +50,7 @@ def test_other_words_are_refused_with_examples(words):
         ("int4g0", "group=0"),
         ("5:4+int4", "keep=5"),
         ("2:4+int9", "bits=9"),
+        ("kron0x2", "not 0 x 2 and 1"),
     ],
 )
 def test_words_of_a_set_that_cannot_be_are_refused_by_the_set(words, message):

@@ -1,0 +1,84 @@
+"""Training of the factors of Kronecker products."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nxmiformer.layers.convert import Compressed, Moved
+from nxmiformer.layers.kronecker import Factors
+from nxmiformer.methods.base import Length, Method
+from nxmiformer.sets import Kronecker as Products
+
+
+@dataclass(kw_only=True)
+class Kronecker(Method):
+    """Train the factors of the layers whose set is `Kronecker`, from those of the nearest point on (Tahaei et al. 2022,
+    arXiv 2109.06243): such a layer computes with its factors alone, and has no gradient of a weight.
+
+    A layer of another set is trained straight-through, as by `SteQat`.
+    """
+
+    def prepare(self, layer: Compressed) -> None:
+        layer.quantizer.frozen = False
+        layer.quantizer.seen = layer.quantizer.constraint
+
+    def attach(self, model: nn.Module, length: Length) -> None:
+        super().attach(model, length)
+        for layer, points in self._factored():
+            weight = layer.matrix.detach()
+            points.check(weight)
+            found = points.factors(points.project(weight))
+            assert found is not None
+            layer.quantizer.factors = Factors(*found).train(layer.training)
+            layer.quantizer.seen = None
+
+    def _factored(self) -> Iterator[tuple[Compressed, Products]]:
+        for layer in self.layers.values():
+            if isinstance(layer.quantizer.constraint, Products):
+                yield layer, layer.quantizer.constraint
+
+    def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Everything but the weights that factors stand for."""
+        replaced = {id(layer.weight) for layer, _ in self._factored()}
+        return ((name, p) for name, p in super().parameters() if id(p) not in replaced)
+
+    @contextmanager
+    def as_finished(self) -> Iterator[None]:
+        factors = [(layer, layer.quantizer.factors) for layer, _ in self._factored()]
+        self._settle()
+        try:
+            with super().as_finished():
+                yield
+        finally:
+            for layer, each in factors:
+                layer.quantizer.factors = each
+
+    def finalize(self) -> Moved:
+        self._settle()
+        return super().finalize()
+
+    @torch.no_grad()
+    def _settle(self) -> None:
+        """Let the weights be what the factors make, and the layers compute with them."""
+        for layer, _ in self._factored():
+            factors = layer.quantizer.factors
+            if factors is not None:
+                layer.matrix.copy_(factors.weight())
+                layer.quantizer.factors = None
+
+    def _parts(self) -> dict[str, Tensor]:
+        """The factors by layer and side."""
+        found = ((name, layer.quantizer.factors) for name, layer in self.layers.items())
+        return {f"{name}.{side}": p.data for name, each in found if each for side, p in each.named_parameters()}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "factors": self._parts()}
+
+    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+        super().load_state_dict(state, step)
+        for name, part in self._parts().items():
+            part.copy_(state["factors"][name])
