@@ -4,7 +4,6 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
 FROM := $(BIN)/nxmiformer -m resume=true train.threads=1 train.batch_size=128 train.group_by_length=false train.max_length=64 \
 	model=pretrained model.finetuned=true model.path=outputs
-export OMP_WAIT_POLICY ?= PASSIVE
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
@@ -17,7 +16,7 @@ demo: .venv/installed  ## compress the embedded model, in some minutes; then ope
 	$(BIN)/nxmiformer experiment=demo overwrite=true
 
 test: .venv/installed  ## all tests, on two processes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 check: .venv/installed  ## style and types: ruff and mypy
 	$(BIN)/ruff check .
@@ -34,7 +33,7 @@ notebooks: .venv/notebooks outputs/demo/report.json outputs/search/plan.json  ##
 		name='searched-$${budget.ratio}' hydra.sweep.dir=multirun/budgets/searched
 	$(FROM)/search/dense recipe.phases.admm.steps=40 recipe.phases.finish.steps=80 plan=1of4_int4,2of4_int4,int4 \
 		name='$${plan.name}' hydra.sweep.dir=multirun/budgets/uniform
-	$(BIN)/jupyter execute --inplace notebooks/*.ipynb
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 outputs/demo/report.json:
 	$(MAKE) demo

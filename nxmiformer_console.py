@@ -57,6 +57,9 @@ def main() -> None:
             asked = [word for word in words if not word.startswith("-")]
             print("\n\n".join(map(explained, asked)) if asked else overview())
         else:
+            # Threads that spin while they wait take cores from other processes, and slow both. OpenMP reads this once,
+            # when torch loads it.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             from nxmiformer.cli import main as run
 
             run()

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import hydra
@@ -141,3 +142,25 @@ def test_a_reader_that_closes_the_pipe_ends_nothing_in_a_traceback():
         process.stdout.close()
         assert process.stderr.read() == b""
     assert process.returncode in (0, 120), os.strerror(process.returncode)
+
+
+@pytest.mark.parametrize(("said", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise_before_torch_is_read(said, found, monkeypatch):
+    """`cli` imports torch, so what it finds when it is opened is what OpenMP reads."""
+    seen = []
+
+    def opened(name):
+        if name != "main":
+            raise AttributeError(name)
+        seen.append(os.environ.get("OMP_WAIT_POLICY"))
+        return lambda: None
+
+    cli = types.ModuleType("nxmiformer.cli")
+    monkeypatch.setattr(cli, "__getattr__", opened, raising=False)
+    monkeypatch.setitem(sys.modules, "nxmiformer.cli", cli)
+    monkeypatch.setattr(sys, "argv", ["nxmiformer", "task=grammar"])
+    monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
+    if said is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    console.main()
+    assert seen == [found]
