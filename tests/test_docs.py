@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+import yaml
 
 from nxmiformer import cli
 from nxmiformer.models import embedded
@@ -88,6 +89,17 @@ def test_every_option_is_listed_with_its_values_and_what_each_means():
     rows = re.findall(r"^\| `([^`=]+)=[^`]*` \| (.*) \|$", text, flags=re.MULTILINE)
     assert len(rows) > 200
     assert sorted({key for key, meaning in rows if not meaning}) == []
+
+
+def test_the_workflow_calls_targets_that_the_makefile_lists_on_the_pythons_that_the_package_names():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    targets = re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    steps = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    called = [step.removeprefix("make ") for step in steps if step.startswith("make ")]
+    assert set(called) <= set(targets)
+    assert {"check", "test", "wheel", "docs"} <= set(called)
+    named = re.findall(r"Python :: (3\.\d+)$", (ROOT / "setup.cfg").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert workflow["jobs"]["test"]["strategy"]["matrix"]["python"] == named
 
 
 @pytest.mark.skipif(importlib.util.find_spec("sphinx") is None, reason="the extra docs is not installed")
