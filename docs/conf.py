@@ -1,6 +1,5 @@
 """Sphinx: `make docs` builds these pages, with those that generate.py makes, into docs/built."""
 
-import importlib.metadata
 import re
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import generate
 
 project = "nxmiformer"
-release = importlib.metadata.version("nxmiformer")
+release = re.findall(r"^version = (.+)$", (generate.ROOT / "setup.cfg").read_text(encoding="utf-8"), re.MULTILINE)[0]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 exclude_patterns = ["built"]
 myst_heading_anchors = 3
