@@ -11,8 +11,8 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
 
+from nxmiformer.applied.convert import matrix, strip
 from nxmiformer.export.format import Format, Outputs, Run
-from nxmiformer.layers.convert import matrix, strip
 from nxmiformer.layers.support import write_supports
 from nxmiformer.plan.compression import CompressionPlan
 

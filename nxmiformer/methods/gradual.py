@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.convert import Compressed, Moved
+from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.optim.cubic import Cubic, occasions
 from nxmiformer.sets import SparsitySet
@@ -50,7 +51,8 @@ class Gradual(Method):
         if target == quantizer.constraint.sparsity:
             quantizer.freeze(layer.matrix)
         else:
-            quantizer.mask = None if target is None else target.mask(layer.matrix.detach().abs())
+            mask = None if target is None else target.mask(layer.matrix.detach().abs())
+            quantizer.hold(quantizer.piece._replace(mask=mask))
             quantizer.frozen = True
         quantizer.seen = quantizer.constraint
 

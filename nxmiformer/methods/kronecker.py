@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.convert import Compressed, Moved
+from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.kronecker import Factors
+from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.sets import Kronecker as Products
 

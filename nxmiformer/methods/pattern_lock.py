@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from nxmiformer.layers.convert import Compressed, Moved, project
+from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.projection import Moved, project
 from nxmiformer.layers.support import support_of
 from nxmiformer.methods.base import Method
 

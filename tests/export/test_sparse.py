@@ -6,9 +6,10 @@ import pytest
 import transformers
 from tiny import compressed, logits, seeded
 
+from nxmiformer.applied.convert import convert
 from nxmiformer.export.sparse import Sparse
-from nxmiformer.layers.convert import convert, distinct_layers
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.found import distinct_layers
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.support import SUPPORTS, support_of, take_supports
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan

@@ -9,8 +9,8 @@ import transformers
 from test_methods import Run, bert, gpt2, logits
 from torch.nn import functional as F
 
+from nxmiformer.applied.convert import convert, verify
 from nxmiformer.export.packed import load_packed, save_packed
-from nxmiformer.layers.convert import convert, verify
 from nxmiformer.layers.kronecker import Factors, look_up, multiplications, multiply
 from nxmiformer.layers.targets import Targets, find_embeddings, find_targets
 from nxmiformer.methods.kronecker import Kronecker as KroneckerFactors

@@ -5,10 +5,11 @@ import pytest
 import torch
 from test_methods import EPOCH, STEPS, Run, make
 
+from nxmiformer.applied.convert import verify
 from nxmiformer.cli import build
 from nxmiformer.jobs.phases import check_taught
-from nxmiformer.layers.convert import distinct_layers, verify
-from nxmiformer.layers.quantizers import Activations
+from nxmiformer.layers.found import distinct_layers
+from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.support import support_of
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.pattern_lock import PatternLock
