@@ -13,7 +13,16 @@ from nxmiformer.cli import build
 STUDY = Path(__file__).parents[1] / "experiments" / "kinds"
 SWEEP = yaml.safe_load((STUDY / "kinds.yaml").read_text())
 KINDS = SWEEP["kinds"]
-VALUES = {"steps": 10, "admm": 3, "finish": 7, "lr": "1e-4", "data": "data", "models": "models", "prepared": "prepared"}
+VALUES = {
+    "steps": 10,
+    "admm": 3,
+    "finish": 7,
+    "lr": "1e-4",
+    "data": "data",
+    "models": "models",
+    "prepared": "prepared",
+    "precision": "no",
+}
 UNTRAINED = ("one_shot", "reconstructed")
 
 
@@ -63,7 +72,9 @@ def test_a_cell_that_has_its_row_is_not_run_again(tmp_path):
     sweep = {"kinds": {"text": {"plans": ["a", "b"], "methods": ["one_shot", "admm"]}}}
     results = tmp_path / "results.csv"
     results.write_text("kind,plan,method,seed\ntext,a,admm,0\n")
-    arguments = script["argparse"].Namespace(outputs=tmp_path, results=results, data="", models="", prepared="")
+    arguments = script["argparse"].Namespace(
+        outputs=tmp_path, results=results, data="", models="", prepared="", precision=""
+    )
     study = script["Study"](sweep, arguments)
     dense = script["Future"]()
     dense.set_result(True)

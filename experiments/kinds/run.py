@@ -49,7 +49,7 @@ class Study:
     def __init__(self, sweep: Row, arguments: argparse.Namespace) -> None:
         self.sweep, self.outputs = sweep, arguments.outputs
         self.rows = Rows(arguments.results, CELL, FOUND)
-        self.places = {key: str(getattr(arguments, key)) for key in ("data", "models", "prepared")}
+        self.places = {key: str(getattr(arguments, key)) for key in ("data", "models", "prepared", "precision")}
 
     def dense(self, kind: str, seed: int) -> bool:
         """Train the dense model, or find it; whether it is there. What INT8 makes of it, untrained, is a cell."""
@@ -127,6 +127,7 @@ def _arguments(sweep: Row) -> argparse.Namespace:
     add("--prepared", type=Path, default="outputs/kinds/prepared", help="what prepare.py wrote (default: %(default)s)")
     add("--outputs", type=Path, default="outputs/kinds", help="where the runs go (default: %(default)s)")
     add("--results", type=Path, default=HERE / "results.csv", help="the rows (default: %(default)s)")
+    add("--precision", default="bf16", help="no: float32, for a CPU (default: %(default)s)")
     add("--workers", type=int, default=1, help="cells that run side by side")
     add("--kinds", nargs="+", default=list(sweep["kinds"]), choices=sweep["kinds"], help="only these")
     add("--seeds", nargs="+", type=int, help="only these")
