@@ -88,7 +88,8 @@ class Gradual(Method):
                 yield
         finally:
             for name, mask in masks.items():
-                self.layers[name].quantizer.mask, self.layers[name].quantizer.point = mask, None
+                quantizer = self.layers[name].quantizer
+                quantizer.hold(quantizer.piece._replace(mask=mask))
 
     def finalize(self) -> Moved:
         self._settle()

@@ -212,14 +212,15 @@ def named(layer: str) -> Iterator[None]:
 
 def check_global(layers: Mapping[str, Compressed], density: float) -> None:
     """Raise a ValueError unless the weights of these layers can compete for a share of all."""
-    odd = [name for name, layer in layers.items() if not isinstance(layer.quantizer.constraint.sparsity, RANKED)]
-    if odd:
-        raise ValueError(f"ranking=global chooses single weights or blocks, not patterns, as the set of {odd[0]} has")
-    sizes = {name: layer.matrix.numel() for name, layer in layers.items()}
-    most = sum(each.quantizer.constraint.sparsity.kept(shape_of(each)) for each in layers.values())  # type: ignore[union-attr]
-    if density * sum(sizes.values()) > most:
+    whole = most = 0
+    for name, layer in layers.items():
+        sparsity = layer.quantizer.constraint.sparsity
+        if not isinstance(sparsity, RANKED):
+            raise ValueError(f"ranking=global chooses single weights or blocks, not patterns, as the set of {name} has")
+        whole, most = whole + layer.matrix.numel(), most + sparsity.kept(shape_of(layer))
+    if density * whole > most:
         raise ValueError(
-            f"density={density:g} is more than the sets of the plan may keep, {most / sum(sizes.values()):g}: raise "
+            f"density={density:g} is more than the sets of the plan may keep, {most / whole:g}: raise "
             f"their densities, which are the most that stays in a layer"
         )
 

@@ -38,7 +38,8 @@ class PatternLock(Method):
             )
         if not sparsity.contains(support.float()):
             raise ValueError(f"{self._name(layer)}: the support that its checkpoint stores is none of {sparsity}")
-        quantizer.mask, quantizer.frozen = support.clone(), True
+        quantizer.hold(quantizer.piece._replace(mask=support.clone()))
+        quantizer.frozen = True
         with torch.no_grad():
             layer.matrix.copy_(torch.where(support, layer.matrix, 0))
 

@@ -27,7 +27,7 @@ from nxmiformer.train.rates import held, rewound
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 FOLLOWING = ("reduce_lr_on_plateau", "greedy")  # schedules that want a score at every step, which no phase has
 MAKERS: dict[Any, Any] = TYPE_TO_SCHEDULER_FUNCTION
-OWN = {"rewound": rewound, "held": held}
+OWN: dict[str, Callable[..., LambdaLR]] = {"rewound": rewound, "held": held}
 SCHEDULES = {**{kind.value: make for kind, make in MAKERS.items() if kind.value not in FOLLOWING}, **OWN}
 GIVEN = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")  # to a schedule, by its phase
 
