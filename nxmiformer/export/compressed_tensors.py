@@ -54,7 +54,8 @@ class CompressedTensors(Format):
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
         for name, spec in plan.layers.items():
             if spec.weight.grid is None:
-                yield f"{name}: {spec.weight} leaves the values floats, which are not packed; give it a grid too"
+                advice = "" if spec.weight.sparsity is None else "; give it a grid too"
+                yield f"{name}: {spec.weight} leaves the values floats, which are not packed{advice}"
             if spec.transposed:
                 yield f"{name}: it is a Conv1D, and only Linear and Embedding are read"
             if spec.aliases:

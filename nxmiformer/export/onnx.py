@@ -53,9 +53,10 @@ class Onnx(Format):
         yield from foreign(model)
         for name, spec in plan.layers.items():
             if spec.weight.grid is None:
+                advice = "" if spec.weight.sparsity is None else "; give it a grid too"
                 yield (
-                    f"{name}: {spec.weight} leaves the values floats, and ONNX has no sparse form of those that a "
-                    f"runtime computes with; give it a grid too"
+                    f"{name}: {spec.weight} leaves the values floats, and ONNX has no smaller form of those that a "
+                    f"runtime computes with{advice}"
                 )
         if model.dtype != torch.float32:
             yield f"the model computes in {model.dtype}, and its ONNX form in float32: pack it in float32"
