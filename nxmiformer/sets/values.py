@@ -15,6 +15,9 @@ from nxmiformer.sets.then import Then
 from nxmiformer.sets.unstructured import Unstructured
 
 SETS: dict[str, type[Any]] = {kind.__name__: kind for kind in (NM, Unstructured, Block, Grid, Then, Kronecker)}
+# Fields that plans were once written without, and what it meant: left out where they have that value, so that a plan is
+# written, and has the fingerprint, as it was.
+ADDED: dict[type[Any], dict[str, Any]] = {Unstructured: {"coding": "bitmap"}}
 
 
 def to_values(value: Any) -> Any:
@@ -23,14 +26,17 @@ def to_values(value: Any) -> Any:
     if is_dataclass(value):
         kind: Any = type(value)
         named = {"set": kind.__name__} if issubclass(kind, ConstraintSet) else {}
-        return named | {field: to_values(getattr(value, field)) for field in hints(kind)}
+        fields = {field: getattr(value, field) for field in hints(kind)}
+        implied = ADDED.get(kind, {}).items()
+        return named | {name: to_values(each) for name, each in fields.items() if (name, each) not in implied}
     if isinstance(value, Mapping):
         return {key: to_values(each) for key, each in value.items()}
     return [to_values(each) for each in value] if isinstance(value, tuple) else value
 
 
 def from_values(hint: Any, content: Any) -> Any:
-    """The value of type `hint`, a dataclass, of which `to_values` made `content`: each field is there, and no other.
+    """The value of type `hint`, a dataclass, of which `to_values` made `content`: each field is there but those of
+    `ADDED`, and no other.
 
     Values as such are left to the dataclass, which checks them.
 
@@ -66,6 +72,6 @@ def _built(kind: Any, content: dict[str, Any]) -> Any:
     for name in content:
         if name not in types:
             raise unknown(f"field of {kind.__name__}", name, types)
-    if missing := [name for name in types if name not in content]:
+    if missing := [name for name in types if name not in content and name not in ADDED.get(kind, {})]:
         raise ValueError(f"{kind.__name__} lacks {', '.join(missing)}")
     return kind(**{name: from_values(types[name], each) for name, each in content.items()})

@@ -12,7 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
-from nxmiformer.sets import NM, Block, Grid, Then, Unstructured
+from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Then, Unstructured
+from nxmiformer.sets.values import from_values, to_values
 
 JOINT = Then(NM(2, 4), Grid(4))
 
@@ -21,7 +22,7 @@ DENSITIES = st.floats(0, 1, exclude_min=True)
 GRIDS = st.builds(Grid, st.integers(1, 8), st.none() | GROUPS, st.sampled_from(["mse", "absmax"]))
 SPARSITIES = st.one_of(
     GROUPS.flatmap(lambda group: st.builds(NM, st.integers(1, group), st.just(group))),
-    st.builds(Unstructured, DENSITIES),
+    st.builds(Unstructured, DENSITIES, st.sampled_from(["bitmap", "entropy"])),
     st.builds(Block, GROUPS, GROUPS, DENSITIES),
 )
 SPECS = st.builds(
@@ -349,3 +350,12 @@ def test_a_plan_of_no_layers_saves_nothing():
     model = Model()
     storage = CompressionPlan.assigned(model, find_targets(model), {}).storage()
     assert storage.compression == dict.fromkeys(("values", "indices", "all", "model"), 0.0)
+
+
+def test_a_field_that_came_later_is_read_from_plans_without_it_and_left_out_where_it_says_the_same():
+    content = {"set": "Unstructured", "density": 0.5}
+    read = from_values(ConstraintSet, content)
+    assert read == Unstructured(0.5, "bitmap")
+    assert to_values(read) == content
+    coded = Unstructured(0.5, "entropy")
+    assert from_values(ConstraintSet, to_values(coded)) == coded
