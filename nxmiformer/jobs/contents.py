@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.jobs.job import Job
+from nxmiformer.layers.support import support_of
 from nxmiformer.models.labels import classes_of
 from nxmiformer.tasks.task import Task
 
@@ -17,18 +18,28 @@ DIGITS = 16  # hexadecimal, of SHA-256
 
 
 def contents(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task, splits: datasets.DatasetDict
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    splits: datasets.DatasetDict,
+    teacher: PreTrainedModel | None = None,
 ) -> dict[str, str]:
-    """A digest of the weights as read, of what computes with them, of the tokenizer, and of each split's rows.
+    """A digest of the weights as read with the supports stored beside them, of what computes with them, of the
+    tokenizer, of each split's rows, and of the teacher's weights.
 
     Args:
         model: before anything is done to it.
+        teacher: the dense model that `model.teacher` names.
     """
+    taught = {} if teacher is None else {"teacher": _digest(_tensors(teacher.state_dict()))}
+    supports = {f"{name}.support": support_of(module) for name, module in model.named_modules()}
+    stored = {name: support for name, support in supports.items() if support is not None}
     rows = {name: _digest(_json(list(split[key])) for key in task.reads) for name, split in splits.items()}
     return {
-        "weights": _digest(_tensors(model.state_dict())),
+        "weights": _digest(_tensors({**model.state_dict(), **stored})),
         "architecture": _digest([str(type(model)).encode(), str(model).encode(), _json(_config(model))]),
         "tokenizer": _digest([_json(_vocabulary(tokenizer))]),
+        **taught,
         **rows,
     }
 
@@ -38,7 +49,7 @@ def read_contents(job: Job) -> dict[str, str]:
     tokenizer = job.source.tokenizer(job.task)
     model = job.source.model(job.task, tokenizer, job.seed)
     task = job.task.in_order(classes_of(model.config))
-    return contents(model, tokenizer, task, task.splits())
+    return contents(model, tokenizer, task, task.splits(), job.source.taught(job.task, tokenizer))
 
 
 def _digest(parts: Iterable[bytes | memoryview]) -> str:

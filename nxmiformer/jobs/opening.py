@@ -61,7 +61,8 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
         print(f"{job.name}: {remark}", file=sys.stderr, flush=True)
     task = job.task.in_order(classes_of(model.config))
     splits = splits if task is job.task else task.splits()
-    identity = identity_of(job, plan.fingerprint, contents(model, tokenizer, task, splits))
+    content = contents(model, tokenizer, task, splits, job.source.taught(job.task, tokenizer))
+    identity = identity_of(job, plan.fingerprint, content)
     data = encode_splits(splits, task, tokenizer, job.settings.max_length, model.config)
     for line in described_data(task, splits, data, tokenizer):
         display.say(line)
@@ -96,7 +97,8 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
     kept: dict[str, Any] = json.loads(json.dumps(config))
     for group in ("model", "task", "plan"):
         if isinstance(kept.get(group), dict):
-            kept[group].pop("path", None)
+            for place in ("path", "teacher"):
+                kept[group].pop(place, None)
     return kept
 
 

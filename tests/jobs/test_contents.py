@@ -46,6 +46,11 @@ def one_weight(model):
     model.classifier.bias[0] += 1e-6
 
 
+def another_support(model):
+    layer = model.bert.encoder.layer[0].intermediate.dense
+    layer.register_buffer("support", torch.ones_like(layer.weight, dtype=torch.bool), persistent=False)
+
+
 def dropping(model):
     model.dropout.p = 0.5
 
@@ -56,7 +61,12 @@ def another_activation(model):
 
 @pytest.mark.parametrize(
     ("change", "part"),
-    [(one_weight, "weights"), (dropping, "architecture"), (another_activation, "architecture")],
+    [
+        (one_weight, "weights"),
+        (another_support, "weights"),
+        (dropping, "architecture"),
+        (another_activation, "architecture"),
+    ],
 )
 def test_one_changed_weight_is_told_and_so_is_what_computes_with_it(change, part):
     changed = model()
@@ -75,3 +85,11 @@ def test_one_changed_row_is_told_by_its_split_and_a_changed_word_by_the_tokenize
     words = TOKENIZER.backend_tokenizer.to_str().replace(f'"{TASK.vocabulary[0]}"', '"something"')
     other = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(words))
     assert told(model(), other)["tokenizer"] != before["tokenizer"]
+
+
+def test_another_teacher_is_told_by_its_weights_and_none_leaves_nothing():
+    teachers = [model(seed) for seed in (0, 0, 1)]
+    first, same, other = (contents(model(), TOKENIZER, TASK, TASK.splits(), teacher) for teacher in teachers)
+    assert first == same
+    assert {key for key in first if first[key] != other[key]} == {"teacher"}
+    assert {key: first[key] for key in first if key != "teacher"} == told(model())
