@@ -33,7 +33,7 @@ from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.search.anchored import Anchored
 from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Candidates
-from nxmiformer.search.evidence import Evidence, loss
+from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.knapsack import Knapsack
 from nxmiformer.search.search import Search
 from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity
@@ -195,7 +195,7 @@ def auto_quantize(
         formats,
         looked,
         forward_step=lambda model, batch: model(**_inputs(batch)).logits,
-        loss_func=(lambda logits, batch: loss(logits, batch["labels"]).sum()) if method == "gradient" else None,
+        loss_func=_loss if method == "gradient" else None,
         disabled_layers=others,
         module_search_spaces=[
             {"module_name_patterns": names, "quantization_formats": formats, "allow_no_quant": False}
@@ -260,6 +260,12 @@ def _row(choice: Choice, sizes: Mapping[str, int], on: Evidence, logits: Sequenc
         "score": on.score(logits),
         "seconds": choice.seconds,
     }
+
+
+def _loss(logits: Tensor, batch: Batch) -> Tensor:
+    """The task's, summed over the batch."""
+    units = whole_units({"logits": logits}, batch)
+    return units.outcome.losses(units.logits, units.targets).sum()
 
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:
