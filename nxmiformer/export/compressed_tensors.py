@@ -12,18 +12,17 @@ carried as it is, with only that code below -q more.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import strip
-from nxmiformer.export.format import Format, Outputs, Run, no_tokens
+from nxmiformer.export.format import Format, Run, checkpoint, no_tokens
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.found import distinct_layers
@@ -85,17 +84,7 @@ class CompressedTensors(Format):
 
     def read(self, directory: Path, threads: int | None = None) -> Run:
         self.check_packages()
-        if threads is not None:
-            torch.set_num_threads(threads)
-        (architecture,) = AutoConfig.from_pretrained(directory, trust_remote_code=False).architectures
-        model = getattr(transformers, architecture).from_pretrained(directory).eval()
-
-        @torch.no_grad()
-        def run(batch: Mapping[str, Tensor]) -> Outputs:
-            outputs: Outputs = model(**batch)
-            return outputs
-
-        return run
+        return checkpoint(directory, threads)
 
 
 def _config(model: PreTrainedModel, plan: CompressionPlan, activations: bool) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
+import transformers
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.tasks.units import Outputs
@@ -60,6 +62,21 @@ class Format(abc.ABC):
             raise ValueError(
                 f"the format {self.name} needs {', '.join(missing)}: pip install 'nxmiformer[{self.extra}]'"
             )
+
+
+def checkpoint(directory: Path, threads: int | None = None) -> Run:
+    """What runs a directory that `transformers` reads by itself, on so many CPU threads."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    (architecture,) = AutoConfig.from_pretrained(directory, trust_remote_code=False).architectures
+    model = getattr(transformers, architecture).from_pretrained(directory).eval()
+
+    @torch.no_grad()
+    def run(batch: Mapping[str, Tensor]) -> Outputs:
+        outputs: Outputs = model(**batch)
+        return outputs
+
+    return run
 
 
 COMPARED = ("logits", "start_logits", "end_logits")  # outputs that an artefact carries

@@ -1,18 +1,15 @@
 """A sparse model as any other checkpoint, with its supports beside it, for a run to begin with."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import torch
-import transformers
-from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import matrix, strip
-from nxmiformer.export.format import Format, Outputs, Run
+from nxmiformer.export.format import Format, Run, checkpoint
 from nxmiformer.layers.support import write_supports
 from nxmiformer.plan.compression import CompressionPlan
 
@@ -45,14 +42,4 @@ class Sparse(Format):
         write_supports(masks, directory)
 
     def read(self, directory: Path, threads: int | None = None) -> Run:
-        if threads is not None:
-            torch.set_num_threads(threads)
-        (architecture,) = AutoConfig.from_pretrained(directory, trust_remote_code=False).architectures
-        model = getattr(transformers, architecture).from_pretrained(directory).eval()
-
-        @torch.inference_mode()
-        def run(batch: Mapping[str, Tensor]) -> Outputs:
-            outputs: Outputs = model(**batch)
-            return outputs
-
-        return run
+        return checkpoint(directory, threads)

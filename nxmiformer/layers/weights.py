@@ -74,7 +74,7 @@ class WeightQuantizer(nn.Module):
 
     @property
     def mask(self) -> Tensor | None:
-        """The support that is seen; `hold`, `refresh` and `freeze` set it, with what follows from it."""
+        """The support that is seen; `hold`, `hold_mask`, `refresh` and `freeze` set it, with what follows from it."""
         return self._mask
 
     @property
@@ -95,6 +95,10 @@ class WeightQuantizer(nn.Module):
             self.scales.data.copy_(piece.scales)
         else:
             self.scales = piece.scales
+
+    def hold_mask(self, mask: Tensor | None) -> None:
+        """Take over a support under the scales there are."""
+        self.hold(self.piece._replace(mask=mask))
 
     def reset(self) -> None:
         """Forget the piece: nothing is seen, nothing is frozen, nothing is learned."""

@@ -133,6 +133,16 @@ class Method(abc.ABC):
                 layer.inputs.active = active
 
     @contextmanager
+    def masks_kept(self) -> Iterator[None]:
+        """Whatever happens to the supports meanwhile, put them back."""
+        masks = {name: layer.quantizer.mask for name, layer in self.layers.items()}
+        try:
+            yield
+        finally:
+            for name, mask in masks.items():
+                self.layers[name].quantizer.hold_mask(mask)
+
+    @contextmanager
     def as_finished(self) -> Iterator[None]:
         """The model as it would be if the phase ended now, for an evaluation."""
         with projected(self.model):

@@ -52,7 +52,7 @@ class Gradual(Method):
             quantizer.freeze(layer.matrix)
         else:
             mask = None if target is None else target.mask(layer.matrix.detach().abs())
-            quantizer.hold(quantizer.piece._replace(mask=mask))
+            quantizer.hold_mask(mask)
             quantizer.frozen = True
         quantizer.seen = quantizer.constraint
 
@@ -73,7 +73,7 @@ class Gradual(Method):
     @torch.no_grad()
     def hold(self, layer: Compressed, mask: Tensor) -> None:
         """Show the forward pass this support."""
-        layer.quantizer.hold(layer.quantizer.piece._replace(mask=mask))
+        layer.quantizer.hold_mask(mask)
         layer.quantizer.refresh(layer.matrix)
 
     def before_clip(self) -> None:
@@ -81,15 +81,10 @@ class Gradual(Method):
 
     @contextmanager
     def as_finished(self) -> Iterator[None]:
-        masks = {name: layer.quantizer.mask for name, layer in self.layers.items()}
-        try:
+        with self.masks_kept():
             self._settle()
             with super().as_finished():
                 yield
-        finally:
-            for name, mask in masks.items():
-                quantizer = self.layers[name].quantizer
-                quantizer.hold(quantizer.piece._replace(mask=mask))
 
     def finalize(self) -> Moved:
         self._settle()

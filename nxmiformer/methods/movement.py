@@ -135,8 +135,7 @@ class Movement(Method):
             for name, blocks in each.blocks.items():
                 sparsity = self.layers[name].quantizer.constraint.sparsity
                 assert sparsity is not None
-                quantizer = self.layers[name].quantizer
-                quantizer.hold(quantizer.piece._replace(mask=spread(stays[blocks], sparsity.tile)))
+                self.layers[name].quantizer.hold_mask(spread(stays[blocks], sparsity.tile))
 
     def _stays(self, each: Scored, course: float) -> Tensor:
         """Which scores' blocks stay: of those that the set allows, and of others while it is not the end, the highest,
@@ -208,21 +207,18 @@ class Movement(Method):
 
     @contextmanager
     def as_finished(self) -> Iterator[None]:
-        masks = {name: layer.quantizer.mask for name, layer in self.layers.items()}
         biases = [
             (bias, bias.detach().clone()) for name in self.first if (bias := bias_of(self.layers[name])) is not None
         ]
-        try:
-            self._settle()
-            with super().as_finished():
-                yield
-        finally:
-            with torch.no_grad():
-                for bias, value in biases:
-                    bias.copy_(value)
-            for name, mask in masks.items():
-                quantizer = self.layers[name].quantizer
-                quantizer.hold(quantizer.piece._replace(mask=mask))
+        with self.masks_kept():
+            try:
+                self._settle()
+                with super().as_finished():
+                    yield
+            finally:
+                with torch.no_grad():
+                    for bias, value in biases:
+                        bias.copy_(value)
 
     def finalize(self) -> Moved:
         self._settle()

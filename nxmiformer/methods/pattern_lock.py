@@ -38,7 +38,7 @@ class PatternLock(Method):
             )
         if not sparsity.contains(support.float()):
             raise ValueError(f"{self._name(layer)}: the support that its checkpoint stores is none of {sparsity}")
-        quantizer.hold(quantizer.piece._replace(mask=support.clone()))
+        quantizer.hold_mask(support.clone())
         quantizer.frozen = True
         with torch.no_grad():
             layer.matrix.copy_(torch.where(support, layer.matrix, 0))
