@@ -21,7 +21,7 @@ from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm
-from nxmiformer.methods.base import Length, Method
+from nxmiformer.methods.base import Calibration, Length, Method
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.methods.sr_ste import SrSte
@@ -89,7 +89,11 @@ def _calibration_table(arguments: argparse.Namespace, dense: float) -> Table:
         with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16"):
             model(**batch)
 
-    taken = _time(lambda: list(method.calibrate(iter(batches), forward)))
+    def loss(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        found: torch.Tensor = model(**batch).loss
+        return found
+
+    taken = _time(lambda: list(method.calibrate(Calibration(iter(batches), forward, loss, loss))))
     table = Table("before ADMM's first step", "seconds", "/ dense step")
     table.add_row(f"{method.calibration} batches, 2:4 + INT4 in every layer", f"{taken:.1f}", f"{taken / dense:.0f}")
     return table

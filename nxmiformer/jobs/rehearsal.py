@@ -85,7 +85,7 @@ def _phase(stage: Stage, name: str, phase: Phase, batch: Mapping[str, Tensor]) -
     with _part(f"the method of phase {name!r}", f"{where}.method, plan"):
         errors = dict.fromkeys(distinct_layers(stage.model), 1.0)  # which nobody knows yet
         facts = {**stage.facts, "projection_error": errors}
-        training_of(replace(stage, facts=facts), name, replace(phase, method=method), length, calibrate=False)
+        training_of(replace(stage, facts=facts), name, replace(phase, method=method), length, given=None)
         method.before_step(0)
     with _part(f"the loss of phase {name!r}", f"{where}.objective, train.batch_size, train.max_length"):
         training_mode(stage.model, phase.dropout)

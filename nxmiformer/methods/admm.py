@@ -1,6 +1,6 @@
 """ADMM, as we do it."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, get_args
@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.found import linear_layers
-from nxmiformer.layers.moments import Batch, input_moments
+from nxmiformer.layers.moments import input_moments
 from nxmiformer.layers.projection import Moved
-from nxmiformer.methods.base import Method
+from nxmiformer.methods.base import Calibration, Method
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup, reconstruct
 from nxmiformer.sets import ConstraintSet, Transposed
 
@@ -76,13 +76,11 @@ class Admm(Method):
         layer.quantizer.frozen = False
         layer.quantizer.seen = layer.quantizer.constraint if self.see == "projection" else None
 
-    def calibrate(
-        self, batches: Iterator[Batch], forward: Callable[[Batch], object], loss: Callable[[Batch], Tensor]
-    ) -> Iterator[str]:
+    def calibrate(self, given: Calibration) -> Iterator[str]:
         if not self.calibration:
             return
         self._activate(False)
-        moments = input_moments(self.model, islice(batches, self.calibration), forward)
+        moments = input_moments(self.model, islice(given.batches, self.calibration), given.forward)
         for name, layer in self.layers.items():
             if name in moments:
                 self._reconstruct(name, layer, moments.pop(name))

@@ -25,6 +25,22 @@ class Length(NamedTuple):
     epoch: int
 
 
+class Calibration(NamedTuple):
+    """What a method may look at before an optimizer step.
+
+    Attributes:
+        batches: of the training data, as many as it takes.
+        forward: runs the model on one, without gradients.
+        loss: the task's loss of one, with gradients.
+        objective: what the phase minimises on one, with gradients: the task's loss, distillation, or both.
+    """
+
+    batches: Iterator[Batch]
+    forward: Callable[[Batch], object]
+    loss: Callable[[Batch], Tensor]
+    objective: Callable[[Batch], Tensor]
+
+
 @dataclass(kw_only=True)
 class Method(abc.ABC):
     """How the compressed layers of a model are treated while it trains.
@@ -64,21 +80,12 @@ class Method(abc.ABC):
                 layer.quantizer.learn()
         self._activate(self.delay == 0)
 
-    def calibrate(
-        self, batches: Iterator[Batch], forward: Callable[[Batch], object], loss: Callable[[Batch], Tensor]
-    ) -> Iterator[str]:
-        """Before the first step, look at what the model computes on training batches, as many as it takes; `forward`
-        runs the model on one, `loss` gives the task's loss of it, with gradients. Yields the name of each layer that is
-        done."""
+    def calibrate(self, given: Calibration) -> Iterator[str]:
+        """Before the first step, look at what the model computes on training batches. Yields the name of each layer
+        that is done."""
         return iter(())
 
-    def calibrate_again(
-        self,
-        step: int,
-        batches: Iterator[Batch],
-        forward: Callable[[Batch], object],
-        loss: Callable[[Batch], Tensor],
-    ) -> Iterator[str]:
+    def calibrate_again(self, step: int, given: Calibration) -> Iterator[str]:
         """As `calibrate`, before optimizer step `step`, from 1 on."""
         return iter(())
 

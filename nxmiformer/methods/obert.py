@@ -1,7 +1,7 @@
 """Optimal BERT Surgeon."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -14,8 +14,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
-from nxmiformer.layers.moments import Batch
-from nxmiformer.methods.base import Length
+from nxmiformer.methods.base import Calibration, Length
 from nxmiformer.methods.gradual import Gradual, shape_of
 from nxmiformer.optim.cubic import Cubic
 from nxmiformer.optim.fisher import Fisher, Surgeon
@@ -34,11 +33,14 @@ class Obert(Gradual):
 
     The rise is that of a quadratic whose Hessian is the empirical Fisher information of the task's loss, in blocks of
     each weight (Kurtic et al. 2022, arXiv 2203.07259). It is taken anew at every pruning. Gradients are those of the
-    labels' loss in evaluation mode, one of each batch, and only their Gram matrices are kept; what is pruned already
-    has none. A weight that has no sparsity set is left as it is.
+    loss in evaluation mode, one of each batch, and only their Gram matrices are kept; what is pruned already has none.
+    A weight that has no sparsity set is left as it is.
 
     Attributes:
         gradients: batches that a Fisher information is taken from, m; 0: the support is that of magnitude.
+        loss: what the gradients are of: "task": the loss of the labels, as in the paper; "objective": what the phase
+            minimises. A model that is its own teacher has no gradient of distillation: pruned from there, it is pruned
+            by magnitude.
         block: consecutive weights of a row-major weight that share a block of it, B.
         damping: what is added to its diagonal; too much is pruning by magnitude, too little is unstable.
         memory: GiB for the Gram matrices of the layers that are looked at in one pass over the batches, 4 * block bytes
@@ -49,6 +51,7 @@ class Obert(Gradual):
     """
 
     gradients: int = 256
+    loss: Literal["task", "objective"] = "task"
     block: int = 32
     damping: float = 1e-7
     memory: float = 4.0
@@ -64,8 +67,12 @@ class Obert(Gradual):
         for name in ("damping", "memory"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
-        if self.ranking not in ("layer", "global"):
-            raise unknown("ranking", self.ranking, ("layer", "global"))
+        for what, value, valid in (
+            ("ranking", self.ranking, ("layer", "global")),
+            ("loss of the Fisher information", self.loss, ("task", "objective")),
+        ):
+            if value not in valid:
+                raise unknown(what, value, valid)
         if (self.ranking == "global") != (self.density is not None):
             raise ValueError(f"density is the share that ranking=global keeps: not {self.density} with {self.ranking}")
         if self.density is not None and not (0 < self.density <= 1 and self.gradients):
@@ -76,28 +83,20 @@ class Obert(Gradual):
         if self.density is not None:
             check_global(self.sparse(), self.density)
 
-    def calibrate(
-        self, batches: Iterator[Batch], forward: Callable[[Batch], object], loss: Callable[[Batch], Tensor]
-    ) -> Iterator[str]:
+    def calibrate(self, given: Calibration) -> Iterator[str]:
         if not self.gradients:
             return
         self._tell()
         if 0 in self.moments:
             for layer in self.sparse().values():  # nothing is pruned yet
                 self.hold(layer, torch.ones_like(layer.matrix, dtype=torch.bool))
-            yield from self._prune(0, batches, loss)
+            yield from self._prune(0, given)
 
-    def calibrate_again(
-        self,
-        step: int,
-        batches: Iterator[Batch],
-        forward: Callable[[Batch], object],
-        loss: Callable[[Batch], Tensor],
-    ) -> Iterator[str]:
+    def calibrate_again(self, step: int, given: Calibration) -> Iterator[str]:
         if step not in self.moments:
             return
         if self.gradients:
-            yield from self._prune(step, batches, loss)
+            yield from self._prune(step, given)
             return
         for name, layer in self.sparse().items():
             self._by_magnitude(layer, step)
@@ -111,7 +110,7 @@ class Obert(Gradual):
             self.block, max(sizes, default=0) / GIB, sum(sizes) / GIB, len(passes), self.gradients,
         )  # fmt: skip
 
-    def _prune(self, step: int, batches: Iterator[Batch], loss: Callable[[Batch], Tensor]) -> Iterator[str]:
+    def _prune(self, step: int, given: Calibration) -> Iterator[str]:
         """Prune every layer to what the course has come to before this optimizer step."""
         self._activate(False)
         for layer in self.sparse().values():
@@ -123,12 +122,12 @@ class Obert(Gradual):
         if self.density is not None:
             prices: dict[str, Tensor] = {}
             for layers in passes:
-                fishers = self._fishers(layers, islice(batches, self.gradients), loss)
+                fishers = self._fishers(layers, given)
                 prices |= {name: self._prices(name, layers[name], each) for name, each in fishers.items()}
             targets |= ranked(self.sparse(), prices, targets, self._share(self.moments[step]))
         for layers in passes:
             if not (fishers and len(passes) == 1):
-                fishers = self._fishers(layers, islice(batches, self.gradients), loss)
+                fishers = self._fishers(layers, given)
             for name, fisher in fishers.items():
                 self._cut(name, layers[name], fisher, targets[name])
                 yield name
@@ -168,13 +167,12 @@ class Obert(Gradual):
         if part:
             yield part
 
-    def _fishers(
-        self, layers: Mapping[str, Compressed], batches: Iterator[Batch], loss: Callable[[Batch], Tensor]
-    ) -> dict[str, Fisher]:
+    def _fishers(self, layers: Mapping[str, Compressed], given: Calibration) -> dict[str, Fisher]:
+        loss = given.loss if self.loss == "task" else given.objective
         fishers = {name: Fisher(shape_of(layer), self.block, layer.weight.device) for name, layer in layers.items()}
         weights = [layer.weight for layer in layers.values()]
         with evaluating(self.model):
-            for batch in batches:
+            for batch in islice(given.batches, self.gradients):
                 gradients = torch.autograd.grad(loss(batch), weights)
                 for (name, layer), gradient in zip(layers.items(), gradients, strict=True):
                     assert layer.quantizer.mask is not None

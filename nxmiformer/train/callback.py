@@ -13,7 +13,7 @@ from nxmiformer.applied.convert import convert
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.projection import Moved
 from nxmiformer.layers.wrapped import unwrapped
-from nxmiformer.methods.base import Length, Method
+from nxmiformer.methods.base import Calibration, Length, Method
 from nxmiformer.plan.compression import CompressionPlan
 
 
@@ -71,7 +71,7 @@ class Compression(TrainerCallback):
             found: Tensor = inner(**batch).loss
             return found
 
-        for _layer in self.method.calibrate(_endless(train_dataloader), forward, loss):
+        for _layer in self.method.calibrate(Calibration(_endless(train_dataloader), forward, loss, loss)):
             pass
         optimizer.optimizer = self.method.optimizer(optimizer.optimizer)
 

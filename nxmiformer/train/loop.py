@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.console.display import SILENT, Display
 from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.moments import Batch
-from nxmiformer.methods.base import Length, Method
+from nxmiformer.methods.base import Calibration, Length, Method
 from nxmiformer.tasks.batches import Examples, shuffled
 from nxmiformer.tasks.task import Chance, Task
 from nxmiformer.train.astray import check_finite
@@ -114,7 +114,8 @@ def train_phase(
     settings, accelerator, task = stage.settings, stage.accelerator, stage.task
     length = phase.length(stage.steps_per_epoch())
     clock = _Clock(position)
-    training = training_of(stage, name, phase, length, calibrate=position.step == 0)
+    given = partial(_calibration, stage, phase.objective, teacher)
+    training = training_of(stage, name, phase, length, given if position.step == 0 else None)
     if resumed is not None:
         if position.step:
             training.load_state_dict(resumed, position.step)
@@ -130,7 +131,7 @@ def train_phase(
         progress = Progress(stage.display, work)
         for step in range(position.step, length.steps):
             began = time.perf_counter()
-            for _ in method.calibrate_again(step, *_calibration(stage, step)) if step else ():
+            for _ in method.calibrate_again(step, given(step)) if step else ():
                 pass
             method.before_step(step, ahead=not settings.compile)
             loss = 0.0
@@ -184,13 +185,14 @@ def train_phase(
     return clock.tick(position.step).after_phase()
 
 
-def training_of(stage: Stage, name: str, phase: Phase, length: Length, calibrate: bool) -> Training:
-    """Attach the phase's method to the model, and build what trains it."""
-
+def training_of(
+    stage: Stage, name: str, phase: Phase, length: Length, given: Callable[[int], Calibration] | None
+) -> Training:
+    """Attach the phase's method to the model, calibrate where something is given for it, and build what trains it."""
     method = phase.method
     method.attach(stage.model, length)
-    if calibrate:
-        work = method.calibrate(*_calibration(stage, 0))
+    if given is not None:
+        work = method.calibrate(given(0))
         for _ in stage.display.tracked(work, f"{name}: layers", len(method.layers)):
             pass
     parts = shares(method, stage.facts["projection_error"]) if phase.relative else {}
@@ -198,8 +200,8 @@ def training_of(stage: Stage, name: str, phase: Phase, length: Length, calibrate
     return Training(method, optimizer, phase.scheduler(optimizer, length))
 
 
-def _calibration(stage: Stage, step: int) -> tuple[Iterator[Batch], Callable[[Batch], None], Callable[[Batch], Tensor]]:
-    """What a method looks at before optimizer step `step`: training batches, the model on one, and the task's loss.
+def _calibration(stage: Stage, objective: Objective, teacher: nn.Module | None, step: int) -> Calibration:
+    """What a method may look at before optimizer step `step`.
 
     Every process looks at the same batches, and comes to the same weights.
     """
@@ -209,11 +211,13 @@ def _calibration(stage: Stage, step: int) -> tuple[Iterator[Batch], Callable[[Ba
         with stage.accelerator.autocast():
             stage.model(**stage.task.inputs(batch))
 
-    def loss(batch: Batch) -> Tensor:
-        return Objective().of(stage.task, stage.model, None, batch)
-
     size, device = stage.settings.batch_size, stage.accelerator.device
-    return shuffled(stage.data["train"], size, stage.seed, step, device), forward, loss
+    return Calibration(
+        shuffled(stage.data["train"], size, stage.seed, step, device),
+        forward,
+        loss=partial(Objective().of, stage.task, stage.model, None),
+        objective=partial(objective.of, stage.task, stage.model, teacher),
+    )
 
 
 def training_mode(model: nn.Module, dropout: bool) -> None:

@@ -18,7 +18,7 @@ from nxmiformer.applied.convert import convert, verify
 from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods import admm
-from nxmiformer.methods.base import Length
+from nxmiformer.methods.base import Calibration, Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, SupportChange, Warmup
@@ -123,7 +123,8 @@ class Phase:
         self.method = method
         method.attach(self.model, Length(6, 3))
         if calibrate:
-            self.calibrated = list(method.calibrate(iter([self.batch]), self.forward, self.loss))
+            given = Calibration(iter([self.batch]), self.forward, self.loss, self.loss)
+            self.calibrated = list(method.calibrate(given))
         self.optimizer = method.optimizer(AdamW([p for _, p in method.parameters()], lr=0.01))
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_methods import EPOCH, Run, batch, forward, make
+from test_methods import EPOCH, Run, batch, given_to, make
 from torch.optim import SGD
 
 from nxmiformer.methods.base import Length
@@ -77,14 +77,11 @@ def calibrated(method, model, steps):
             found = batch()
             yield {**found, "input_ids": found["input_ids"].roll(number, 0)}
 
-    def loss(found):
-        return model(**found).loss
-
     method.attach(model, Length(steps, EPOCH))
     trace, supports = [], []
     for step in range(steps):
-        given_ = (batches(), forward(model), loss)
-        list(method.calibrate(*given_) if step == 0 else method.calibrate_again(step, *given_))
+        seen = given_to(model, batches())
+        list(method.calibrate(seen) if step == 0 else method.calibrate_again(step, seen))
         trace.append(sparsity(method))
         supports.append(masks(method))
     return trace, supports

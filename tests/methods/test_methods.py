@@ -14,7 +14,7 @@ from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.admm_paper import AdmmPaper
-from nxmiformer.methods.base import Length
+from nxmiformer.methods.base import Calibration, Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.methods.one_shot import OneShot
@@ -401,8 +401,13 @@ def test_a_fixed_mask_after_admm_keeps_the_support_that_admm_found():
 COURSES = {"constant": Constant, "warmup": Warmup, "ramp": Ramp, "balanced": Balanced, "support_change": SupportChange}
 
 
-def forward(model):
-    return lambda found: model(**found)
+def given_to(model, batches):
+    """What a method that calibrates is given."""
+
+    def loss(found):
+        return model(**found).loss
+
+    return Calibration(batches, lambda found: model(**found), loss, loss)
 
 
 @torch.no_grad()
@@ -428,7 +433,7 @@ def test_calibration_leaves_every_layer_nearer_in_output_than_its_projection_is(
     ours, nearest = copy.deepcopy(dense), copy.deepcopy(dense)
     method = Admm(target=target, calibration=2)
     method.attach(ours, Length(STEPS, EPOCH))
-    list(method.calibrate(iter([batch()] * 3), forward(ours), None))
+    list(method.calibrate(given_to(ours, iter([batch()] * 3))))
     one_shot = OneShot()
     one_shot.attach(nearest, Length(0, EPOCH))
     inputs = layer_inputs(dense)
@@ -455,7 +460,7 @@ def test_calibration_takes_as_many_batches_as_asked_and_leaves_the_quantizers_as
         seen.append(all(not layer.quantizer.active and not layer.inputs.active for layer in method.layers.values()))
         return model(**found)
 
-    list(method.calibrate(iter([batch()] * 5), watch, None))
+    list(method.calibrate(given_to(model, iter([batch()] * 5))._replace(forward=watch)))
     assert seen == [True, True]
     assert not any(layer.quantizer.active for layer in method.layers.values())  # the delay goes on
 
@@ -465,7 +470,7 @@ def test_without_calibration_admm_starts_from_the_weights():
     before = copies(model)
     method = Admm(calibration=0)
     method.attach(model, Length(STEPS, EPOCH))
-    list(method.calibrate(iter([batch()]), forward(model), None))
+    list(method.calibrate(given_to(model, iter([batch()]))))
     assert not changed(model, before)
 
 
@@ -480,7 +485,7 @@ def test_a_layer_that_calibration_cannot_reconstruct_is_named():
         return [each(torch.ones(2, each.in_features)) for each in method.layers.values()]
 
     with pytest.raises(ValueError, match=rf"{name}: (weight holds 1 NaN|the moment)"):
-        list(method.calibrate(iter([batch()]), feed, None))
+        list(method.calibrate(given_to(model, iter([batch()]))._replace(forward=feed)))
 
 
 @pytest.mark.parametrize("course", COURSES)

@@ -4,8 +4,9 @@ import copy
 import itertools
 
 import pytest
-from test_methods import EPOCH, STEPS, batch, forward, make
+from test_methods import EPOCH, STEPS, batch, given_to, make
 
+from nxmiformer.layers.found import distinct_layers
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.obert import GIB, Obert
 from nxmiformer.methods.one_shot import OneShot
@@ -17,7 +18,7 @@ def pruned(model, **options):
     """The method after its calibration of the model, and the names of the layers as they came."""
     method = Obert(**{"block": 8, "damping": 1e-5, "gradients": 16, **options})
     method.attach(model, Length(STEPS, EPOCH))
-    done = list(method.calibrate(batches(), forward(model), lambda found: model(**found).loss))
+    done = list(method.calibrate(given_to(model, batches())))
     return method, done
 
 
@@ -54,6 +55,27 @@ def test_layers_come_in_passes_that_fit_into_the_memory_and_give_the_same_weight
     first = next(iter(whole._passes()))
     for name in list(next(iter(parts._passes()))):
         assert first[name].matrix.equal(parts.layers[name].matrix)
+
+
+def test_the_gradients_are_those_of_the_loss_that_is_asked_for():
+    task, taught, magnitude = (make("bert", NM(1, 4))[0] for _ in range(3))
+    pruned(magnitude, gradients=0)
+    for model, loss in ((task, "task"), (taught, "objective")):
+        teacher = copy.deepcopy(model).eval()
+        method = Obert(block=8, damping=1e-5, gradients=16, loss=loss)
+        method.attach(model, Length(STEPS, EPOCH))
+
+        def distilled(found, model=model, teacher=teacher):
+            return (model(**found).logits - teacher(**found).logits.detach()).square().mean()
+
+        list(method.calibrate(given_to(model, batches())._replace(objective=distilled)))
+    supports = [[layer.mask for layer in find(model)] for model in (task, taught, magnitude)]
+    assert all(ours.equal(theirs) for ours, theirs in zip(*supports[1:], strict=True))  # it is its own teacher
+    assert not all(ours.equal(theirs) for ours, theirs in zip(*supports[::2], strict=True))
+
+
+def find(model):
+    return [layer.quantizer for layer in distinct_layers(model).values()]
 
 
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])

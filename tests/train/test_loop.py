@@ -306,10 +306,10 @@ def test_rows_are_logged_as_often_as_asked_and_with_scores_where_there_are_some(
 class Looking(Dense):
     """Dense training that keeps what calibration shows it, and the modes of the modules at the first step."""
 
-    def calibrate(self, batches, forward, loss):
-        self.batches = [next(batches) for _ in range(2)]
+    def calibrate(self, given):
+        self.batches = [next(given.batches) for _ in range(2)]
         for batch in self.batches:
-            forward(batch)
+            given.forward(batch)
         return iter(())
 
     def before_clip(self):

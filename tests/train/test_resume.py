@@ -18,6 +18,7 @@ from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.admm_paper import AdmmPaper
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.fixed_mask import FixedMask
+from nxmiformer.methods.obert import Obert
 from nxmiformer.methods.sr_ste import SrSte
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.models.source import Embedded
@@ -68,6 +69,7 @@ METHODS = {
         "finish": FixedMask(learned_scales=True),
     },
     "admm_paper": lambda: {"admm_paper": AdmmPaper(rho=0.1), "finish": SteQat(delay=3, rescale=2)},
+    "obert": lambda: {"obert": Obert(gradients=2, block=8, prunings=3, initial=0.2, after=0.2), "finish": FixedMask()},
     "sr_ste": lambda: {"sr_ste": SrSte(decay=0.1), "finish": SteQat(learned_scales=True)},
 }
 
@@ -172,7 +174,7 @@ def test_a_run_that_was_stopped_at_any_step_of_any_phase_ends_in_the_same_bits(w
         assert content[key] == expected[key]
 
 
-@pytest.mark.parametrize("methods", ["admm_joint", "admm_paper", "sr_ste"])
+@pytest.mark.parametrize("methods", ["admm_joint", "admm_paper", "obert", "sr_ste"])
 def test_every_method_goes_on_in_the_same_bits_in_each_of_its_phases(whole, tmp_path, methods):
     interrupted(job(tmp_path, methods), 11)
     interrupted(job(tmp_path, methods, resume=True), 15)
