@@ -21,6 +21,7 @@ from nxmiformer.layers.support import take_supports
 from nxmiformer.models import embedded
 from nxmiformer.models.checkpoint import check_loaded
 from nxmiformer.models.labels import class_names, name_classes
+from nxmiformer.models.shallow import shallow
 from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.tasks.task import Task
 
@@ -66,6 +67,7 @@ class Pretrained(Source):
         labels: the task's class names in the order of the model's outputs; None: as the checkpoint names them.
         finetuned: the checkpoint is trained for this very task: its head is kept, and no dense model is made first.
         teacher: the directory of a dense model of this architecture and task; see `taught`.
+        keep_layers: numbers of the layers that stay, from 0; None: all; see `shallow`.
     """
 
     path: str
@@ -75,6 +77,7 @@ class Pretrained(Source):
     labels: Sequence[str] | None = None
     finetuned: bool = False
     teacher: str | None = None
+    keep_layers: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         if self.path.startswith((".", "/", "~")) and not Path(self.path).expanduser().is_dir():
@@ -135,7 +138,14 @@ class Pretrained(Source):
             theirs = [own[number] for number in sorted(own)]
             name_classes(model.config, class_names(theirs, task, loaded, self.labels, self.path))
         take_supports(model, Path(self._place))
-        return model
+        return model if self.keep_layers is None else self._shallow(model)
+
+    def _shallow(self, model: PreTrainedModel) -> PreTrainedModel:
+        assert self.keep_layers is not None
+        try:
+            return shallow(model, list(self.keep_layers))
+        except ValueError as error:
+            raise ValueError(f"model.keep_layers: {error}") from error
 
     def taught(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
         if self.teacher is None:
