@@ -48,6 +48,7 @@ class Study:
 
     def __init__(self, sweep: Row, arguments: argparse.Namespace) -> None:
         self.sweep, self.outputs = sweep, arguments.outputs
+        self.plans, self.methods = arguments.plans, arguments.methods
         self.rows = Rows(arguments.results, CELL, FOUND)
         self.places = {key: str(getattr(arguments, key)) for key in ("data", "models", "prepared", "precision")}
 
@@ -66,7 +67,9 @@ class Study:
         """The cells that begin with this dense model, where it is there, and have no row."""
         kind, seed = chain
         facts, there = self.sweep["kinds"][kind], {tuple(row[key] for key in CELL) for row in self.rows.read()}
-        cells = [(kind, plan, method, seed) for plan in facts["plans"] for method in reversed(facts["methods"])]
+        plans = [plan for plan in facts["plans"] if plan in self.plans]
+        methods = [method for method in reversed(facts["methods"]) if method in self.methods]
+        cells = [(kind, plan, method, seed) for plan in plans for method in methods]
         return [cell for cell in cells if dense.result() and tuple(map(str, cell)) not in there]
 
     def cell(self, kind: str, plan: str, method: str, seed: int) -> tuple[str, str, str, int] | None:
@@ -130,6 +133,8 @@ def _arguments(sweep: Row) -> argparse.Namespace:
     add("--precision", default="bf16", help="no: float32, for a CPU (default: %(default)s)")
     add("--workers", type=int, default=1, help="cells that run side by side")
     add("--kinds", nargs="+", default=list(sweep["kinds"]), choices=sweep["kinds"], help="only these")
+    add("--plans", nargs="+", default=list(sweep["plans"]), choices=sweep["plans"], help="only these")
+    add("--methods", nargs="+", default=list(sweep["methods"]), choices=sweep["methods"], help="only these")
     add("--seeds", nargs="+", type=int, help="only these")
     return parser.parse_args()
 
