@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Length, Method
+from nxmiformer.methods.ranking import shape_of
 from nxmiformer.optim.cubic import Cubic, occasions
 from nxmiformer.sets import SparsitySet
 
@@ -109,8 +110,3 @@ class Gradual(Method):
         whole = sum(total for _, total in counts.values())
         shares: dict[str, Any] = {f"sparsity/{name}": cut / total for name, (cut, total) in counts.items()}
         return {"sparsity": sum(cut for cut, _ in counts.values()) / whole, **shares} if whole else {}
-
-
-def shape_of(layer: Compressed) -> tuple[int, int]:
-    """(out_features, in_features)."""
-    return layer.matrix.shape[0], layer.matrix.shape[1]

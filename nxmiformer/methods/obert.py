@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Literal
 
@@ -15,16 +15,14 @@ from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.methods.base import Calibration, Length
-from nxmiformer.methods.gradual import Gradual, shape_of
+from nxmiformer.methods.gradual import Gradual
+from nxmiformer.methods.ranking import Ranking, check_global, check_ranking, ranked, shape_of
 from nxmiformer.optim.cubic import Cubic
 from nxmiformer.optim.fisher import Fisher, Surgeon
-from nxmiformer.sets import Block, SparsitySet, Unstructured
-from nxmiformer.sets.unstructured import top
+from nxmiformer.sets import SparsitySet
 
 log = logging.getLogger(__name__)
 GIB = 1 << 30
-RANKED = (Unstructured, Block)  # sets whose elements or blocks compete with each other
-TINY = 1e-12  # a density that keeps nothing
 
 
 @dataclass(kw_only=True)
@@ -55,7 +53,7 @@ class Obert(Gradual):
     block: int = 32
     damping: float = 1e-7
     memory: float = 4.0
-    ranking: Literal["layer", "global"] = "layer"
+    ranking: Ranking = "layer"
     density: float | None = None
 
     def __post_init__(self) -> None:
@@ -67,16 +65,11 @@ class Obert(Gradual):
         for name in ("damping", "memory"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
-        for what, value, valid in (
-            ("ranking", self.ranking, ("layer", "global")),
-            ("loss of the Fisher information", self.loss, ("task", "objective")),
-        ):
-            if value not in valid:
-                raise unknown(what, value, valid)
-        if (self.ranking == "global") != (self.density is not None):
-            raise ValueError(f"density is the share that ranking=global keeps: not {self.density} with {self.ranking}")
-        if self.density is not None and not (0 < self.density <= 1 and self.gradients):
-            raise ValueError(f"ranking=global needs gradients, and a density in (0, 1], not {self.density}")
+        if self.loss not in ("task", "objective"):
+            raise unknown("loss of the Fisher information", self.loss, ("task", "objective"))
+        check_ranking(self.ranking, self.density)
+        if self.density is not None and not self.gradients:
+            raise ValueError("ranking=global needs gradients, which say what weights of different layers are worth")
 
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
@@ -124,7 +117,7 @@ class Obert(Gradual):
             for layers in passes:
                 fishers = self._fishers(layers, given)
                 prices |= {name: self._prices(name, layers[name], each) for name, each in fishers.items()}
-            targets |= ranked(self.sparse(), prices, targets, self._share(self.moments[step]))
+            targets |= ranked(prices, targets, self._share(self.moments[step]))
         for layers in passes:
             if not (fishers and len(passes) == 1):
                 fishers = self._fishers(layers, given)
@@ -206,35 +199,3 @@ def named(layer: str) -> Iterator[None]:
         yield
     except (ValueError, torch.linalg.LinAlgError) as error:
         raise ValueError(f"{layer}: {error}") from error
-
-
-def check_global(layers: Mapping[str, Compressed], density: float) -> None:
-    """Raise a ValueError unless the weights of these layers can compete for a share of all."""
-    whole = most = 0
-    for name, layer in layers.items():
-        sparsity = layer.quantizer.constraint.sparsity
-        if not isinstance(sparsity, RANKED):
-            raise ValueError(f"ranking=global chooses single weights or blocks, not patterns, as the set of {name} has")
-        whole, most = whole + layer.matrix.numel(), most + sparsity.kept(shape_of(layer))
-    if density * whole > most:
-        raise ValueError(
-            f"density={density:g} is more than the sets of the plan may keep, {most / whole:g}: raise "
-            f"their densities, which are the most that stays in a layer"
-        )
-
-
-def ranked(
-    layers: Mapping[str, Compressed],
-    prices: Mapping[str, Tensor],
-    most: Mapping[str, SparsitySet | None],
-    share: float,
-) -> dict[str, SparsitySet | None]:
-    """The sets in which the dearest `share` of the weights of all layers stay, `most` in each.
-
-    What a layer may not keep is pruned first, whatever it costs.
-    """
-    allowed = {name: most[name].mask(price) for name, price in prices.items()}  # type: ignore[union-attr]
-    every = torch.cat([torch.where(allowed[name], price, -1.0).flatten().cpu() for name, price in prices.items()])
-    chosen = top(every, round(share * len(every))).split([price.numel() for price in prices.values()])
-    shares = {name: int(kept.sum()) / len(kept) for name, kept in zip(prices, chosen, strict=True)}
-    return {name: replace(most[name], density=max(shares[name], TINY)) for name in prices}  # type: ignore[type-var]

@@ -206,3 +206,41 @@ def test_a_set_that_keeps_weights_one_by_one_has_groups_of_one():
 def test_an_option_that_makes_no_sense_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         GroupLasso(**options)
+
+
+def test_under_a_global_ranking_the_largest_blocks_of_all_layers_stay_and_no_more_than_a_set_allows():
+    model, _ = make(constraint=Block(2, 4, 0.75))
+    phase = Run(model, GroupLasso(ranking="global", density=0.3), lr=0.01)
+    phase.take(3)
+    layers = phase.method.layers
+    before = {name: norms(layer.matrix.detach(), (2, 4)) for name, layer in layers.items()}
+    phase.method.hand_over()
+    stays = {name: norms(layer.matrix.detach(), (2, 4)) > 0 for name, layer in layers.items()}
+    whole = sum(each.numel() for each in before.values())
+    assert sum(int(each.sum()) for each in stays.values()) == pytest.approx(0.3 * whole, abs=len(stays))
+    shares = {name: stays[name].double().mean().item() for name in stays}
+    assert max(shares.values()) <= 0.75
+    assert len(set(shares.values())) > 1
+    open_ = [name for name, share in shares.items() if share < 0.75]
+    ranks = torch.cat([before[name].flatten() for name in open_])
+    kept = torch.cat([stays[name].flatten() for name in open_])
+    assert ranks[kept].min() > 0.98 * ranks[~kept].max()  # a share that is no whole number of blocks is rounded
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ranking": "global"}, "not None with global"),
+        ({"density": 0.3}, "not 0.3 with layer"),
+        ({"ranking": "global", "density": 1.5}, r"in \(0, 1\], not 1.5"),
+        ({"ranking": "all"}, "unknown ranking 'all'"),
+    ],
+)
+def test_a_density_without_a_global_ranking_and_the_other_way_round_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GroupLasso(**options)
+
+
+def test_a_global_density_above_that_of_the_sets_is_refused():
+    with pytest.raises(ValueError, match=r"density=0.9 is more than the sets of the plan may keep"):
+        Run(make(constraint=Block(2, 4, 0.5))[0], GroupLasso(ranking="global", density=0.9))
