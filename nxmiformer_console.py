@@ -1,4 +1,4 @@
-"""The command `nxmiformer`: what can be told without a model is told at once, the rest is done by `nxmiformer.cli`.
+"""The command `nxmiformer`: it answers `--help` and `--version` at once, and leaves the rest to `nxmiformer.cli`.
 
 It stands beside the package, because to import anything of the package is to import torch, which takes seconds.
 """
@@ -15,30 +15,30 @@ from pathlib import Path
 from typing import NamedTuple
 
 COMMANDS = {
-    "nxmiformer experiment=demo": "the whole way on a small task, in some minutes on two cores; nothing to download",
-    "nxmiformer task=rte model=pretrained model.path=bert-base-uncased": "compress a model of yours",
-    "nxmiformer job=search budget.ratio=0.1": "find the set of each layer, in a tenth of the bytes",
-    "nxmiformer job=export format=onnx path=RUN/packed": "write what somebody else's software runs",
+    "nxmiformer experiment=demo": "all steps on a small task, in a few minutes on two cores; nothing to download",
+    "nxmiformer task=rte model=pretrained model.path=bert-base-uncased": "compress your model",
+    "nxmiformer job=search budget.ratio=0.1": "find a plan in a tenth of the bytes: sparsity and bits of each layer",
+    "nxmiformer job=export format=onnx path=RUN/packed": "write the packed model in another format",
     "nxmiformer job=bench path=RUN/packed": "time the packed model, and measure its memory",
 }
 RUNS = "A run leaves its report and its packed model in outputs/NAME/, a sweep (-m) its runs in multirun/."
 READING = {
     "nxmiformer --help": "the groups, their options, and the values of a run",
-    "nxmiformer --help plan": "the values of a group; --help plan=int4: those of an option",
-    "docs/": "in the repository: a tutorial, how to choose, every option; with notebooks/ and studies in experiments/",
+    "nxmiformer --help plan": "the values of a group; --help plan=int4 shows those of an option",
+    "docs/": "in the repository: a tutorial, how to choose, every option; see also notebooks/ and experiments/",
 }
 FLAGS = {
-    "--help GROUP": "the group's values, with what they mean",
-    "--help GROUP=OPTION": "those of another option",
-    "-m KEY=A,B ...": "a sweep: a run for each",
-    "--cfg job ...": "the whole configuration that a command has; nothing is run",
+    "--help GROUP": "the values of a group, and what they mean",
+    "--help GROUP=OPTION": "the values of another option",
+    "-m KEY=A,B ...": "a sweep: one run for each value",
+    "--cfg job ...": "print the whole configuration of a command, and run nothing",
     "--version": "the version",
-    "--hydra-help": "what Hydra, which reads the command line, has besides",
+    "--hydra-help": "the flags of Hydra, which reads the command line",
 }
 INNER = {  # groups that are chosen within another, how, and what they are
     "phase": ("phase@recipe.phases.NAME", "one phase of a recipe"),
-    "method": ("method@recipe.phases.NAME.method", "how layers are treated while a phase trains"),
-    "sensitivity": ("sensitivity@search.sensitivity", "what foresees the damage that a set does to a layer"),
+    "method": ("method@recipe.phases.NAME.method", "how layers are compressed while a phase trains"),
+    "sensitivity": ("sensitivity@search.sensitivity", "how the damage of a set to a layer is predicted"),
 }
 SHARED = ("base", "common")  # files that options are made of
 LINE = re.compile(r"( *)([\w.]+):(?: +([^#\s].*?))?(?: *# (.*))?")  # of a YAML file: indent, key, value, comment
@@ -63,8 +63,8 @@ def main() -> None:
             from nxmiformer.cli import main as run
 
             run()
-    except KeyboardInterrupt:  # a job that has begun says how to go on
-        print("nxmiformer: stopped before anything was begun", file=sys.stderr)
+    except KeyboardInterrupt:  # a job that has begun says how to continue
+        print("nxmiformer: stopped before anything started", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # who reads, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,20 +83,20 @@ def greeting() -> str:
 
 
 def overview() -> str:
-    """Every group with its options, the values that are in no group, and what else there is."""
+    """Every group with its options, the values outside the groups, and the flags."""
     top = read("config")
     chosen = {each.group: each for each in top.defaults if each.group and not each.overrides}
-    lines = ["nxmiformer [GROUP=OPTION ...] [KEY=VALUE ...]", "", "A * is what is taken where nothing is said."]
+    lines = ["nxmiformer [GROUP=OPTION ...] [KEY=VALUE ...]", "", "A * marks the default."]
     for group in [*chosen, *INNER]:
         key, what = INNER[group] if group in INNER else (group, chosen[group].comment)
         lines += ["", _filled(f"{key}: {what}"), *_options(group)]
     values = {key: value for key, value in top.values.items() if not key.startswith("hydra.")}
     flags = {f"nxmiformer {flag}": what for flag, what in FLAGS.items()}
-    return "\n".join([*lines, "", "Values that are in no group:", *_values(values), "", *_beside(flags)])
+    return "\n".join([*lines, "", "Values outside the groups:", *_values(values), "", *_beside(flags)])
 
 
 def explained(word: str) -> str:
-    """Of a group, its options, and the values of the one that is taken; of GROUP=OPTION, the values of that option."""
+    """Of a group, its options and the values of the default; of GROUP=OPTION, the values of that option."""
     group, _, option = word.partition("=")
     groups = sorted(path.name for path in _conf().iterdir() if any(path.glob("*.yaml")))
     if group not in groups:

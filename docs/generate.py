@@ -41,11 +41,11 @@ def main(docs: Path) -> None:
 
 
 def options() -> str:
-    """Every option of every group, and the values that are in no group, with what each means."""
+    """Every option of every group, and the values outside the groups, with what each means."""
     top = console.read("config")
     chosen = {each.group: each for each in top.defaults if each.group and not each.overrides}
     values = {key: value for key, value in top.values.items() if not key.startswith("hydra.")}
-    parts = [OPTIONS, "## Values that are in no group", *_table(values)]
+    parts = [OPTIONS, "## Values outside the groups", *_table(values)]
     for group in [*chosen, *console.INNER]:
         key, what = console.INNER.get(group, (group, chosen[group].comment if group in chosen else ""))
         parts += [f"## {group}", f"`{key}`: {what}." if what else f"`{key}`"]

@@ -88,4 +88,4 @@ def test_what_is_unpacked_from_the_wheel_composes_a_job_and_tells_its_options(wh
     (tmp_path / "elsewhere").mkdir()
     told = python(UNPACKED.format(place=str(place)), tmp_path / "elsewhere", PYTHONPATH=str(place))
     assert "built a job with ['dense', 'sr_ste'] and 1:4+int8" in told
-    assert re.search(r"^  2of4_int4 \*\s+Two weights of each 4\s+kept", told, re.MULTILINE)
+    assert re.search(r"^  2of4_int4 \*\s+2:4\s+sparsity", told, re.MULTILINE)
