@@ -23,6 +23,7 @@ VALUES = {
     "prepared": "prepared",
     "precision": "no",
 }
+METHODS = ["one_shot", "admm"]
 UNTRAINED = ("one_shot", "reconstructed")
 
 
@@ -69,11 +70,11 @@ def test_the_table_of_the_study_is_made_of_its_results(tmp_path, monkeypatch):
 
 def test_a_cell_that_has_its_row_is_not_run_again(tmp_path):
     script = runpy.run_path(str(STUDY / "run.py"))
-    sweep = {"kinds": {"text": {"plans": ["a", "b"], "methods": ["one_shot", "admm"]}}}
+    sweep = {"kinds": {"text": {"plans": ["a", "b"], "methods": METHODS}}}
     results = tmp_path / "results.csv"
     results.write_text("kind,plan,method,seed\ntext,a,admm,0\n")
     arguments = script["argparse"].Namespace(
-        outputs=tmp_path, results=results, data="", models="", prepared="", precision=""
+        outputs=tmp_path, results=results, data="", models="", prepared="", precision="", plans="ab", methods=METHODS
     )
     study = script["Study"](sweep, arguments)
     dense = script["Future"]()
