@@ -57,7 +57,7 @@ def _main(config: DictConfig) -> float:
 
 @contextmanager
 def _single(config: DictConfig, directory: Path) -> Iterator[Ended]:
-    """How a job that is in no sweep ends. Stopped, it says how to go on: after it, Hydra does not know its name."""
+    """How a job outside a sweep ends. If stopped, it says how to continue: afterwards, Hydra does not know its name."""
     overrides = HydraConfig.get().overrides
     placed = [word for word in overrides.hydra if word.startswith("hydra.run.dir=")]
     words = [*overrides.task, *placed]
@@ -75,7 +75,7 @@ def _single(config: DictConfig, directory: Path) -> Iterator[Ended]:
 
 
 def _notes(config: DictConfig) -> dict[str, str]:
-    """What Hydra writes before it calls a job, and here the job itself, once it has begun."""
+    """The files that Hydra writes before it calls a job. Here the job writes them, after its start."""
     ours = HydraConfig.get()
     parts = {"config": config, "hydra": OmegaConf.create({"hydra": ours}), "overrides": ours.overrides.task}
     return {f".hydra/{name}.yaml": OmegaConf.to_yaml(part) for name, part in parts.items()}
@@ -83,7 +83,7 @@ def _notes(config: DictConfig) -> dict[str, str]:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Print what the package logs: what it found in a checkpoint and in data, and made of it."""
+    """Print what the package logs about a checkpoint and about data."""
     logger, handler = logging.getLogger("nxmiformer"), logging.StreamHandler()
     level = logger.level
     logger.addHandler(handler)
@@ -119,10 +119,10 @@ def main() -> None:
 
 
 def _unforeseen(error: Exception) -> str:
-    """An error that nobody foresaw, in one message; what led to it is kept in a file."""
+    """An unexpected error in one message; its traceback is kept in a file."""
     with tempfile.NamedTemporaryFile("w", prefix="nxmiformer-", suffix=".txt", delete=False) as file:
         traceback.print_exception(error, file=file)
-    return f"nxmiformer: {type(error).__name__}: {error}\nthis was not foreseen: please report it with {file.name}"
+    return f"nxmiformer: {type(error).__name__}: {error}\nthis error is unexpected: please report it with {file.name}"
 
 
 def _root(error: BaseException) -> BaseException:
@@ -144,7 +144,7 @@ def _explain(error: Exception) -> str:
             job = f"job={error.override}" if (CONF / "job" / f"{error.override}.yaml").exists() else "seed=1"
             return f"{error.override!r} sets nothing: write NAME=VALUE, such as {job}; nxmiformer --help has the names"
         reason = error.message.removeprefix(f"Error parsing override '{error.override}'\n").partition("\nSee ")[0]
-        return f"{error.override!r} cannot be read: {reason}\na value with other signs is quoted: 'key=\"value\"'"
+        return f"{error.override!r} cannot be read: {reason}\nquote a value that has other characters: 'key=\"value\"'"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         extra = option.partition("_")[0]
@@ -159,7 +159,7 @@ def _explain(error: Exception) -> str:
 
 
 def _nameless(words: list[str]) -> str:
-    """Which group it is whose option is no name: Hydra does not tell."""
+    """The group whose option is not a string, which Hydra does not name."""
     given = OverridesParser.create().parse_overrides([word for word in words if "=" in word and word[0] != "-"])
     chosen = {each.key_or_group: each.value() for each in given if not each.is_sweep_override()}
     options = {group: sorted(path.stem for path in (CONF / group).glob("*.yaml")) for group in chosen}
@@ -169,7 +169,7 @@ def _nameless(words: list[str]) -> str:
 
 
 def _near(key: str) -> str:
-    """The names beside `key` that are most like it."""
+    """The sibling names most similar to `key`."""
     parent, _, last = key.rpartition(".")
     groups = [word for word in sys.argv[1:] if "=" in word and not {".", ",", "+", "~"} & set(word.split("=")[0])]
     with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):

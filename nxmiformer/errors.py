@@ -1,4 +1,4 @@
-"""Errors that name the value, whose it is and what could have been meant."""
+"""Errors that name the value, its place and what could have been meant."""
 
 import difflib
 import errno
@@ -18,7 +18,7 @@ REMEDIES = {
     errno.EROFS: "choose a place that can be written",
     errno.EEXIST: "something else is there: move it away, or choose another place",
     errno.ENOENT: "its directory is not there: has it been moved or removed?",
-    errno.ENOTDIR: "what should be its directory is a file: choose another place",
+    errno.ENOTDIR: "its directory is a file: choose another place",
     errno.ENAMETOOLONG: "choose a shorter name",
 }
 
@@ -32,7 +32,7 @@ def unknown(what: str, value: object, valid: Iterable[str]) -> ValueError:
 
 
 class RefusedError(ValueError):
-    """A start that is refused, for what is there already; nothing has been changed."""
+    """A refused start, because of existing files; nothing has been changed."""
 
 
 class FileError(OSError):
@@ -41,9 +41,9 @@ class FileError(OSError):
 
 @contextmanager
 def telling(path: Path, new: Path | None = None) -> Iterator[None]:
-    """Make of what the disk refuses in the block, to Python or to native code, a FileError that names `path`.
+    """Turn an error of the disk in the block, in Python or in native code, into a FileError that names `path`.
 
-    Where `new` is given, the block is of anybody's making, which writes to `new`: what it reads is not looked at.
+    If `new` is given, the block may be any code that writes to `new`. Errors of files that it reads are left.
     """
     try:
         yield
@@ -53,12 +53,12 @@ def telling(path: Path, new: Path | None = None) -> Iterator[None]:
         number = _refused(error, new)
         if number is None:
             raise
-        remedy = REMEDIES.get(number, "see whether the disk is well")
+        remedy = REMEDIES.get(number, "check the disk")
         raise FileError(f"{path} cannot be written: {os.strerror(number)}; {remedy}") from error
 
 
 def _refused(error: BaseException | None, new: Path | None) -> int | None:
-    """The system's number of an error that came of one: Rust's libraries tell it in words, torch hides an OSError."""
+    """The system's error number behind an error: Rust's libraries give it in words, torch hides an OSError."""
     while error is not None:
         told, place = re.search(r"\(os error (\d+)\)", str(error)), getattr(error, "filename", None)
         number = error.errno if isinstance(error, OSError) else int(told[1]) if told else None

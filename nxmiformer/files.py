@@ -146,7 +146,7 @@ def alone(directory: Path) -> Iterator[None]:
     that ends.
 
     Raises:
-        BusyError: another is at work in it; the message says which, and nothing has been written.
+        BusyError: another process is running in it. The message names it, and nothing has been written.
         FileError: the directory cannot be written.
     """
     made = [each for each in (directory, *directory.parents) if not each.exists()]
@@ -239,7 +239,7 @@ def _lock(lock: Path, directory: Path) -> int:
         except BlockingIOError as error:
             who = os.pread(handle, 1000, 0).decode() or "another process"
             os.close(handle)
-            raise BusyError(f"{who} is at work in {directory}: let it end, or end it") from error
+            raise BusyError(f"{who} is running in {directory}: wait for it, or stop it") from error
         if _is(handle, lock):
             return handle
         os.close(handle)  # whoever had it has ended, and removed it: this one would lock nobody out

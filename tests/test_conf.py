@@ -246,7 +246,7 @@ AT_ONCE = [
     },
     {
         "seed=null": "seed=null: its value must be of type int",
-        f"{ADMM}._target_=torch.optim.SGD": "it is no Phase",
+        f"{ADMM}._target_=torch.optim.SGD": "it is not a Phase",
         f"{FINISH}.optimizer.lr=nan": f"{FINISH}.optimizer.lr=nan: its value must be a finite number",
     },
 ]
@@ -294,7 +294,7 @@ MISTAKES = {
     "plan.weight.second.bits=9": "plan.weight.second: Grid needs 1 <= bits <= 8, not bits=9",
     "plan.weight.first.keep=5": "plan.weight.first: NM needs 1 <= keep <= group <= 64",
     "plan.activations.bits=16": "plan.activations: activations take 2 to 8 bits, not 16",
-    "plan.embeddings=int": "plan: 'int' is no set",
+    "plan.embeddings=int": "plan: 'int' is not a set",
     "plan.weight=null": "a plan needs plan.weight or plan.path",
     "job=serch": "unknown option of job 'serch': did you mean search or bench?",
     "budget.ratio=1.5": "budget.ratio=1.5: it must be above 0 and at most 1",
@@ -302,7 +302,7 @@ MISTAKES = {
     "budget.accounting=al": "unknown accounting of a budget 'al': did you mean all",
     "job=search": "a search needs a budget: budget.ratio=..., budget.bytes=... or",
     "search.candidates.sets=[int9]": "search.candidates: Grid needs 1 <= bits <= 8, not bits=9",
-    "search.candidates.sets=[2x4]": "search.candidates: '2x4' is no set",
+    "search.candidates.sets=[2x4]": "search.candidates: '2x4' is not a set",
     "search.candidates.hardware=cpu": "unknown hardware 'cpu': did you mean cpu_int8?",
     "search.keep=0": "search.keep=0: it must be at least 1",
     "search.candidate.tie=free": "did you mean search.candidates",
@@ -322,7 +322,7 @@ MISTAKES = {
     "seed=[": "'seed=[' cannot be read",
     "seed": "'seed' sets nothing: write NAME=VALUE, such as seed=1",
     "search": "'search' sets nothing: write NAME=VALUE, such as job=search",
-    "name=a=b": "'name=a=b' cannot be read: mismatched input '=' expecting <EOF>\na value with other signs is quoted",
+    "name=a=b": "'name=a=b' cannot be read: mismatched input '=' expecting <EOF>\nquote a value that has other ",
 }
 
 

@@ -185,7 +185,7 @@ def test_only_one_at_a_time_replaces_a_directory_and_the_other_changes_nothing(t
     path = tmp_path / "out"
     with replacing(path, anything, "a test") as directory:
         fill(directory, "first")
-        with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* is at work in .*out: let it end"):
+        with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* is running in .*out: wait for it"):
             replace(path, "second")
         tidy(tmp_path)
         settle(path)
@@ -197,7 +197,7 @@ def test_only_one_at_a_time_is_at_work_in_a_directory_and_the_other_changes_noth
     place = tmp_path / "runs" / "first"
     with alone(place):
         before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-        with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* is at work in {place}"), alone(place):
+        with pytest.raises(BusyError, match=rf"process {os.getpid()} on .* is running in {place}"), alone(place):
             pytest.fail("two are at work")
         assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert names(tmp_path) == []

@@ -20,20 +20,20 @@ from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 
 
 def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] | None = None) -> nn.Module:
-    """Compress, in place, every layer of the plan: it stays the same module with the same parameters, in another class.
+    """Compress every layer of the plan in place. It stays the same module with the same parameters, in another class.
 
     Args:
         model: the dense model.
-        plan: as `CompressionPlan.check` accepts it for this model.
-        example: keyword arguments of one forward pass. Given, it is run, and a converted layer that the pass does not
-            call is an error: some modules read a child's weight directly, past anything that its forward would do.
+        plan: a plan that `CompressionPlan.check` accepts for this model.
+        example: keyword arguments of one forward pass. If given, the pass is run, and a converted layer that it does
+            not call is an error. Some modules read a child's weight directly, and so skip what its forward does.
 
     Raises:
-        ValueError: the plan does not fit, or names a layer that cannot be compressed as what it is, or, with
-            `example`, a forward pass does not call layers (each is named); the model is as it was then.
+        ValueError: the plan does not fit, a layer is of a kind that cannot be compressed, or a forward pass with
+            `example` does not call some layers (each is named). The model is then unchanged.
 
     Warns:
-        UserWarning: weights of 16 bits want gradients.
+        UserWarning: 16-bit weights require gradients.
     """
     plan.check(model)
     specs = {module: spec for name, spec in plan.layers.items() for module in (name, *spec.aliases)}
@@ -64,14 +64,15 @@ def _obstacle(module: nn.Module, spec: LayerSpec) -> str | None:
     if isinstance(module, Compressed) or not isinstance(module, PLAIN):
         return f"it is a {type(module).__name__}"
     if isinstance(module, nn.Embedding) and spec.activations is not None:
-        return f"it is an embedding, whose inputs are no activations to quantize ({spec.activations})"
+        return f"it is an embedding: its inputs are token ids, which cannot be quantized ({spec.activations})"
     if isinstance(module, nn.Embedding) and (reason := CompressedEmbedding.refuses(module, spec.weight)):
         return reason
     return obstacle(module)
 
 
 def strip(model: nn.Module) -> nn.Module:
-    """Make, in place, every compressed layer what it was before `convert`, with its parameters as they stand."""
+    """Turn every compressed layer back, in place, into what it was before `convert`. Its parameters stay as they
+    are."""
     for layer in {id(layer): layer for layer in compressed_layers(model).values()}.values():
         layer.release()
     return model

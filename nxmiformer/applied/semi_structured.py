@@ -1,9 +1,9 @@
 """Linear layers for sparse tensor cores: 2:4 weights in the semi-structured form of PyTorch, for evaluation on a GPU.
 
-Sparse tensor cores (CUDA, compute capability 8.0 and above) multiply by matrices with at most two non-zero elements in
-every four of a row in half the cycles of dense ones, in 16 bits and in INT8 (Mishra et al. 2021, arXiv 2104.08378).
-The kernels are cuSPARSELt's. In memory a weight takes nine sixteenths of its bfloat16 or int8 form: codes of fewer
-bits are widened. Everything that is not compressed is computed in bfloat16, dense.
+Sparse tensor cores (CUDA, compute capability 8.0 and above) multiply by 2:4 sparse matrices in half the cycles of dense
+ones, in 16 bits and in INT8 (Mishra et al. 2021, arXiv 2104.08378). The kernels are cuSPARSELt's. In memory a weight
+takes nine sixteenths of its bfloat16 or int8 form: codes of fewer bits are widened. Everything that is not compressed
+is computed in bfloat16, dense.
 """
 
 import warnings
@@ -33,9 +33,8 @@ class SparseInt8Linear(nn.Module):
     Sums of products are exact; they and the result are rounded to bfloat16.
 
     Args:
-        layer: whose weight is a point of a set with a grid of a scale a row, on a CUDA device, and whose inputs are
-            quantized.
-        spec: of the layer.
+        layer: a layer on a CUDA device with quantized inputs, whose weight is on a grid with a scale a row.
+        spec: the spec of the layer.
     """
 
     packed: Tensor
@@ -72,11 +71,11 @@ def refusals(model: nn.Module, plan: CompressionPlan, kernel: Kernel) -> Iterato
     for name, _, spec in _linear(model, plan):
         rows, columns = spec.shape
         if not _two_of_four(spec.weight):
-            yield f"{name}: {spec.weight} is no 2:4 set, nor within one"
+            yield f"{name}: {spec.weight} is not a 2:4 set, nor a subset of one"
         if rows % ROWS or columns % COLUMNS:
             yield f"{name}: its weight is {rows} x {columns}, and the kernels take multiples of {ROWS} x {COLUMNS}"
         if kernel == "int8" and not (isinstance(spec.weight.grid, Grid) and spec.weight.grid.group is None):
-            yield f"{name}: {spec.weight} has no scale a row, and so no integers to multiply"
+            yield f"{name}: {spec.weight} has no scale per row, so there are no integers to multiply"
         if kernel == "int8" and spec.activations is None:
             yield f"{name}: its inputs are not quantized"
 
@@ -86,14 +85,14 @@ def make_semi_structured(model: nn.Module, plan: CompressionPlan, kernel: Kernel
     """Make the linear layers of a plan run on sparse tensor cores, in place; the rest of the model becomes bfloat16.
 
     Args:
-        model: a float32 one with the plan's points for weights, as `load_packed` gives it, on a CUDA device.
-        plan: of 2:4 sets, or sparser ones that are among them, such as 1:4.
+        model: a float32 model on a CUDA device, whose weights are points of the plan, as from `load_packed`.
+        plan: a plan of 2:4 sets, or of subsets of them, such as 1:4.
         kernel: "bf16" multiplies the weights, rounded to bfloat16, by inputs that are not quantized; "int8" the codes
             of weights by the codes of inputs.
 
     Raises:
-        ValueError: a layer cannot be computed so (each is named), or the model is not on a CUDA device; it is as it was
-            then.
+        ValueError: a layer cannot be computed so (each is named), or the model is not on a CUDA device. The model is
+            then unchanged.
     """
     refused = list(refusals(model, plan, kernel))
     if refused:
@@ -122,7 +121,7 @@ def _sparse_bf16(layer: CompressedLinear) -> nn.Linear:
 
 
 def _linear(model: nn.Module, plan: CompressionPlan) -> Iterator[tuple[str, CompressedLinear, LayerSpec]]:
-    """Of the plan's layers those that multiply by their weight, aliases included."""
+    """The plan's layers that multiply by their weight, aliases included."""
     specs = {module: spec for name, spec in plan.layers.items() for module in (name, *spec.aliases)}
     for name, layer in compressed_layers(model).items():
         if isinstance(layer, CompressedLinear):

@@ -1,4 +1,4 @@
-"""The ways to run a packed model that there are, and the dense one, against which they are timed."""
+"""All ways to run a packed model, and the dense model as their baseline."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -34,9 +34,9 @@ class Contender:
 
     Attributes:
         how: what computes with what, in words.
-        nbytes: of the weights' files that it is read from; None where there are none.
+        nbytes: bytes of the files of weights that it is read from; None if there are none.
         load: reads it, and gives what runs it; it can be pickled.
-        control: the contender that this one is, but for its pattern of zeros; None: of no other.
+        control: the contender that differs from this one only in its pattern of zeros; None: there is none.
     """
 
     name: str
@@ -55,13 +55,13 @@ class LineUp:
 
 
 def line_up(path: Path, scratch: Path, device: torch.device, threads: int) -> LineUp:
-    """All that there is of the packed model at `path`, in PyTorch on `device`, else on so many threads of the CPU.
+    """All contenders of the packed model at `path`, in PyTorch on `device`, others on so many threads of the CPU.
 
-    The dense model is that of `dense/` beside `path`; where there is none, the packed one with its weights as floats
-    and its inputs as they are. ONNX files of it are written to the empty directory `scratch`.
+    The dense model is that of `dense/` beside `path`. If there is none, it is the packed model with float weights and
+    without quantized inputs. ONNX files of it are written to the empty directory `scratch`.
 
     Raises:
-        PackedError: `path` is no packed model, or damaged.
+        PackedError: `path` is not a packed model, or is damaged.
         ValueError: what lies in `dense/` is another model.
     """
     model, plan = load_packed(path), CompressionPlan.load(path / PLAN)
@@ -144,7 +144,7 @@ def _artefact(directory: Path, plan: CompressionPlan, threads: int) -> tuple[Con
     record: dict[str, Any] = parse((directory / EXPORTED).read_bytes(), str(directory / EXPORTED))
     kinds = {kind.name: kind for kind in FORMATS}
     if record.get("form") not in kinds:
-        raise ValueError(f"its form is {record.get('form')!r}; those that are timed: {', '.join(kinds)}")
+        raise ValueError(f"its form is {record.get('form')!r}; the forms that can be timed: {', '.join(kinds)}")
     form = kinds[record["form"]]()
     form.check_packages()
     if record["plan"] != plan.fingerprint:

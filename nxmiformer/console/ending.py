@@ -1,4 +1,4 @@
-"""What a command says at its end: where the result is, and what to do with it; or how to go on."""
+"""What a command says at its end: where the result is and what to do with it, or how to continue."""
 
 import os
 import re
@@ -6,37 +6,37 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-STOPPED = "nxmiformer: stopped; nothing was begun"
+STOPPED = "nxmiformer: stopped; nothing was started"
 NEXT = "next:"  # what parts the places from the commands
 PASSED = ("job", "budget", "search", "plan", "sensitivity", "name", "out", "resume", "overwrite")  # of a search's words
 
 
 def compressed(run: Path) -> list[str]:
-    """Of a run in this directory."""
+    """The last lines of a run in this directory."""
     packed = _near(run / "packed")
     return _told(
         {"report": _near(run / "report.html"), "packed model": packed},
         {
-            command([], "job=export", "format=onnx", f"path={_near(run)}"): "for somebody else's software",
-            command([], "job=bench", f"path={_near(run)}"): "how fast it is, and in how much memory",
+            command([], "job=export", "format=onnx", f"path={_near(run)}"): "in another format",
+            command([], "job=bench", f"path={_near(run)}"): "its speed and its memory",
             _python("import nxmiformer", f'nxmiformer.load_packed("{packed}")'): "load it",
         },
     )
 
 
 def searched(directory: Path, words: Sequence[str], name: str) -> list[str]:
-    """Of a search called `name`, whose command had these words."""
+    """The last lines of a search called `name`, whose command had these words."""
     plan = _near(directory / "plan.json")
     groups = {word: re.split("[.@]", _key(word))[0] for word in words}
     kept = [word for word in words if groups[word] not in PASSED]
     # What named the search would give its name, and so its directory, to the run too.
     named = [f"name={name}-compressed"] if {"name", "experiment"} & {*groups.values()} else []
     then = command(kept, f"plan.path={plan}", *named)
-    return _told({"plan": plan, "figures": _near(directory / "figures")}, {then: "compress the model by it"})
+    return _told({"plan": plan, "figures": _near(directory / "figures")}, {then: "compress the model with it"})
 
 
 def exported(form: str, out: Path, path: str) -> list[str]:
-    """Of an export to `out` of what is at `path`."""
+    """The last lines of an export of `path` to `out`."""
     classifier = "AutoModelForSequenceClassification"
     reading = {
         "onnx": _python("import onnxruntime", f'onnxruntime.InferenceSession("{_near(out / "model.onnx")}")'),
@@ -45,19 +45,19 @@ def exported(form: str, out: Path, path: str) -> list[str]:
         ),
     }
     read = {reading[form]: "load it"} if form in reading else {}
-    return _told({form: _near(out)}, {**read, command([], "job=bench", f"path={path}"): "how fast it is"})
+    return _told({form: _near(out)}, {**read, command([], "job=bench", f"path={path}"): "its speed"})
 
 
 def benched(out: Path, path: str) -> list[str]:
-    """Of a bench in `out` of what is at `path`."""
+    """The last lines of a bench of `path` in `out`."""
     more = command([], "job=bench", f"path={path}", "bench.batches=[64]", "resume=true")
     return _told({"bench": _near(out / "bench.json"), "figure": _near(out / "figures")}, {more: "another shape"})
 
 
 def interrupted(words: Iterable[str], *more: str) -> str:
-    """The line that says how to go on with what has been stopped: by the same words, and `more`."""
-    kept = [word for word in words if _key(word) != "overwrite"]  # which would begin anew
-    return f"nxmiformer: stopped; this goes on with it: {command(kept, *more, 'resume=true')}"
+    """The line that says how to continue a stopped command: with the same words, and `more`."""
+    kept = [word for word in words if _key(word) != "overwrite"]  # which would start again
+    return f"nxmiformer: stopped; this continues it: {command(kept, *more, 'resume=true')}"
 
 
 def command(words: Iterable[str], *more: str) -> str:

@@ -1,14 +1,14 @@
 """Checkpoints of the package compressed-tensors, which `transformers` reads where that is installed.
 
-Its form `pack-quantized` packs the codes of a weight at their own width, beside the scales; `int-quantized`, an int8
-each, is the usual form of 8-bit weights with quantized inputs, and the only one that `transformers` reads embeddings
-in, however few their bits. Codes times scales are our weights, bit for bit. A pattern of zeros is carried as zero
+Its form `pack-quantized` packs the codes of a weight at their own width, beside the scales; `int-quantized`, one int8 a
+weight, is the usual form of 8-bit weights with quantized inputs. It is also the only form in which `transformers` reads
+embeddings, whatever their bits. Codes times scales are our weights, bit for bit. A pattern of zeros is carried as zero
 codes: releases after 0.14 have no sparse forms.
 
-Inputs that are quantized anew for each token or tensor follow the package's convention, which is not ours: with
-q = 2**(bits-1) - 1, its scale is the maximum over q + 1/2 and its codes are -q - 1 ... q; our scale is the maximum over
-q, and our codes are -q ... q. So with such inputs the logits are near, not equal. A range that training found is
-carried as it is, with only that code below -q more.
+Inputs with dynamic scales, for each token or tensor, follow the package's convention, which is not ours. With q =
+2**(bits-1) - 1, its scale is the maximum over q + 1/2 and its codes are -q - 1 ... q. Our scale is the maximum over q,
+and our codes are -q ... q. So with such inputs the logits are near, not equal. A static range from training is exported
+unchanged; only the additional code below -q differs.
 """
 
 import copy
@@ -40,8 +40,8 @@ class CompressedTensors(Format):
 
     Attributes:
         tolerance: the share of predictions that may differ.
-        activations: carry the quantization of inputs; false: they stay floats, and the logits are those of the packed
-            model with its activation quantizers off.
+        activations: export the quantization of inputs. False: inputs stay floats, and the logits are those of the
+            packed model with its activation quantizers off.
     """
 
     name: ClassVar[str] = "compressed_tensors"
@@ -54,13 +54,13 @@ class CompressedTensors(Format):
         for name, spec in plan.layers.items():
             if spec.weight.grid is None:
                 advice = "" if spec.weight.sparsity is None else "; give it a grid too"
-                yield f"{name}: {spec.weight} leaves the values floats, which are not packed{advice}"
+                yield f"{name}: {spec.weight} has float values, which are not packed{advice}"
             if spec.transposed:
-                yield f"{name}: it is a Conv1D, and only Linear and Embedding are read"
+                yield f"{name}: it is a Conv1D; the format has only Linear and Embedding"
             if spec.aliases:
                 yield f"{name}: {', '.join(spec.aliases)} share its weight, and packed weights cannot be shared"
         if model.dtype != torch.float32:
-            yield f"the model is in {model.dtype}, and so would be its scales, which are float32: pack it in float32"
+            yield f"the model is in {model.dtype}, and its scales must be float32: pack it in float32"
         yield from no_tokens(model)
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
@@ -88,7 +88,7 @@ class CompressedTensors(Format):
 
 
 def _config(model: PreTrainedModel, plan: CompressionPlan, activations: bool) -> dict[str, Any]:
-    """The quantization that `config.json` tells of: a group for each way that layers are quantized, by their names."""
+    """The quantization in `config.json`: a group for each way that layers are quantized, by their names."""
     ranks = _ranks(model) if activations else {}
     groups: list[dict[str, Any]] = []
     for name, layer in distinct_layers(model).items():

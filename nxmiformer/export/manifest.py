@@ -24,23 +24,23 @@ ATTENTION = ("eager", "sdpa", None)  # None: what `transformers` chooses
 
 
 class PackedError(ValueError):
-    """A directory that is not a whole packed model."""
+    """A directory that is not a complete packed model."""
 
 
 @contextmanager
 def reading(file: Path) -> Iterator[None]:
-    """Whatever goes wrong in here is the file's fault: nobody knows all that a wrong config makes a model raise."""
+    """Any error in the block is reported as an error of the file, as a wrong config can make a model raise anything."""
     try:
         yield
     except PackedError:
         raise
     except Exception as error:
         what = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
-        raise PackedError(f"{file} is not that of a whole packed model: {what}") from error
+        raise PackedError(f"{file} is not part of a complete packed model: {what}") from error
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest, after checking every file against it; that the weights are undamaged, a `Digest` tells."""
+    """The manifest, after a check of every file against it. A `Digest` checks the weights."""
     settle(path)
     if not (path / MANIFEST).is_file():
         raise PackedError(f"{path} is not a packed model: it has no {MANIFEST}")
@@ -98,7 +98,7 @@ def _compare(file: Path, found: str, expected: str) -> None:
 class Digest:
     """Whether the file of weights is the one that was saved: found out in a thread of its own, while it is read.
 
-    As a context it has the last word on what is done in it: where the file is damaged, that is the error.
+    As a context manager it decides the error: if the file is damaged, that is raised.
     """
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """ONNX files, which ONNX Runtime reads.
 
-The graph has standard operators only. Weights are integers with the scales of their sets; a pattern of zeros is carried
-as zero codes, which ONNX has no shorter form for. What the plan leaves alone stays float32.
+The graph has standard operators only. Weights are integers with the scales of their sets; A pattern of zeros is stored
+as zero codes, as ONNX has no shorter form. What the plan leaves dense stays float32.
 """
 
 import copy
@@ -40,7 +40,8 @@ class Onnx(Format):
 
     Attributes:
         tolerance: the share of predictions that may differ.
-        int4: store codes of at most 4 bits as INT4, which a runtime makes INT8 of as it reads; else all are INT8.
+        int4: store codes of at most 4 bits as INT4, which a runtime casts to INT8 when it reads the file. False: all
+            are INT8.
     """
 
     name: ClassVar[str] = "onnx"
@@ -55,7 +56,7 @@ class Onnx(Format):
             if spec.weight.grid is None:
                 advice = "" if spec.weight.sparsity is None else "; give it a grid too"
                 yield (
-                    f"{name}: {spec.weight} leaves the values floats, and ONNX has no smaller form of those that a "
+                    f"{name}: {spec.weight} has float values, and ONNX has no smaller form of floats that a "
                     f"runtime computes with{advice}"
                 )
         if model.dtype != torch.float32:

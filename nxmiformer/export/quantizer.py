@@ -1,8 +1,8 @@
 """`from_pretrained` of `transformers`, of a packed directory.
 
-`transformers` makes the model and reads the tensors that are not packed, as always. What is packed is kept from it:
-the conversions that a quantizer could give it for that change from release to release, and have no place for the
-checks of the files. So the layers are without a weight while it reads, and have theirs from the file afterwards.
+`transformers` makes the model and reads the tensors that are not packed, as always. Packed tensors are not passed to
+it. The conversions that a quantizer could give it for them change from release to release, and cannot check the files.
+So the layers have no weight while it reads, and get theirs from the file afterwards.
 """
 
 import re
@@ -30,7 +30,7 @@ from nxmiformer.export.weights import PARTS, Below, fill_layers
 class PackedConfig(QuantizationConfigMixin):
     """What a packed model's config says of it. The plan is in a file of its own, as is what the files must be.
 
-    `lazy` is as `load_packed` has it, for who reads the config first and the model with `config=` it then.
+    `lazy` is as in `load_packed`, for users who read the config first and pass it as `config=`.
     """
 
     def __init__(self, format: str = FORMAT, lazy: bool = False, **_: Any) -> None:
@@ -50,7 +50,7 @@ class PackedQuantizer(HfQuantizer):
     def validate_environment(self, *_: Any, device_map: Any = None, **__: Any) -> None:
         """Raise a ValueError unless the model is to be on one device."""
         if device_map is not None and not (isinstance(device_map, dict) and device_map.keys() == {""}):
-            raise ValueError(f"a packed model is read onto one device: device_map='cpu', say, not {device_map!r}")
+            raise ValueError(f"a packed model is read onto one device: such as device_map='cpu', not {device_map!r}")
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         self.path = _whole(Path(kwargs["checkpoint_files"][0]), str(model.name_or_path))
@@ -115,7 +115,7 @@ def _part(model: PreTrainedModel, path: Path, manifest: Mapping[str, Any]) -> st
 
 
 def _below(manifest: Mapping[str, Any], start: str) -> dict[str, Any]:
-    """What the manifest tells of the tensors and layers whose names begin so, under the rest of their names."""
+    """The manifest's entries of the tensors and layers with this prefix, without the prefix."""
     pairs, sizes = manifest["shared"].items(), manifest.get("sizes", {}).items()
     return {
         "shared": {a.removeprefix(start): b.removeprefix(start) for a, b in pairs if a.startswith(start)},

@@ -1,4 +1,4 @@
-"""A sparse model as any other checkpoint, with its supports beside it, for a run to begin with."""
+"""A sparse model as an ordinary checkpoint with its supports beside it, from which a run can start."""
 
 import copy
 from collections.abc import Iterator
@@ -16,9 +16,9 @@ from nxmiformer.plan.compression import CompressionPlan
 
 @dataclass(frozen=True)
 class Sparse(Format):
-    """The directory that `save_pretrained` writes, zeros included, and in `support.safetensors` which weights are kept.
+    """The directory that `save_pretrained` writes, with explicit zeros, and the supports in `support.safetensors`.
 
-    `transformers` reads it with any head. With `recipe=pattern_lock` a run keeps the supports.
+    `transformers` reads it with any head. With `recipe=pattern_lock` a run keeps the supports fixed.
     """
 
     name: ClassVar[str] = "sparse"
@@ -27,7 +27,7 @@ class Sparse(Format):
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
         for name, spec in plan.layers.items():
             if spec.activations is not None:
-                yield f"{name}: its inputs are quantized, which is for the run that begins with this model to do"
+                yield f"{name}: its inputs are quantized: leave that to the run that starts from this model"
         if not any(spec.weight.sparsity for spec in plan.layers.values()):
             yield "no layer has a set of sparse weights"
 

@@ -1,4 +1,4 @@
-"""What a score costs in bytes, over many runs."""
+"""Score against size, over many runs."""
 
 import math
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ _MARK = 0.14  # inches
 def frontier(
     frame: pd.DataFrame, score: str = "packed", size: str = "packed_model_bytes", by: str | Sequence[str] = "plan"
 ) -> Figure:
-    """Score against bytes, mean and standard deviation over the seeds; what no other group beats in both is joined.
-    Groups of the same size stand side by side.
+    """Score against bytes, mean and standard deviation over the seeds. The groups that no other beats in both are
+    joined. Groups of the same size stand side by side.
 
     Args:
         frame: a row a run, as `load_runs` gives them. One panel a task, cut further where models or splits differ.
@@ -108,8 +108,8 @@ def _marks(panel: Panel, plane: Plane, score: str, size: str) -> list[Box]:
 
 
 def _keeping(panel: Panel, score: str, size: str) -> list[Group]:
-    """The groups that keep `ENOUGH` of the dense score (that lose as much, of a loss), the smallest first; none where
-    the dense model is no better than chance."""
+    """The groups that retain `ENOUGH` of the dense score (or lose as much, of a loss), the smallest first. None if the
+    dense model is no better than chance."""
     if not panel.above_chance:
         return []
     loss, dense = words.lower_is_better(panel.metric), panel.dense
@@ -123,7 +123,7 @@ def _finding(drawn: list[Panel], score: str, size: str) -> str:
     smallest = [groups[0].name if (groups := _keeping(panel, score, size)) else None for panel in drawn]
     if len(drawn) > 1:
         pairs = [(name or "none", panel.name) for name, panel in zip(smallest, drawn, strict=True)]
-        what = f"smallest to keep {enough} of the dense score"
+        what = f"smallest to retain {enough} of the dense score"
         return winners(pairs, f"is the {what}", f"The {what}")
     (panel,) = drawn
     if kept := _keeping(panel, score, size):

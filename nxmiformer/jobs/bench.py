@@ -1,4 +1,4 @@
-"""The clock: a packed model in; how fast, in how much memory and on how many bytes each way to run it is, out."""
+"""Measure the speed, memory and size of each way to run a packed model."""
 
 import json
 import tempfile
@@ -32,16 +32,16 @@ IDENTITY = ("plan", "device", "threads", "repeats", "seconds", "warmup", "conten
 
 
 def bench(job: Job) -> dict[str, Any]:
-    """Time the packed model at `job.path`, what was exported of it beside it, and the dense model; give `bench.json`.
+    """Time the packed model at `job.path`, its exports beside it, and the dense model; give `bench.json`.
 
-    It is written to `job.out`, or `bench/` beside the packed model, after every shape: what a killed job has measured
-    is there, and with `resume` the job goes on from it, or adds further shapes. A figure is drawn at the end.
+    Results are written to `job.out`, or to `bench/` beside the packed model, after every shape. With `resume`, a job
+    continues from them after a kill, or adds further shapes. A figure is drawn at the end.
 
     Raises:
-        ValueError: there is no path, the directory is no packed model, all lengths are too long for it, or what is to
-            be resumed is another bench (the message shows the difference).
-        FileExistsError: `out` is there already and is not a bench.
-        BusyError: another bench is at work in it.
+        ValueError: there is no path, the directory is not a packed model, all lengths are too long for it, or the bench
+            to resume is another one (the message shows the difference).
+        FileExistsError: `out` exists and is not a bench.
+        BusyError: another bench is running in it.
     """
     if job.path is None:
         raise ValueError("a bench needs a packed model: path=RUN, or path=RUN/packed")
@@ -84,7 +84,7 @@ def _shapes(job: Job, model: PreTrainedModel) -> tuple[list[tuple[int, int]], li
     too_long = [length for length in job.bench.lengths if limit is not None and length > limit]
     lengths = [length for length in job.bench.lengths if length not in too_long]
     if not lengths:
-        raise ValueError(f"bench.lengths={too_long}: the model has places for {limit} tokens")
+        raise ValueError(f"bench.lengths={too_long}: the model has positions for {limit} tokens")
     shapes = [(batch, length) for batch in job.bench.batches for length in lengths]
     return sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)), too_long
 
@@ -123,7 +123,7 @@ def _opened(job: Job, out: Path, fresh: dict[str, Any]) -> dict[str, Any]:
     theirs, ours = ({key: each.get(key) for key in IDENTITY} for each in (content, fresh))
     differences = difference(theirs, ours, whose="the bench there")
     if differences:
-        raise ValueError(f"{out} is another bench:\n  " + "\n  ".join(differences))
+        raise ValueError(f"{out} has the results of another bench:\n  " + "\n  ".join(differences))
     return {**content, "too_long": sorted({*content["too_long"], *fresh["too_long"]})}
 
 

@@ -1,4 +1,4 @@
-"""One run: a dense model in; a verified, packed, sparse and low-bit one out, and a report."""
+"""One run: train and compress a model, verify and pack it, and write a report."""
 
 import json
 import time
@@ -32,7 +32,7 @@ def run(job: Job) -> dict[str, Any]:
     """Run the job; give the content of its `report.json`.
 
     Raises:
-        ValueError: the plan does not fit the model, the checkpoint is of another run, or training went astray.
+        ValueError: the plan does not fit the model, the checkpoint is of another run, or training diverged.
     """
     began = time.perf_counter()
     check_taught(job, job.recipe.phases)
@@ -50,10 +50,10 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def finished(job: Job) -> dict[str, Any] | None:
-    """The content of the `report.json` that this very job left in its directory; None where it is (still) to be run.
+    """The content of this job's `report.json` in its directory; None if it has not finished.
 
     Raises:
-        RefusedError: another job left it; the message shows the difference.
+        RefusedError: it is of another job; the message shows the difference.
     """
     path = job.directory / REPORT
     if not (job.resume and path.exists()):
@@ -66,7 +66,7 @@ def finished(job: Job) -> dict[str, Any] | None:
     planned = CompressionPlan.load(job.planning.path).fingerprint if job.planning.path else theirs.get("plan")
     ours = {**identity_of(job, planned or "", read_contents(job)), "report_on": job.report_on}
     check_same(
-        f"{job.directory} is that of another job; give this one another directory", theirs, ours, "the finished job"
+        f"{job.directory} belongs to another job; give this job another directory", theirs, ours, "the finished job"
     )
     if not (job.directory / "report.html").exists():  # a kill came between the two
         write_report(job.directory)
@@ -74,7 +74,8 @@ def finished(job: Job) -> dict[str, Any] | None:
 
 
 def _pack(job: Job, stage: Stage, plan: CompressionPlan, began: float) -> dict[str, Any]:
-    """Leave the packed model in `packed/`, once it is found to be the trained one; give the content of report.json."""
+    """Write the packed model to `packed/`, after a check that it is the trained one; give the content of
+    report.json."""
     path = job.directory / "packed"
     if path.exists() and not replaceable(path):  # damaged, or edited: then it is somebody's
         set_aside(path)

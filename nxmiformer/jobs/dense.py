@@ -1,7 +1,7 @@
-"""The dense model that runs have in common: it is trained once, and taken by all that would train the very same.
+"""The dense model that runs share: it is trained once, and used by all runs that would train the same.
 
-What is kept is a checkpoint of the end of the dense phases, named by everything that decides it: to take it is to
-resume a run there, bit for bit.
+What is shared is a checkpoint of the end of the dense phases, named by everything that it depends on. A run that takes
+it resumes there, bit for bit.
 """
 
 import hashlib
@@ -40,14 +40,14 @@ class Kept:
     def take(self, stage: Stage) -> Position | None:
         """Put the model into the stage, as if its phases had just been trained; give the position after them.
 
-        None where it is not there, or damaged.
+        None if it does not exist, or is damaged.
         """
         try:
             if self.checkpoints.path(NAME) is None:
                 return None
             position, state = self.checkpoints.load(NAME, stage.model)
         except ValueError as error:
-            print(f"the dense model in {self.place} is trained anew: {error}", flush=True)
+            print(f"the dense model in {self.place} is trained again: {error}", flush=True)
             shutil.rmtree(self.checkpoints.root, ignore_errors=True)
             return None
         stage.facts["phases"].update(json.loads(state["facts"])["phases"])
@@ -58,22 +58,22 @@ class Kept:
         return position
 
     def keep(self, stage: Stage, position: Position, rows: list[dict[str, Any]]) -> None:
-        """Keep the stage's model, its facts and its rows of figures; where the disk is full, do not."""
+        """Save the stage's model, its facts and its rows of metrics, unless the disk is full."""
         state = {"facts": json.dumps(stage.facts), "rows": json.dumps(rows)}
         try:
             self.checkpoints.save(NAME, stage.model, position, state)
         except FileError as error:
-            print(f"the dense model is not kept for other runs: {error}", flush=True)
+            print(f"the dense model is not shared with other runs: {error}", flush=True)
         else:
-            print(f"dense model kept in {self.place}", flush=True)
+            print(f"dense model saved for other runs in {self.place}", flush=True)
 
 
 @contextmanager
 def shared(job: Job, stage: Stage, phases: Mapping[str, Phase]) -> Iterator[Kept | None]:
     """The place of the dense model that the phases lead to, for this process alone while the block runs.
 
-    Where another process is training it, this waits. None where there is nothing to train, no place for it, or where
-    the job's configuration does not tell what its phases are.
+    If another process is training it, this waits. None if there is nothing to train, no directory for it, or if the
+    job's configuration does not determine its phases.
     """
     key = _key(job, stage, phases)
     if job.dense_cache is None or key is None:
@@ -86,13 +86,13 @@ def shared(job: Job, stage: Stage, phases: Mapping[str, Phase]) -> Iterator[Kept
         try:
             held.enter_context(_turn(place))
         except FileError as error:
-            print(f"the dense model is not kept for other runs: {error}", flush=True)
+            print(f"the dense model is not shared with other runs: {error}", flush=True)
             kept = None
         yield kept
 
 
 def rows_of(job: Job, position: Position) -> list[dict[str, Any]]:
-    """The rows of figures up to the position."""
+    """The rows of metrics up to the position."""
     rows = map(json.loads, (job.directory / METRICS).read_text(encoding="utf-8").splitlines())
     return [row for row in rows if row["total_step"] <= position.total_step]
 
@@ -115,7 +115,7 @@ def _turn(place: Path) -> Iterator[None]:
 
 
 def _key(job: Job, stage: Stage, phases: Mapping[str, Phase]) -> dict[str, Any] | None:
-    """Everything that decides what comes out of the phases; None where they take no step, or cannot be told."""
+    """Everything that determines the result of the phases; None if they take no step, or if it is unknown."""
     described = job.config.get("recipe", {}).get("phases", {})
     settings, task = stage.settings, stage.task
     epoch = settings.steps_per_epoch(len(stage.data["train"]), stage.accelerator.num_processes)

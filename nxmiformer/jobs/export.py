@@ -1,4 +1,4 @@
-"""A packed model in; a file in out that somebody else's software runs, once that agrees with the packed model."""
+"""Write a packed model in another format, once the result agrees with the packed model."""
 
 import json
 import math
@@ -30,14 +30,14 @@ from nxmiformer.train.evaluate import Answers, side_by_side
 def export(job: Job) -> dict[str, Any]:
     """Write the packed model at `job.path` in `job.format`, beside it or to `job.out`; give `export.json`.
 
-    The artefact is read back by its own reader, and compared with the packed model on the task's validation split,
-    before anything is where it is asked for.
+    The artefact is read back by its own reader, and compared with the packed model on the task's validation split. Only
+    then is it moved to `out`.
 
     Raises:
-        ValueError: there is no path or format, packages are missing, the format cannot carry a layer (each is named),
-            or the directory is no packed model.
-        FileExistsError: `out` is there already and is not an export and nothing else, which would be replaced.
-        BusyError: another export to `out` is at work.
+        ValueError: there is no path or format, packages are missing, the format cannot represent a layer (each is
+            named), or the directory is not a packed model.
+        FileExistsError: `out` exists and is not an export alone. An export would be replaced.
+        BusyError: another export to `out` is running.
         DisagreementError: the artefact does not agree with the packed model; it is kept as `out` with `-differs`.
     """
     if job.path is None or job.format is None:
@@ -48,7 +48,7 @@ def export(job: Job) -> dict[str, Any]:
     model, plan = load_packed(path), CompressionPlan.load(path / PLAN)
     refused = list(job.format.refusals(model, plan))
     if refused:
-        raise ValueError(f"{job.format.name} cannot carry {path}:\n  " + "\n  ".join(refused))
+        raise ValueError(f"{job.format.name} cannot represent {path}:\n  " + "\n  ".join(refused))
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out, is_export, "an export") as directory:
         content = _exported(job, job.format, model, plan, path, directory)
@@ -61,7 +61,7 @@ def export(job: Job) -> dict[str, Any]:
                 f"{job.format.name} does not agree with {path}: {agreement['equal']:.2%} of {agreement['units']} "
                 f"predictions are the same, less than format.tolerance={tolerance} allows; logits differ by up to "
                 f"{agreement['difference']:g} in a range of {agreement['range']:g}. It is kept as {aside}; "
-                f"format.tolerance={math.ceil(100 * (1 - agreement['equal'])) / 100:g} would take it"
+                f"format.tolerance={math.ceil(100 * (1 - agreement['equal'])) / 100:g} would accept it"
             )
     return {**content, "out": str(out)}
 

@@ -25,22 +25,22 @@ class Job:
     """Everything a run is made of. Building it checks every value; nothing has been read or computed yet.
 
     Attributes:
-        name: of the run.
-        directory: where everything goes.
+        name: name of the run.
+        directory: directory of all files of the run.
         config: the whole configuration as plain values, for the record.
-        report_on: "validation", or "holdout" for a run whose score a choice is made by.
-        resume: go on from the latest checkpoint in `directory`, or begin where there is none.
-        overwrite: begin anew, and move aside what is in `directory`; this is the business of whoever calls.
+        report_on: "validation", or "holdout" for runs that choose between options.
+        resume: continue from the latest checkpoint in `directory`, or start if there is none.
+        overwrite: start again, and move aside what is in `directory`, which the caller does.
         dense_cache: the directory in which runs share their dense models; None: each trains its own.
         wandb: arguments of `wandb.init`; None: no wandb.
-        budget: where it has a limit, a search finds the plan.
-        search: how.
-        format: that an export writes.
+        budget: if it has a limit, a search finds the plan.
+        search: the search that finds it.
+        format: the format that an export writes.
         bench: what a bench times.
-        path: of the packed model that an export or a bench reads.
-        out: the directory that it writes; None: beside `path`, called as the format is, or "bench".
-        label: what the lines of its progress begin with, so that the jobs of a sweep are told apart.
-        notes: texts that are left in `directory` when the job begins, by their path in it.
+        path: the packed model that an export or a bench reads.
+        out: the directory that it writes; None: beside `path`, named after the format, or "bench".
+        label: prefix of its progress lines, which distinguishes the jobs of a sweep.
+        notes: texts that are written to `directory` when the job starts, by their path in it.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Job:
         if self.report_on not in ("validation", "holdout"):
             raise ValueError(f"report_on is 'validation' or 'holdout', not {self.report_on!r}")
         if self.resume and self.overwrite:
-            raise ValueError("resume=true goes on with what is there, overwrite=true begins anew: give one of them")
+            raise ValueError("resume=true continues the run, overwrite=true starts it again: give one of them")
         if self.source.finetuned:
             object.__setattr__(self, "recipe", self.recipe.of_a_trained_model())
         if self.budget.given and self.planning.path is not None:

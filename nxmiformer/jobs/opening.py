@@ -1,4 +1,4 @@
-"""A job that is about to begin: its model and data are read, and then its directory becomes its own."""
+"""The start of a job: its model and data are read, and then it takes its directory."""
 
 import json
 import sys
@@ -45,7 +45,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     """Read the job's model and data, convert the model to the plan that `planning` gives, and open its directory.
 
     Raises:
-        RefusedError: the job resumes, and what is in its directory is another's; the message shows the difference.
+        RefusedError: the job resumes, and its directory belongs to another job; the message shows the difference.
     """
     display = Display(job.label)
     display.say(f"reading task {job.task.name} and model {job.source.name}")
@@ -82,7 +82,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
 
 
 def identity_of(job: Job, plan: str, content: Mapping[str, str]) -> dict[str, Any]:
-    """What must agree for a job to go on with what another has left, as JSON values.
+    """What must agree for a job to continue another's run, as JSON values.
 
     Args:
         plan: the plan's fingerprint.
@@ -103,14 +103,14 @@ def without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _going_on(job: Job, checkpoints: Checkpoints, model: PreTrainedModel) -> tuple[Position, dict[str, Any] | None]:
-    """Where the job begins, and the state of the checkpoint that was taken there, if it resumes from one."""
+    """Where the job starts, and the state of the checkpoint there, if it resumes from one."""
     if not job.resume:
         return Position(), None
     if checkpoints.path("latest") is not None:
         return checkpoints.load("latest", model)
     if (job.directory / RECORD).exists():  # it was killed before its first checkpoint, and begins again
         theirs = record(job.directory).get("identity", {})
-        check_same(f"{job.directory} is that of another run", theirs, checkpoints.identity, "the run there")
+        check_same(f"{job.directory} belongs to another run", theirs, checkpoints.identity, "the run there")
     return Position(), None
 
 

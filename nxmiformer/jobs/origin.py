@@ -37,8 +37,8 @@ def as_trained(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     if not record.is_file():
         if config.job == "export" and "task" not in named:
             raise ValueError(
-                f"path={config.path}: there is no {RECORD} beside the packed model that tells its task; give it, as in "
-                f"task=stsb task.path=./glue train.max_length=128"
+                f"path={config.path}: there is no {RECORD} beside the packed model, so its task is unknown; give it, "
+                f"as in task=stsb task.path=./glue train.max_length=128"
             )
         return config
     content = parse(record.read_bytes(), str(record))

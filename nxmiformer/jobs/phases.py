@@ -1,4 +1,4 @@
-"""The phases of a run, from where it stands to their end."""
+"""The phases of a run, from its position to their end."""
 
 import logging
 from collections.abc import Mapping
@@ -80,7 +80,7 @@ def leave_dense(job: Job, stage: Stage) -> None:
 
 
 def _taught(job: Job, stage: Stage) -> PreTrainedModel | None:
-    """The dense model that comes from elsewhere, if it does.
+    """The dense model of another run, if one is given.
 
     Raises:
         ValueError: it is of another architecture or size.
@@ -91,13 +91,13 @@ def _taught(job: Job, stage: Stage) -> PreTrainedModel | None:
     shapes = [{name: p.shape for name, p in each.named_parameters()} for each in (model, stage.model)]
     if type(model) is not type(stage.model) or shapes[0] != shapes[1]:
         raise ValueError(
-            f"model.teacher is a {type(model).__name__} of other layers than the model that it is to teach"
+            f"model.teacher is a {type(model).__name__} whose layers are not those of the model that it teaches"
         )
     return model.to(stage.accelerator.device)
 
 
 def check_taught(job: Job, phases: Mapping[str, Phase]) -> None:
-    """Raise a ValueError where a locked pattern is to be trained by a head that nobody has trained."""
+    """Raise a ValueError if a fixed mask would be trained with a head that is not trained."""
     dense = [phase for phase in phases.values() if isinstance(phase.method, Dense)]
     given = job.source.finetuned or dict(job.config.get("model", {})).get("teacher") is not None
     if given or any(phase.steps != 0 for phase in dense):

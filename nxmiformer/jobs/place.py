@@ -1,6 +1,6 @@
 """The directory of a job: who may start in it, and what a job that failed leaves there.
 
-A start that is refused changes nothing in it, for it may be that of a run which is at work, or of one that ended well.
+A refused start changes nothing in it, as it may belong to a running job, or to a finished one.
 """
 
 import json
@@ -19,7 +19,7 @@ MARKS = (  # what a run or a search leaves
 
 
 def occupied(directory: Path) -> bool:
-    """Whether a job has begun in the directory; files of others, such as a log, do not count."""
+    """Whether a job has started in the directory; other files, such as a log, do not count."""
     return any((directory / name).exists() for name in MARKS)
 
 
@@ -29,22 +29,22 @@ def claimed(
 ) -> Iterator[None]:
     """The directory, locked by the caller, is the job's while the block runs.
 
-    With `overwrite`, what is there is moved aside as a whole; where the block fails before it has begun anything, it
-    is put back.
+    With `overwrite`, the whole directory is moved aside. If the block fails before it has started anything, it is moved
+    back.
 
     Args:
-        what: may be there already, in words.
-        there: whether it is.
+        what: what may exist already, in words.
+        there: whether it exists.
 
     Raises:
-        RefusedError: there is something, and neither `resume` nor `overwrite`.
+        RefusedError: it exists, and neither `resume` nor `overwrite` is given.
     """
     if not there(directory) or resume:
         yield
     elif not overwrite:
         raise RefusedError(
-            f"{directory} has {what} already: resume=true goes on with it, overwrite=true moves it aside and begins "
-            f"anew; or give another name"
+            f"{directory} has {what} already: resume=true continues it, overwrite=true moves it aside and starts "
+            f"again; or give another name"
         )
     else:
         aside = set_aside(directory)
@@ -59,7 +59,7 @@ def claimed(
                     if directory.exists():
                         directory.rmdir()
                     aside.rename(directory)
-                    print(f"nothing was begun: {aside} is {directory} again", flush=True)
+                    print(f"nothing was started: {aside} is {directory} again", flush=True)
             raise
 
 
@@ -67,7 +67,8 @@ def claimed(
 def recorded(directory: Path, first: bool = False) -> Iterator[None]:
     """Leave the error that ends the block in `failed.json`; a block that ends well removes it.
 
-    Where the job fails before it has begun anything, nothing is left; but with `first`, where no other has begun there.
+    If the job fails before it has started anything, nothing is left, except with `first` if no other job has started
+    there.
     """
     before = _beginnings(directory)
     try:

@@ -1,4 +1,4 @@
-"""Whether a configured value is of the type that its place has, and which is wrong if not.
+"""Checks whether configured values have the right types, and names those that do not.
 
 A place is a field of a dataclass, or an argument of whatever else `_target_` names. What lies in the value itself, such
 as its range, is left to the class that it is for.
@@ -95,7 +95,7 @@ def _object_mistakes(node: Any, kind: Any, where: str) -> Iterator[str]:
     if not callable(target):
         yield f"{where}.{TARGET}={reprlib.repr(path)}: there is no such class"
     elif isinstance(kind, type) and not (isinstance(target, type) and issubclass(target, kind)):
-        yield f"{where}.{TARGET}={path}: it is no {kind.__name__}"
+        yield f"{where}.{TARGET}={path}: it is not a {kind.__name__}"
     elif not isinstance(node.get(PARTIAL, False), bool):
         yield _wrong(f"{where}.{PARTIAL}", node[PARTIAL], "of type bool")
     else:

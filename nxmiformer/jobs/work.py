@@ -1,4 +1,4 @@
-"""One job of the command line, from the moment that its directory is its own to what the console says of it."""
+"""One job of the command line, from taking its directory to the last lines on the console."""
 
 import math
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def work(kind: str, build: Callable[[], Job], directory: Path, ended: Ended, swe
     """Build the job and do what its `kind` is, alone in its directory; note how it ended.
 
     Raises:
-        RefusedError: the directory is not the job's to begin or to go on in, and nothing there has been changed.
+        RefusedError: the job may not start or continue in the directory, and nothing there has been changed.
     """
     with alone(directory), recorded(directory, first=sweeping):
         job = build()
@@ -42,7 +42,7 @@ def _place(kind: str, job: Job, sweeping: bool) -> AbstractContextManager[None]:
     if kind not in ("compress", "search"):
         return nullcontext()
     if job.resume and not sweeping and not occupied(job.directory):
-        raise RefusedError(f"there is nothing in {job.directory} to go on with: leave out resume=true to begin it")
+        raise RefusedError(f"there is nothing in {job.directory} to continue: leave out resume=true to start it")
     return claimed(job.directory, "a run", resume=job.resume, overwrite=job.overwrite and not sweeping)
 
 

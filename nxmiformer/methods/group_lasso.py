@@ -21,21 +21,21 @@ How = Literal["proximal", "gradient"]
 
 @dataclass(kw_only=True)
 class GroupLasso(Method):
-    """Block pruning by a reweighted group Lasso (Li et al. 2020, arXiv 2009.08065): the loss, and the sum over layers
-    and groups of penalty * gamma_g * ||W_g||, draw whole blocks to zero; the projection onto the layer's set follows,
-    and a `FixedMask` phase trains what is left.
+    """Block pruning by a reweighted group Lasso (Li et al. 2020, arXiv 2009.08065). The sum over layers and groups of
+    penalty * gamma_g * ||W_g|| is added to the loss, and draws whole blocks to zero. Then weights are projected onto
+    their sets, and a `FixedMask` phase trains the remaining ones.
 
-    The groups are the blocks of the layer's set, of whatever shape: pieces of rows, of columns, squares; single weights
-    where the set keeps weights one by one. gamma_g = 1 / (||W_g||**power + epsilon) is chosen anew `reweights` times,
-    evenly over the phase, so that it does come in a phase of any length. The plain group Lasso is power=0, the choice
-    of blocks by magnitude alone is penalty=0. A grid, if there is one, is trained straight-through.
+    The groups are the blocks of the layer's set, of any shape: pieces of rows or of columns, squares, or single
+    weights. gamma_g = 1 / (||W_g||**power + epsilon) is recomputed `reweights` times, at equal intervals, so also in a
+    short phase. The plain group Lasso is power=0, the choice of blocks by magnitude alone is penalty=0. A grid, if
+    there is one, is trained straight-through.
 
     Attributes:
         penalty: lambda. An optimizer step shortens a block by lr * penalty * gamma, times the root of its size: Adam's
             steps of single weights are of size lr, so the loss can hold a block against about penalty * gamma = 1.
         power: p of gamma: 1 as the authors' code has it, 2 as the paper; 0: gamma = 1.
         epsilon: of gamma.
-        reweights: how often gamma is chosen anew after the start of the phase.
+        reweights: how often gamma is recomputed after the start of the phase.
         how: "proximal": the closed form after each optimizer step, which does reach zero; "gradient": added to the
             gradient before it is clipped, as the authors do.
         sized: whether the penalty is times the square root of a group's size.
@@ -63,7 +63,7 @@ class GroupLasso(Method):
         if not self.epsilon > 0:
             raise ValueError(f"epsilon must be positive, not {self.epsilon}")
         if self.reweights < 0:
-            raise ValueError(f"reweights is how often gamma is chosen anew, 0 or more, not {self.reweights}")
+            raise ValueError(f"reweights is how often gamma is recomputed, 0 or more, not {self.reweights}")
         if self.how not in get_args(How):
             raise unknown("way to apply the penalty", self.how, get_args(How))
         check_ranking(self.ranking, self.density)
@@ -84,7 +84,7 @@ class GroupLasso(Method):
             self._reweight()
 
     def _due(self) -> set[int]:
-        """The optimizer steps before which gamma is chosen anew."""
+        """The optimizer steps before which gamma is recomputed."""
         return {self.length.steps * part // (self.reweights + 1) for part in range(1, self.reweights + 1)}
 
     @torch.no_grad()
@@ -126,7 +126,7 @@ class GroupLasso(Method):
                 layer.matrix.copy_(shrink(layer.matrix, thresholds, tile))
 
     def hand_over(self) -> Moved:
-        """Project onto the sets of the supports: blocks go whole, and what is kept is not rounded."""
+        """Project onto the sparsity sets: whole blocks are pruned, and the remaining weights are not rounded."""
         return self.to_supports() if self.density is None else self._to_ranked(self.density)
 
     def _to_ranked(self, density: float) -> Moved:

@@ -1,4 +1,4 @@
-"""Which weights of a model are the checkpoint's. A head may be drawn anew, and nothing else."""
+"""Which weights of a model are the checkpoint's. A head may be newly initialized, and nothing else."""
 
 import logging
 import re
@@ -21,8 +21,8 @@ LISTED, LINE = 40, "\n    "  # names that a message has, at most, and what parts
 
 
 def head(model: PreTrainedModel) -> frozenset[str]:
-    """The names of the parameters that a task may draw anew: those outside the backbone, and its pooler, which models
-    of masked words are saved without. A model that is its own backbone has no head of which that is known."""
+    """The names of the parameters that a task may initialize: those outside the backbone, and its pooler, which masked
+    language models are saved without. A model that is its own backbone has no head of which that is known."""
     backbone = model.base_model
     below = {id(p) for name, p in backbone.named_parameters() if not name.startswith("pooler.")}
     every = model.named_parameters(remove_duplicate=False)  # a bias that two modules of a head share has both names
@@ -30,8 +30,8 @@ def head(model: PreTrainedModel) -> frozenset[str]:
 
 
 def check_loaded(model: PreTrainedModel, report: Mapping[str, Any], path: str) -> bool:
-    """Whether the head above the backbone is the checkpoint's, and so its classes are. What is drawn anew, and what of
-    the checkpoint is not read, is logged.
+    """Whether the head above the backbone is the checkpoint's, and so its classes are. Newly initialized weights, and
+    weights of the checkpoint that are not read, are logged.
 
     Args:
         report: what `from_pretrained` gives for `output_loading_info`.
@@ -46,7 +46,7 @@ def check_loaded(model: PreTrainedModel, report: Mapping[str, Any], path: str) -
     strange = _of_the_backbone(model, report["unexpected_keys"])
     wrong = [
         ("not in the checkpoint", missing - own),
-        ("of another shape than config.json tells", [shapes[name] for name in shapes.keys() - own]),
+        ("of another shape than in config.json", [shapes[name] for name in shapes.keys() - own]),
         ("in the checkpoint, and unknown to the model", strange),
     ]
     if any(names for _, names in wrong):
@@ -55,7 +55,7 @@ def check_loaded(model: PreTrainedModel, report: Mapping[str, Any], path: str) -
         raise ValueError("\n".join([*lines, f"  {_remedy(model, report['unexpected_keys'])}"]))
     _check_finite(model, path)
     if drawn := (missing | shapes.keys()) & own:
-        log.info("model.path=%s: the head is drawn anew: %s", path, _listed(drawn))
+        log.info("model.path=%s: the head is newly initialized: %s", path, _listed(drawn))
     if unused := set(report["unexpected_keys"]) - strange - _old_buffers(model, report["unexpected_keys"]):
         log.info("model.path=%s: a head of another task is not read: %s", path, _listed(unused))
     return all(name.startswith(f"{model.base_model_prefix}.") for name in drawn)

@@ -1,4 +1,4 @@
-"""Whether a model and its tokenizer go together: words, padding, and how many tokens there is a place for."""
+"""Whether a model and its tokenizer fit: words, padding, and the number of positions."""
 
 import logging
 
@@ -12,8 +12,8 @@ def agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length
     """Make the model pad as its tokenizer does; what is done is logged.
 
     Raises:
-        ValueError: the tokenizer has more words than the model, neither says what to pad with, or texts of
-            `max_length` tokens are longer than the model has positions for.
+        ValueError: the tokenizer has more words than the model, neither has a padding token, or the model has fewer
+            than `max_length` positions.
     """
     words = getattr(model.config.get_text_config(), "vocab_size", None)
     if words is not None and len(tokenizer) > words:
@@ -30,8 +30,8 @@ def agree(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length
 
 
 def _agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The tokenizer's padding token is the model's; where it has none, it takes the model's, or the end of a text: this
-    is what users of decoders do, whose classifiers look for the last token that is no padding."""
+    """The tokenizer's padding token becomes the model's. If it has none, it takes the model's, or the end-of-text
+    token. Users of decoders do the same, as their classifiers look for the last token that is not padding."""
     config = model.config.get_text_config()
     theirs = getattr(config, "pad_token_id", None)
     if tokenizer.pad_token_id is None:
@@ -39,11 +39,11 @@ def _agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
         token = tokenizer.convert_ids_to_tokens(int(theirs or 0)) if known else tokenizer.eos_token
         if token is None:
             raise ValueError(
-                "neither the tokenizer nor the model says what to pad with: set tokenizer.pad_token, and save the "
+                "neither the tokenizer nor the model has a padding token: set tokenizer.pad_token, and save the "
                 "tokenizer beside the model"
             )
         tokenizer.pad_token = token
-        log.info("the tokenizer has no padding token: %r pads", token)
+        log.info("the tokenizer has no padding token: %r is used", token)
     if theirs != tokenizer.pad_token_id and not any(table.padding_idx is not None for table in _tables(model)):
         for each in (model.config, config):
             each.pad_token_id = tokenizer.pad_token_id
@@ -51,7 +51,7 @@ def _agree_on_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def positions(model: PreTrainedModel) -> int | None:
-    """Tokens that the model has places for; None where places are relative, and any number will do."""
+    """The model's number of positions; None if positions are relative, and any number fits."""
     config, tables = model.config.get_text_config(), _tables(model)
     told = getattr(config, "max_position_embeddings", None)
     relative = getattr(config, "relative_attention", False) or getattr(config, "relative_attention_num_buckets", 0)

@@ -32,9 +32,8 @@ class Source(abc.ABC):
     """Gives a model for a task, and the tokenizer that goes with it.
 
     Attributes:
-        name: how reports call it.
-        finetuned: whether the model is trained for the task already: then the phases that make the dense model take no
-            step.
+        name: name in reports.
+        finetuned: whether the model is already fine-tuned on the task. Then the dense phases take no step.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Source(abc.ABC):
         """The float32 model with the head that `task` asks for; new weights depend on `seed` alone."""
 
     def taught(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
-        """The dense model of the task that is distilled and compared with, where it is not what dense phases leave."""
+        """The dense model of the task that is the teacher and the baseline, if it is not that of the dense phases."""
         return None
 
 
@@ -57,15 +56,16 @@ class Source(abc.ABC):
 class Pretrained(Source):
     """A checkpoint that `transformers` reads: a name on the hub, or a local directory.
 
-    A head that the checkpoint lacks, or that has another number of outputs, is drawn anew. No code of a checkpoint is
-    run.
+    A head that the checkpoint lacks, or that has another number of outputs, is newly initialized. Code that comes with
+    a checkpoint is not run.
 
     Attributes:
-        revision: of the checkpoint on the hub: a branch, a tag or a commit; None: its main one.
-        dtype: of the weights while they are trained and packed, "float32" or "bfloat16"; the second is for models that
-            are not trained, and `convert` warns of it.
+        revision: revision of the checkpoint on the hub: a branch, a tag or a commit; None: the main one.
+        dtype: of the weights in training and in the packed model, "float32" or "bfloat16". The second is for models
+            that are not trained, and `convert` warns about it.
         labels: the task's class names in the order of the model's outputs; None: as the checkpoint names them.
-        finetuned: the checkpoint is trained for this very task: its head is kept, and no dense model is made first.
+        finetuned: the checkpoint is already fine-tuned on this task: its head is used, and no dense model is trained
+            first.
         teacher: the directory of a dense model of this architecture and task; see `taught`.
         keep_layers: numbers of the layers that stay, from 0; None: all; see `shallow`.
     """
@@ -132,7 +132,7 @@ class Pretrained(Source):
         if self.finetuned and not loaded:
             raise ValueError(
                 f"model.finetuned=true: {self.path} has no {type(model).__name__} for {task.name}, whose head would be "
-                "drawn anew: leave it out, and the dense phase trains one"
+                "newly initialized: leave it out, and the dense phase trains one"
             )
         if task.labels:
             theirs = [own[number] for number in sorted(own)]

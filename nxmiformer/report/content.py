@@ -21,8 +21,8 @@ LAYERS = (
     "that may be non-zero."
 )
 TRAINING = (
-    "Time: on the clock, of a phase with calibration and evaluations; of the whole run also with reading, scoring and "
-    "packing. Per step: forward, backward and update alone."
+    "Time: wall-clock time, of a phase with calibration and evaluations, of the whole run also with reading, scoring "
+    "and packing. Per step: forward, backward and update alone."
 )
 
 
@@ -61,14 +61,14 @@ def sections(run: Run) -> list[Section]:
 
 
 def shares(run: Run) -> list[tuple[str, str]]:
-    """What a reader looks for first: what is retained, how small it is, how long it took."""
+    """The most important results: the retained score, the size, and the time."""
     measured, above = run.report.storage.bytes, run.report.above_chance
     kept = words.kept(run.report.task.metric, run.report.kept("final"))
     return [
         ("score retained" if above else f"score retained: the dense model is {words.NO_BETTER}", kept),
         (f"of the file, {words.size(measured.dense_model)} when dense", words.size(measured.packed_model)),
         ("of the layers", words.percent(run.report.storage.compression.all) + " smaller"),
-        ("on the clock", words.duration(run.report.seconds)),
+        ("wall-clock time", words.duration(run.report.seconds)),
     ]
 
 
@@ -175,7 +175,7 @@ def facts(run: Run) -> Table:
 
 
 def _cut(run: Run) -> list[tuple[str, str]]:
-    """How many texts were cut off, where any was."""
+    """How many texts were truncated, if any."""
     counts, task = run.report.cut or {}, run.report.task
     sizes = {"train": task.train, "holdout": task.holdout, "validation": task.validation}
     told = [f"{counts.get(split, 0):,} of {size:,} in {split}" for split, size in sizes.items()]

@@ -1,4 +1,4 @@
-"""How many bits there are to spend."""
+"""The budget of a search."""
 
 import math
 from collections.abc import Mapping
@@ -17,15 +17,14 @@ ROUND = 10_000
 
 @dataclass(frozen=True)
 class Budget:
-    """What the layers that are searched may take together; one of the three is given.
+    """The limit of the searched layers together; one of the three is given.
 
     Attributes:
-        ratio: of their float32 size, in (0, 1].
-        bytes: in bytes.
-        whole_model_bytes: of the file of all weights, those of the other layers and its header included, in bytes.
-        accounting: what counts: the kept values ("values"), their places too ("indices"), or also the scales and the
-            bytes that each part is rounded up to ("all"), which is what the packed file weighs. `whole_model_bytes`
-            always counts all.
+        ratio: limit as a share of their float32 size, in (0, 1].
+        bytes: limit in bytes.
+        whole_model_bytes: limit of the file of all weights in bytes, with the other layers and its header.
+        accounting: what counts: the remaining values ("values"), also their positions ("indices"), or also the scales
+            and the rounding up to bytes ("all"), as in the packed file. `whole_model_bytes` always counts all.
     """
 
     ratio: float | None = None
@@ -44,7 +43,7 @@ class Budget:
             raise ValueError(f"budget.{name}={value}: it must be above 0" + (" and at most 1" if self.ratio else ""))
         if self.whole_model_bytes is not None and self.accounting != "all":
             raise ValueError(
-                f"budget.whole_model_bytes counts all, so budget.accounting={self.accounting} says nothing"
+                f"budget.whole_model_bytes counts all, so budget.accounting={self.accounting} has no effect"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""What it costs a model that one layer becomes a point of a set, as foreseen before any training."""
+"""The damage to a model when one layer becomes a point of a set, predicted before any training."""
 
 import abc
 from collections.abc import Sequence
@@ -38,11 +38,11 @@ class WeightError(Sensitivity):
 class OutputError(Sensitivity):
     """The relative mean squared change of the layer's output on the evidence, after it was reconstructed in the set.
 
-    Rows of a weight are problems of their own, so that some of them tell of all.
+    The rows of a weight are independent problems, so some of them represent all.
 
     Attributes:
-        weighted: weigh each output by the squared gradient of the logits, and take half the absolute change: the
-            `distance` of the logits to second order (K-FAC, Martens and Grosse 2015, arXiv 1503.05671, with the
+        weighted: weight each output by the squared gradient of the logits, and take half the absolute change. This is
+            the `distance` of the logits to second order (K-FAC, Martens and Grosse 2015, arXiv 1503.05671, with the
             diagonal of the outputs' factor), which can be compared between layers.
         rows: looked at, at most.
         iterations: of each stage of the reconstruction; 0 takes the plain projection.
@@ -74,7 +74,7 @@ class OutputError(Sensitivity):
 
 @dataclass(frozen=True)
 class LossChange(Sensitivity):
-    """The change of the loss that its Taylor expansion foresees for W -> P(W).
+    """The change of the loss for W -> P(W), predicted by its Taylor expansion.
 
     Attributes:
         order: 1: |<g, P(W) - W>| with the gradient g of the mean loss; 2: 1/2 sum F (P(W) - W)^2 with the diagonal of
@@ -86,7 +86,7 @@ class LossChange(Sensitivity):
 
     def __post_init__(self) -> None:
         if self.order not in (1, 2):
-            raise ValueError(f"a change of loss is foreseen to order 1 or 2, not {self.order}")
+            raise ValueError(f"a change of loss is predicted to order 1 or 2, not {self.order}")
 
     def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
         w = evidence.layers[layer].matrix.detach().float()

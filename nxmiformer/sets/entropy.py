@@ -1,7 +1,7 @@
 """A support in about as many bits as there can be: asymmetric numeral systems (Duda 2013, arXiv 1311.2540).
 
-Each bit is coded by how often it occurs, so that a mask of K of N takes about N * H(K / N) bits, whichever K they are:
-the length is known in advance. The mask is cut into lanes of equal length, which are coded side by side, a column at a
+Each bit is coded by its frequency, so that a mask of K of N takes about N * H(K / N) bits, whichever K they are. The
+length is known in advance. The mask is cut into lanes of equal length, which are coded side by side, a column at a
 time; a lane costs the 5 bytes of its state.
 """
 
@@ -81,7 +81,7 @@ def decode(packed: NDArray[np.uint8], keep: int, total: int) -> NDArray[np.bool_
         taken += empty.size
     flat = bits.T.flatten()
     if (state != LOW).any() or words[taken:].any() or flat[total:].any() or int(flat.sum()) != keep:
-        raise ValueError(f"the indices are damaged: they are no code of {keep} of {total}")
+        raise ValueError(f"the indices are damaged: they are not a code of {keep} of {total}")
     return flat[:total]
 
 

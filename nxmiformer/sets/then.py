@@ -16,14 +16,15 @@ ALTERNATIONS = 3  # of scale and mask, where they are coupled
 
 @dataclass(frozen=True)
 class Then(ConstraintSet):
-    """The intersection of a sparsity set and a grid, projected onto in this order: sparsify, then round.
+    """The intersection of a sparsity set and a grid. The projection prunes, and then rounds.
 
-    For a symmetric uniform grid and a fixed scale this is the exact joint projection: keeping an element gains
-    w^2 - (w - Q(w))^2, which never falls as |w| grows, so the mask is that of the magnitudes, whatever the scale; the
-    scale is then searched on the survivors alone. The other order is not exact, and is refused. With importance f
-    the gain f * (w^2 - (w - Q(w))^2), and with blocks the sum of the gains of a block, depend on the scale: scale and
-    mask are then found in turn, the mask last, so that the point is the exact joint projection for its scale (but for
-    bits=1, where the scale is last).
+    This is the exact joint projection for a symmetric uniform grid and a fixed scale. The gain of keeping an element,
+    w^2 - (w - Q(w))^2, never falls as |w| grows. So the mask is that of the magnitudes for every scale, and the scale
+    is then searched on the remaining elements alone. The other order is not exact, and is refused.
+
+    With importance f the gain is f * (w^2 - (w - Q(w))^2), and with blocks it is the sum over a block. Both depend on
+    the scale. Scale and mask are then found in turn, the mask last, so that the point is the exact joint projection for
+    its scale. For bits=1 the scale is last.
     """
 
     first: SparsitySet
@@ -32,8 +33,8 @@ class Then(ConstraintSet):
     def __post_init__(self) -> None:
         if isinstance(self.first, Kronecker):
             raise ValueError(
-                f"Then({self.first!r}, {self.second!r}): a sum of Kronecker products that is rounded is none any more, "
-                f"and factors have no grid of their own here; give the layer one of the two"
+                f"Then({self.first!r}, {self.second!r}): a rounded sum of Kronecker products is not one any more, "
+                f"and factors cannot have a grid; give the layer one of the two"
             )
         if not isinstance(self.first, SparsitySet) or not isinstance(self.second, Grid):
             raise ValueError(

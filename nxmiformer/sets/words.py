@@ -30,7 +30,7 @@ def from_words(words: str) -> ConstraintSet:
     if not plus and grid:
         return _grid(grid)
     raise ValueError(
-        f"{words!r} is no set: there are keep:group such as '2:4', 'int4', 'int4g64' and '2:4+int4', "
+        f"{words!r} is not a set: there are keep:group such as '2:4', 'int4', 'int4g64' and '2:4+int4', "
         "and Kronecker products such as 'kron1x8'"
     )
 

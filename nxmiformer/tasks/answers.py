@@ -1,4 +1,4 @@
-"""Questions whose answers are spans of a text that goes with each, in the columns of SQuAD."""
+"""Extractive question answering: questions whose answers are spans of a text, in the columns of SQuAD."""
 
 import logging
 import math
@@ -44,18 +44,18 @@ FIELDS = {"text": datasets.Value("string"), "answer_start": datasets.Value("int6
 class Answers(Table, Task):
     """Extractive question answering (Rajpurkar et al. 2016, arXiv 1606.05250, and 2018, arXiv 1806.03822).
 
-    An example is a window: a question, and as much of its context as `max_length` tokens hold. No context is cut: it
-    takes as many windows as it needs, and a question is scored over all of them. Holdout and training rows have no
-    context in common.
+    An example is a window: a question, and as much of its context as fits into `max_length` tokens. Contexts are not
+    truncated: each has as many windows as it needs, and a question is scored over all of them. Holdout and training
+    rows share no context.
 
     Attributes:
-        name: how reports call it.
-        metric: exact_match or f1, which stands for the task.
+        name: name in reports.
+        metric: exact_match or f1.
         stride: tokens of a context that two of its windows share.
-        longest: tokens of an answer, at most.
-        best: so many first and last places of a window are looked at, and as many spans kept.
+        longest: tokens of the longest answer.
+        best: number of candidates for the first and for the last token of a window, and of spans kept.
         unanswerable: whether there are questions without an answer, as in SQuAD 2.0.
-        threshold: by how much "no answer" may score better than the best span without being the answer.
+        threshold: "no answer" is the answer if it scores better than the best span by more than this.
     """
 
     name: str = "answers"
@@ -86,8 +86,8 @@ class Answers(Table, Task):
         return self.table(self._checked)
 
     def parted(self, rows: datasets.Dataset, size: int) -> tuple[datasets.Dataset, datasets.Dataset]:
-        """The rows of whole contexts, at most `size` where more than one context has so few: who has seen a text in
-        training knows it."""
+        """The rows of whole contexts, at most `size` if more than one context has so few: a model knows a text that it
+        has seen in training."""
         numbers: dict[str, int] = {}
         owners = np.array([numbers.setdefault(text, len(numbers)) for text in rows["context"]])
         if len(numbers) < 2:
@@ -104,7 +104,7 @@ class Answers(Table, Task):
 
         Raises:
             ValueError: a column is missing or of another type, a text is missing, an answer is not in its context, or a
-                question has none where each has one; the message has the first such row and what is there.
+                question has no answer where each must have one. The message has the first such row and its value.
         """
         if missing := [name for name in self.reads if name not in rows.column_names]:
             raise ValueError(
@@ -115,11 +115,12 @@ class Answers(Table, Task):
             place = f"{where}, row {number} (the first is 0)"
             for name, text in (("question", question), ("context", context)):
                 if not isinstance(text, str) or not text.strip():
-                    raise ValueError(f"{place}, column {name!r}: {text!r}, where a text is wanted")
+                    raise ValueError(f"{place}, column {name!r}: {text!r}, but a text is expected")
             found.append(self._answers_of(answers, context, place))
         moved = sum(old != new for old, new in zip(rows["answers"], found, strict=True) if new["text"])
         if moved:
-            log.info("%s: %d answers were told a character or two off their place, and are moved there", where, moved)
+            told = "%s: the positions of %d answers were wrong by a character or two, and are corrected"
+            log.info(told, where, moved)
         feature = {name: datasets.List(each) for name, each in FIELDS.items()}
         return rows.select_columns(["question", "context"]).add_column("answers", found, feature=feature)
 
@@ -127,7 +128,7 @@ class Answers(Table, Task):
         """The answers of a row, each with where it is in the context."""
         if not isinstance(answers, Mapping) or not set(answers) >= set(FIELDS):
             raise ValueError(
-                f"{place}, column 'answers': {answers!r}, where lists 'text' and 'answer_start' are wanted"
+                f"{place}, column 'answers': {answers!r}, but lists 'text' and 'answer_start' are expected"
             )
         texts, starts = answers["text"], answers["answer_start"]
         if len(texts) != len(starts):
@@ -178,7 +179,7 @@ class Answers(Table, Task):
         """
         if len(units) != 2 * len(batch["open"]):
             raise ValueError(
-                f"of {len(batch['open'])} windows there are {len(units)} starts and ends, and two each are wanted: "
+                f"of {len(batch['open'])} windows there are {len(units)} starts and ends, but two each are expected: "
                 "lower search.examples"
             )
         starts, ends = units.logits.detach().unflatten(0, (-1, 2)).unbind(1)

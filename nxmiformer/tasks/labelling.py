@@ -1,7 +1,7 @@
-"""What a label column says, as its training rows have it: one of several classes, several labels at once, or a number.
+"""How a label column is read, from its training rows: one of several classes, several labels at once, or a number.
 
-Nothing is guessed where a guess could surprise: numbers that are whole are classes, others a number, and where a column
-could be either, the user is asked.
+Nothing is guessed where a guess could surprise. Whole numbers are classes, others a number, and if a column could be
+either, the user must say.
 """
 
 import abc
@@ -26,8 +26,8 @@ class Labelling(abc.ABC):
     """How label columns are read.
 
     Attributes:
-        outcome: what a model says.
-        labels: the names of classes or labels, in their order; empty for a number.
+        outcome: how the model's logits are read.
+        labels: the names of classes or labels, in order; empty for a number.
     """
 
     outcome: ClassVar[Outcome]
@@ -41,12 +41,12 @@ class Labelling(abc.ABC):
 def understood(
     rows: datasets.Dataset, label: str | Sequence[str], kind: str | None, names: Sequence[str] | None, where: str
 ) -> Labelling:
-    """What the label columns of these training rows say.
+    """How the label columns of these training rows are read.
 
     Args:
         label: a column of classes, lists or numbers; or several, of 0 and 1.
-        kind: of KINDS; None: as the column's type tells.
-        names: of the classes or labels, in their order; None: those of the column.
+        kind: one of KINDS; None: by the column's type.
+        names: names of the classes or labels, in order; None: those of the column.
 
     Raises:
         ValueError: a column is missing, or holds nothing that can be read so; the message says what to give.
@@ -82,7 +82,7 @@ def understood(
 
 
 def _kind(column: pa.ChunkedArray, at: str) -> str:
-    """By the type of a column; a ValueError where it tells too little."""
+    """The kind by the type of a column; a ValueError if the type does not determine it."""
     if _is_list(column.type):
         return "labels"
     distinct = pc.count_distinct(column).as_py()
@@ -163,7 +163,7 @@ class Columns(Labelling):
         wanted = "0 or 1"
         refuse(pc.is_null(column, nan_is_null=True), column, at, wanted)
         if not (_is_number(column.type) or pa.types.is_boolean(column.type)):
-            raise ValueError(f"{at}, row 0: {column[0].as_py()!r} is of type {column.type}, where {wanted} is wanted")
+            raise ValueError(f"{at}, row 0: {column[0].as_py()!r} is of type {column.type}, but {wanted} is expected")
         numbers = pc.cast(column, pa.float64())
         refuse(pc.invert(pc.is_in(numbers, pa.array([0.0, 1.0]))), column, at, wanted)
         return np.asarray(numbers.to_numpy(), dtype=np.int8)
@@ -181,7 +181,7 @@ class Numbers(Labelling):
         (at, column), wanted = _column(rows, self.column, where), "a number"
         refuse(pc.is_null(column, nan_is_null=True), column, at, wanted)
         if not _is_number(column.type):
-            raise ValueError(f"{at}, row 0: {column[0].as_py()!r} is of type {column.type}, where {wanted} is wanted")
+            raise ValueError(f"{at}, row 0: {column[0].as_py()!r} is of type {column.type}, but {wanted} is expected")
         numbers = pc.cast(column, pa.float64())
         refuse(pc.invert(pc.is_finite(numbers)), column, at, "a finite number")
         return numbers.to_numpy(), datasets.Value("float64")

@@ -1,4 +1,4 @@
-"""Batches of one's own, such as a DataLoader gives, as a task."""
+"""Your own batches, such as those of a DataLoader, as a task."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class Loaded(LabelledTexts):
     Attributes:
         train: batches by name: `input_ids`, `attention_mask` and whatever else the model takes, (batch, tokens), and
             `labels` (batch,), integers for classes, floats for numbers.
-        evaluation: those of the reported figure; None: a tenth of the examples of `train`.
+        evaluation: batches of the reported score; None: a tenth of the examples of `train`.
         labels: the names of the classes, in the order of the model's outputs; none for numbers.
     """
 
@@ -46,7 +46,7 @@ class Loaded(LabelledTexts):
         """A `row` of tokens by name and a `label` an example.
 
         Raises:
-            ValueError: a batch has no labels, or other than one a row, or one that is no class.
+            ValueError: a batch has no labels, not one a row, or a label that is not a class.
         """
         whole = self._rows(self.train, "train_data")
         found = {} if self.evaluation is None else {"validation": self._rows(self.evaluation, "eval_data")}
@@ -68,10 +68,10 @@ class Loaded(LabelledTexts):
         names = [name for name in batch if name != "labels"]
         labels = batch.get("labels")
         if labels is None or "input_ids" not in names:
-            raise ValueError(f"{where} has {sorted(batch)}, where input_ids and labels are wanted")
+            raise ValueError(f"{where} has {sorted(batch)}, but input_ids and labels are expected")
         if labels.ndim != 1:
             raise ValueError(
-                f"{where}: labels are {tuple(labels.shape)}, where one an example is wanted: give a Dataset"
+                f"{where}: labels are {tuple(labels.shape)}, but one an example is expected: give a Dataset"
             )
         bad = [each for each in labels.tolist() if self.labels and each not in range(len(self.labels))]
         if bad:

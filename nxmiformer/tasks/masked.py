@@ -1,4 +1,4 @@
-"""Masked language modelling: which words stood where some are hidden (Devlin et al. 2019, arXiv 1810.04805)."""
+"""Masked language modelling (Devlin et al. 2019, arXiv 1810.04805)."""
 
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,13 +25,14 @@ HIDDEN, KEPT = 0.8, 0.1  # shares of the masked tokens that the mask takes the p
 class Masked(PlainText):
     """Masked language modelling on plain text.
 
-    In training, other tokens are masked each time that a window is seen; elsewhere the same ones always, which the
-    number of the window decides.
+    In training, other tokens are masked each time that a window is seen. Elsewhere they are always the same, determined
+    by the number of the window.
 
     Attributes:
-        packed: cut all texts, joined, into windows of `train.max_length` tokens (as Liu et al. 2019, arXiv 1907.11692,
-            section 4.2, FULL-SENTENCES); else each text is a window, cut off there, and blank texts are left out.
-        share_masked: of a window's tokens, at least one; special tokens are never masked.
+        packed: join all texts and cut them into windows of `train.max_length` tokens (as Liu et al. 2019, arXiv
+            1907.11692, section 4.2, FULL-SENTENCES). Otherwise each text is a window, truncated there, and blank texts
+            are left out.
+        share_masked: share of a window's tokens that are masked, at least one token; special tokens are never masked.
         metric: accuracy, perplexity or loss, of the masked tokens.
     """
 
@@ -65,11 +66,11 @@ class Masked(PlainText):
         """Windows, some of whose tokens are masked.
 
         Raises:
-            ValueError: the tokenizer has no mask, or there is no place for a token beside the special ones.
+            ValueError: the tokenizer has no mask token, or the special tokens leave no position for another.
         """
         if tokenizer.mask_token_id is None:
             raise ValueError(
-                "the tokenizer has no mask token, which is to stand for the hidden words: give a model that was "
+                "the tokenizer has no mask token, which replaces the masked words: give a model that was "
                 "trained with one, such as bert-base-uncased, or take task=causal"
             )
         windows, cut = self._windows(split, tokenizer, max_length)
@@ -95,7 +96,7 @@ class Masked(PlainText):
         room = max_length - len(before) - len(after)
         if room < 1:
             raise ValueError(
-                f"train.max_length={max_length}: {len(before) + len(after)} special tokens leave no place for a word"
+                f"train.max_length={max_length}: {len(before) + len(after)} special tokens leave no position for a word"
             )
         texts = self._packed(split, tokenizer, room) if self.packed else self.texts(split, tokenizer)
         windows: list[Sequence[int]] = []
@@ -120,7 +121,7 @@ class Masked(PlainText):
         return place_units(outputs["logits"], batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED))
 
     def score(self, answers: Sequence[Tally], truths: Sequence[Any]) -> dict[str, float]:
-        """The share of masked tokens that are foreseen, their loss in nats, and the perplexity e ** loss."""
+        """The share of masked tokens that are predicted correctly, their loss in nats, and the perplexity e ** loss."""
         return {"accuracy": right(answers), **foreseen(answers)}
 
     def chance(self, truths: Sequence[Any]) -> Chance:
@@ -129,11 +130,11 @@ class Masked(PlainText):
 
 
 class Masking:
-    """Hides tokens as BERT does: of those that are masked, the mask takes the place of 80 %, a word at random that of
-    10 %, and 10 % stay (Devlin et al. 2019, arXiv 1810.04805, section 3.1).
+    """Masks tokens as BERT does: 80 % of the chosen tokens become the mask token, 10 % a random word, and 10 % stay
+    (Devlin et al. 2019, arXiv 1810.04805, section 3.1).
 
-    As in BERT's own code, and unlike the collator of `transformers`, which draws for each token alone, every row has
-    its share of them and at least one: a batch of none would have a loss of NaN.
+    As in BERT's own code, every row has its share of masked tokens, and at least one: a batch without any would have a
+    loss of NaN. The collator of `transformers` draws for each token alone.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, share: float) -> None:

@@ -1,4 +1,4 @@
-"""Plain text: its rows, the one row of tokens that they make, and how well its tokens are foreseen."""
+"""Plain text: its rows, the one row of tokens that they make, and how well its tokens are predicted."""
 
 import abc
 import math
@@ -34,13 +34,13 @@ class Tally(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class PlainText(Table, Task):
-    """Something to learn from plain text, a token at a time.
+    """A task on plain text, token by token.
 
     Attributes:
-        column: of the texts.
-        between: what stands between two texts. None: a token of the tokenizer that parts documents, and blank texts are
-            left out; of the lines of a .txt file, the end of a line. Text, such as "\\n\\n" for paragraphs: rows that
-            follow one another stay together, in blocks, where a holdout is cut.
+        column: the text column.
+        between: separator of two texts. None: the tokenizer's token between documents, and blank texts are left out;
+            for the lines of a .txt file, the end of a line. Text, such as "\\n\\n" for paragraphs: rows that follow one
+            another stay together, in blocks, where a holdout is cut.
     """
 
     column: str = "text"
@@ -52,11 +52,11 @@ class PlainText(Table, Task):
 
     @property
     def joint(self) -> str | None:
-        """The text between two texts; None where a token parts them."""
+        """The text between two texts; None if a token separates them."""
         return "\n" if self.between is None and self.path.lower().endswith(".txt") else self.between
 
     def splits(self) -> datasets.DatasetDict:
-        """Read from `path`; a ValueError names the first row that is no text."""
+        """Read from `path`; a ValueError names the first row that is not a text."""
         return self.table(self._checked)
 
     def _checked(self, rows: datasets.Dataset, where: str) -> datasets.Dataset:
@@ -74,16 +74,16 @@ class PlainText(Table, Task):
             yield from _tokens([text for text in batch[self.column] if text.strip()], tokenizer)
 
     def stream(self, split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, end: int | None) -> "array[int]":
-        """The tokens of all texts in one row, with `end` after each where a token parts them.
+        """The tokens of all texts in one row, with `end` after each if a token separates them.
 
         Raises:
-            ValueError: there is no such token.
+            ValueError: the tokenizer has no such token.
         """
         if self.joint is not None:
             return array("i", _tokens([self.joint.join(split[self.column])], tokenizer)[0])
         if end is None:
             raise ValueError(
-                "the tokenizer has no token that parts documents, such as eos_token: give a text that does, such as "
+                "the tokenizer has no token that separates documents, such as eos_token: give a separator, such as "
                 'task.between="\\n"'
             )
         return array("i", (token for ids in self.texts(split, tokenizer) for token in (*ids, end)))
@@ -125,8 +125,8 @@ def right(answers: Sequence[Tally]) -> float:
 
 
 def unigram(truths: Sequence[Sequence[int]], metric: str) -> Chance:
-    """Of an answer that knows how often each token occurs, and does not look at the text: its accuracy, the share of
-    the commonest; its loss, the entropy of that distribution; or its perplexity."""
+    """The score of the unigram model, which knows how often each token occurs and does not read the text. Its accuracy
+    is the share of the most common token, its loss the entropy of that distribution; or its perplexity."""
     _, counts = np.unique(np.concatenate([np.asarray(each, dtype=np.int64) for each in truths]), return_counts=True)
     shares, total = counts / counts.sum(), counts.sum()
     if metric == "accuracy":

@@ -1,4 +1,4 @@
-"""Whether the rows of a data set are what a task takes. A row that is not is named; none is cast or left out."""
+"""Checks whether the rows of a data set fit a task. A row that does not is named; none is cast or left out."""
 
 import logging
 from collections.abc import Sequence
@@ -17,15 +17,15 @@ UNLABELLED = -1  # as the test splits of GLUE have it
 
 
 def checked(rows: datasets.Dataset, task: LabelledTexts, where: str) -> datasets.Dataset:
-    """The rows, with labels as the task numbers its classes: where they are names, or numbered in another order by
-    names of their own, they are renumbered, which is logged.
+    """The rows, with labels as the task numbers its classes. Labels that are names, or are numbered in another order,
+    are renumbered, which is logged.
 
     Args:
         where: the data set and the split, for messages.
 
     Raises:
         ValueError: a column is missing, there are no rows, a text or a label is missing or of another type, or a label
-            is none of the task's; the message has the split, the first such row, its value and what the task has.
+            is not one of the task's. The message has the split, the first such row, its value and the task's labels.
     """
     require(rows, (*task.columns, "label"), where)
     if not len(rows):
@@ -103,7 +103,7 @@ def refuse(bad: pa.ChunkedArray, values: pa.ChunkedArray, where: str, has: str) 
         return
     row = pc.index(bad, True).as_py()
     value = values[row].as_py()
-    text = f"{where}, row {row} (the first is 0): {value!r}, where {has} is wanted"
+    text = f"{where}, row {row} (the first is 0): {value!r}, but {has} is expected"
     text += f"; so in {count} of {len(values)} rows"
     if value == UNLABELLED:
         text += f". {UNLABELLED} marks a row without a label: leave those rows out of the file"
@@ -112,7 +112,7 @@ def refuse(bad: pa.ChunkedArray, values: pa.ChunkedArray, where: str, has: str) 
 
 def _other_type(labels: pa.ChunkedArray, task: LabelledTexts, where: str) -> str:
     return (
-        f"{where}, column 'label', row 0: {labels[0].as_py()!r} is of type {labels.type}, where {_has(task)} is wanted"
+        f"{where}, column 'label', row 0: {labels[0].as_py()!r} is of type {labels.type}, but {_has(task)} is expected"
     )
 
 

@@ -19,7 +19,7 @@ Place = tuple[int, int]  # where a token begins and ends in the context, in char
 
 
 class Window(NamedTuple):
-    """What the answer in a window is held against.
+    """The correct answer of a window.
 
     Attributes:
         question: its number in the split; all windows of a question are scored together.
@@ -35,7 +35,7 @@ class Window(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """What a model finds in a window.
+    """The answers of a model in a window.
 
     Attributes:
         null: the score of there being no answer: the sum of the two logits of the first token.
@@ -72,11 +72,11 @@ def read(split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length
         stride: tokens of the context that two windows share.
 
     Raises:
-        ValueError: the tokenizer cannot tell where its tokens are, or a question leaves too little room.
+        ValueError: the tokenizer does not say where its tokens are, or a question leaves too little room.
     """
     if not tokenizer.is_fast:
         raise ValueError(
-            f"task=answers needs to know where tokens are in the text, which {type(tokenizer).__name__} cannot tell: "
+            f"task=answers needs to know where tokens are in the text, which {type(tokenizer).__name__} does not say: "
             "give a model with a fast tokenizer (tokenizer.json)"
         )
     questions, contexts = [text.lstrip() for text in split["question"]], list(split["context"])
@@ -107,7 +107,7 @@ def _check_room(
     special = tokenizer.num_special_tokens_to_add(pair=True)
     if stride >= max_length - special:
         raise ValueError(
-            f"task.stride={stride}: train.max_length={max_length} has places for {max_length - special} tokens of a "
+            f"task.stride={stride}: train.max_length={max_length} has positions for {max_length - special} tokens of a "
             "question and a context, and two windows share fewer"
         )
     counts = [len(ids) for ids in tokenizer(questions, add_special_tokens=False)["input_ids"]]
@@ -117,9 +117,9 @@ def _check_room(
             continue
         if len(tokenizer(contexts[row], add_special_tokens=False)["input_ids"]) > room:
             raise ValueError(
-                f"row {row} (the first is 0): its question has {count} tokens, {questions[row][:60]!r}, and of "
-                f"train.max_length={max_length} it leaves {max(0, room)} to a context that is longer, where more than "
-                f"task.stride={stride} are wanted: raise train.max_length, or lower task.stride"
+                f"row {row} (the first is 0): its question has {count} tokens, {questions[row][:60]!r}. Of "
+                f"train.max_length={max_length} it leaves {max(0, room)} to a longer context, which needs more than "
+                f"task.stride={stride}: raise train.max_length, or lower task.stride"
             )
 
 
@@ -160,8 +160,8 @@ def answered(windows: Iterable[tuple[Spans, Window]], threshold: float | None) -
     """The answer to a question, from what was found in its windows: the text of the best span of all.
 
     Args:
-        threshold: by how much "no answer", in the window where it has the least score, may be better than the best
-            span without being the answer; None: there always is one, if there is a span.
+        threshold: "no answer" is the answer if its lowest score over the windows is better than the best span by more
+            than this. None: the answer is a span if there is one.
     """
     windows = list(windows)
     spans = [(score, window, first, last) for found, window in windows for score, first, last in found.best]

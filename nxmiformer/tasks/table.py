@@ -1,4 +1,4 @@
-"""Rows from a file, a directory of splits or the hub, as the three splits that a task has."""
+"""Rows from a file, a directory of splits or the hub, as the three splits of a task."""
 
 import csv
 import hashlib
@@ -34,14 +34,14 @@ class Table:
 
     Attributes:
         path: a CSV, TSV, JSON (lines), Parquet or text file, a directory of splits, or a data set on the hub.
-        configuration: of a data set on the hub, or of a directory of the same layout.
-        train_split: what the rows to train on are called.
-        validation_split: those of the reported figure; None: the first of VALIDATION that there is, else a part that is
-            cut from the training rows.
+        configuration: configuration of a data set on the hub, or of a directory of the same layout.
+        train_split: name of the training split.
+        validation_split: name of the split of the reported score; None: the first existing one of VALIDATION, else a
+            part of the training rows.
         share: of the training rows that go to `holdout`, and to `validation` where it is cut, at most
         most: rows each. They are the same ones for every seed of a run.
         train_examples: keep only so many training rows (None: all).
-        validation_examples: keep only so many rows for the reported figure, drawn by lot (None: all).
+        validation_examples: keep only so many rows for the reported score, drawn at random (None: all).
     """
 
     path: str
@@ -64,7 +64,7 @@ class Table:
 
     @classmethod
     def of(cls, rows: datasets.DatasetDict, **fields: Any) -> Self:
-        """The task on rows that are at hand, by split; `fields` are its others."""
+        """The task on given rows, by split; `fields` are its other fields."""
         task = cls(path=AT_HAND, **fields)
         vars(task)["source"] = rows
         return task
@@ -76,7 +76,7 @@ class Table:
             check: of the rows of a split and its name in messages: the rows as the task takes them, or a ValueError.
 
         Raises:
-            ValueError: a split is not there, is empty, or too small to be cut.
+            ValueError: a split is missing, empty, or too small to be divided.
         """
         reported = self._reported()
         rows = check(self.rows(self.train_split), self.where(self.train_split))
@@ -125,7 +125,7 @@ class Table:
         """What the split of the reported figure is called; None where it is to be cut."""
         known = [name for name in VALIDATION if name in self.source and name != self.train_split]
         if self.validation_split is None and known and known[0] == "test":
-            log.info("%s: the reported figure is that of the split 'test'", self._place)
+            log.info("%s: the reported score is that of the split 'test'", self._place)
         return self.validation_split or (known[0] if known else None)
 
     @cached_property
@@ -155,8 +155,8 @@ class Table:
         for split, rows in found.items():
             if any(name.startswith("__index_level_") for name in rows.column_names):
                 raise ValueError(
-                    f"{self.where(str(split))} has rows with more fields than the first line has names: a text with "
-                    f"the separator in it stands in quotes"
+                    f"{self.where(str(split))} has rows with more fields than the first line has names: put quotes "
+                    f"around a text with the separator in it"
                 )
         return found
 

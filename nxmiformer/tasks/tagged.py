@@ -36,7 +36,7 @@ def names_of(rows: datasets.Dataset, columns: Columns, where: str) -> tuple[str,
         )
     names = tuple(sorted(pc.unique(pc.list_flatten(values)).to_pylist()))
     if len(names) < 2:
-        raise ValueError(f"{where}, column {columns.tags!r} has no tags but {list(names)}; two or more are wanted")
+        raise ValueError(f"{where}, column {columns.tags!r} has no tags but {list(names)}; two or more are expected")
     return names
 
 
@@ -49,8 +49,8 @@ def numbered(
         names: of the numbers 0, 1, ... in a column that does not name them itself.
 
     Raises:
-        ValueError: a column is not as `check_columns` has it, a row has more words than tags or fewer, or a tag is none
-            of the labels; the message has the first such row and what is there.
+        ValueError: a column is not as `check_columns` requires, a row has not one tag for each word, or a tag is not
+            one of the labels. The message has the first such row and its value.
     """
     check_columns(rows, columns, where)
     words, tags = (_column(rows, name).to_pylist() for name in columns)
@@ -58,7 +58,7 @@ def numbered(
         if len(ours) != len(theirs):
             raise ValueError(
                 f"{_row(where, number)} has {len(ours)} in {columns.words!r} and {len(theirs)} in {columns.tags!r}: a "
-                "tag for each word is wanted"
+                "tag for each word is expected"
             )
     keys: dict[Any, int] = {name: number for number, name in enumerate(labels)}
     has = ", ".join(labels)
@@ -70,8 +70,8 @@ def numbered(
     for number, row in enumerate(found):
         if UNSEEN in row:
             raise ValueError(
-                f"{_row(where, number)}, column {columns.tags!r}: {tags[number][row.index(UNSEEN)]!r}, where one of "
-                f"{has} is wanted; task.labels=[...] names all that there are"
+                f"{_row(where, number)}, column {columns.tags!r}: {tags[number][row.index(UNSEEN)]!r}, but one of "
+                f"{has} is expected; task.labels=[...] names all that there are"
             )
     feature = datasets.List(datasets.ClassLabel(names=list(labels)))
     return rows.select_columns([columns.words]).add_column(columns.tags, found, feature=feature)
@@ -87,12 +87,12 @@ def check_columns(rows: datasets.Dataset, columns: Columns, where: str) -> None:
         kind = lists.type.value_type if isinstance(lists.type, pa.ListType | pa.LargeListType) else None
         if not (kind is not None and (is_text(kind) or (field == "tags" and pa.types.is_integer(kind)))):
             raise ValueError(
-                f"{where}, column {name!r} holds {lists.type}, such as {lists[0].as_py()!r}, and in each row a list of "
-                f"{field} is wanted"
+                f"{where}, column {name!r} holds {lists.type}, such as {lists[0].as_py()!r}, but in each row a list of "
+                f"{field} is expected"
             )
         for number, row in enumerate(lists.to_pylist()):
             if row is None or None in row:
-                raise ValueError(f"{_row(where, number)}, column {name!r}: {row!r}, where a list of {field} is wanted")
+                raise ValueError(f"{_row(where, number)}, column {name!r}: {row!r}, but a list of {field} is expected")
 
 
 def _own_names(rows: datasets.Dataset, tags: str) -> Sequence[str] | None:

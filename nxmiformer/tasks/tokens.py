@@ -31,11 +31,11 @@ AS_SEQEVAL = {"L": "E", "U": "S"}  # the same in BILOU, by the letters of IOBES
 
 
 class Tagged(NamedTuple):
-    """What the tags of a text are held against.
+    """The correct tags of a text.
 
     Attributes:
         tags: of all its words.
-        seen: the numbers of the words that the model sees: neither cut off, nor without a token.
+        seen: the numbers of the words that the model sees: not truncated, and with a token.
     """
 
     tags: Sequence[int]
@@ -51,22 +51,22 @@ class _Facts(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Tokens(Table, Task):
-    """A tag for each word of a text that is parted into words.
+    """A tag for each word of a text that is divided into words.
 
-    The first token of a word is what tells its tag. A word that the model does not see, as `max_length` cuts it off or
-    it has no token, is answered wrongly: it belongs to no entity, and counts against accuracy whatever its tag is.
+    The first token of a word predicts its tag. A word that the model does not see, because it is truncated or has no
+    token, counts as wrong: it belongs to no entity, and lowers the accuracy whatever its tag is.
 
     Tags are entities where each is "O" or begins with B-, I-, E-, S- (or L-, U-): then the metric is seqeval's F1 of
     whole entities, with precision, recall and the accuracy over words. Else it is the accuracy over words, with the F1
     in the mean over the tags.
 
     Attributes:
-        name: how reports call it.
+        name: name in reports.
         words: the column of lists of words.
         tags: the column of lists of tags, their names or their numbers.
         labels: the names of all tags, where the training rows do not have each, or have numbers without names; None:
             as the data name them, else those that are in the training rows, sorted.
-        order: the same names as a model numbers them; see `in_order`.
+        order: the same names in the order of a model; see `in_order`.
         metric: f1 of entities, accuracy, precision, recall, or macro_f1 of other tags.
     """
 
@@ -97,7 +97,7 @@ class Tokens(Table, Task):
 
     @cached_property
     def facts(self) -> _Facts:
-        """What the training rows tell; a ValueError names what is not as the task has it."""
+        """Facts from the training rows; a ValueError names what does not fit the task."""
         given, split = vars(self), self.train_split
         names = tuple(given["labels"] or names_of(self.rows(split), self._columns, self.where(split)))
         labels = tuple(self.order or names)
@@ -134,7 +134,7 @@ class Tokens(Table, Task):
         """Texts of at most `max_length` tokens: the first of each word has its tag, others have none."""
         if not tokenizer.is_fast:
             raise ValueError(
-                f"task=tokens needs to know which word a token is of, which {type(tokenizer).__name__} cannot tell: "
+                f"task=tokens needs to know which word a token is of, which {type(tokenizer).__name__} does not say: "
                 "give a model with a fast tokenizer (tokenizer.json)"
             )
         texts = list(split[self.words])
@@ -155,7 +155,7 @@ class Tokens(Table, Task):
         logits, labels = outputs["logits"], batch["labels"]
         if logits.shape != (*labels.shape, len(self.facts.labels)):
             raise ValueError(
-                f"of {tuple(labels.shape)} places the logits are {tuple(logits.shape)}, and the task has "
+                f"of {tuple(labels.shape)} positions the logits are {tuple(logits.shape)}, and the task has "
                 f"{len(self.facts.labels)} tags"
             )
         return place_units(logits, labels)

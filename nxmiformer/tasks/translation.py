@@ -22,7 +22,7 @@ METRICS = ("bleu", "chrf")
 
 
 class Reference(NamedTuple):
-    """What a translation is held against, and the tokenizer that makes a text of its tokens."""
+    """The reference of a translation, and the tokenizer that decodes its tokens."""
 
     text: str
     tokenizer: PreTrainedTokenizerBase
@@ -32,14 +32,14 @@ class Reference(NamedTuple):
 class Translation(Table, Task):
     """Translation of texts.
 
-    The model is trained, and compared, on the reference: each token of it is foreseen from those before it. What is
-    scored is the text that the model writes.
+    The model is trained, and compared, on the reference: each token of it is predicted from those before it. The score
+    is that of the text that the model generates.
 
     Attributes:
-        columns: of the texts to translate and of their translations, or their keys in the column `translation`.
-        prefix: what stands before each text, as T5 has it: "translate English to German: ".
-        beams: of the search for a translation; 1: the likeliest token each time.
-        max_new_tokens: of a translation, at most.
+        columns: columns of the texts and of their translations, or their keys in the column `translation`.
+        prefix: text before each input, such as "translate English to German: " for T5.
+        beams: beams of the beam search; 1: greedy decoding.
+        max_new_tokens: maximum length of a translation.
         metric: bleu (Papineni et al. 2002) or chrf (Popovic 2015).
     """
 
@@ -92,7 +92,8 @@ class Translation(Table, Task):
         does it.
 
         Raises:
-            ValueError: the model does not say what its decoder begins with, or has no places for `max_new_tokens`.
+            ValueError: the model does not say what its decoder begins with, or has fewer than `max_new_tokens`
+                positions.
         """
         begin = self._begin(config)
         sources, targets = ([*split[column]] for column in self.columns)
@@ -127,8 +128,8 @@ class Translation(Table, Task):
         places = getattr(config, "max_position_embeddings", None)
         if places is not None and self.max_new_tokens >= places:
             raise ValueError(
-                f"task.max_new_tokens={self.max_new_tokens}: the model has places for {places} tokens, and the first "
-                f"is taken by what it begins with: give at most {places - 1}"
+                f"task.max_new_tokens={self.max_new_tokens}: the model has positions for {places} tokens, and the "
+                f"first is taken by what it begins with: give at most {places - 1}"
             )
         return begin
 

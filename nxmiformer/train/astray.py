@@ -1,4 +1,4 @@
-"""Training that went astray: found before a checkpoint keeps it in the place of the last good one."""
+"""Training that diverged: it is found before a checkpoint replaces the last good one."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -19,17 +19,16 @@ def check_finite(
     due: bool,
     checkpoints: Checkpoints,
 ) -> None:
-    """Raise a ValueError where a figure is not finite or, if it is `due`, a weight, or a tensor of the state.
+    """Raise a ValueError if a metric is not finite or, if `due`, a weight, or a tensor of the state.
 
-    A gradient that is not finite spoils the weights and the optimizer's state; the loss does not tell before the next
-    step.
+    A gradient that is not finite spoils the weights and the optimizer's state. The loss shows it only at the next step.
 
     Args:
         step: optimizer steps taken in the phase.
-        row: the figures of the step, of which "loss" is one.
+        row: the metrics of the step, with "loss" among them.
         state: gives what a checkpoint would hold besides the model.
         due: whether the model is to be scored or kept after this step.
-        checkpoints: those to go on from.
+        checkpoints: those to continue from.
     """
     if not math.isfinite(row["loss"]):
         what = f"the loss of phase {phase!r} is {row['loss']}"
@@ -39,9 +38,9 @@ def check_finite(
             return
         what = f"in phase {phase!r}, {odd[0]}{f' and {len(odd) - 1} more are' if odd[1:] else ' is'} not finite"
     latest = checkpoints.path("latest")
-    kept = f"; or go on from {latest}, which is kept, with resume=true and the values as they are" if latest else ""
+    kept = f"; or continue from {latest}, which is kept, with resume=true and the values as they are" if latest else ""
     raise ValueError(
-        f"{what} at step {step}: lower its learning rate, recipe.phases.{phase}.optimizer.lr, and start anew{kept}"
+        f"{what} at step {step}: lower its learning rate, recipe.phases.{phase}.optimizer.lr, and start again{kept}"
     )
 
 

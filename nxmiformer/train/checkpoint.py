@@ -1,4 +1,4 @@
-"""What a run needs to go on as if it had never stopped."""
+"""What a run needs to continue as if it had never stopped."""
 
 import hashlib
 import json
@@ -20,12 +20,12 @@ from nxmiformer.files import digests_of, replacing, tidy, write_text
 
 NAMES = ("latest", "best")
 WEIGHTS, STATE, IDENTITY, DIGESTS = "model.safetensors", "state.pt", "identity.json", "digests.json"
-REMEDY = "It cannot be gone on from: start the run anew, with overwrite=true"
+REMEDY = "It cannot be continued: start the run again, with overwrite=true"
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands.
+    """The position of a run.
 
     Attributes:
         phase: index of the phase in the recipe.
@@ -49,9 +49,9 @@ class Position:
 class Checkpoints:
     """The checkpoints `latest` and `best` of a run, in `<run>/checkpoints`.
 
-    Each is a directory of its own, written beside the old one under another name and then put in its place by
-    replacing a one-line file that names it: a kill at any moment leaves a whole checkpoint behind. `digests.json` has
-    the SHA-256 of its other files: one that has changed since is not gone on from.
+    Each is a directory of its own, written beside the old one under another name. Then a one-line file that names it is
+    replaced. A kill at any moment leaves a complete checkpoint. `digests.json` has the SHA-256 of its other files: A
+    checkpoint that has changed since is not used.
 
     Args:
         directory: the run's.
@@ -82,7 +82,7 @@ class Checkpoints:
         """Write checkpoint `name`: the model's tensors, the position, and further state (tensors and plain values).
 
         Raises:
-            FileError: the disk is full, or the run's directory gone; the checkpoint before is as it was.
+            FileError: the disk is full, or the run's directory is gone. The checkpoint before is unchanged.
         """
         old = self.path(name)
         target = self.root / f"{name}-{position.phase}-{position.step}-{self._mark}"

@@ -46,9 +46,9 @@ class Phase:
             `nxmiformer.train.rates`.
         schedule_options: what it takes besides, such as `num_decay_steps` of "warmup_stable_decay".
         warmup: share of the steps in which the learning rate rises.
-        relative: whether a compressed weight trains at the learning rate times its relative distance from its set,
-            ||W - P(W)|| / ||W|| of the dense W, and all else at that times the distance of all weights together. What
-            a layer has to make up for is of that size, and Adam's step is of the learning rate's, however little there
+        relative: whether the learning rate of a compressed weight is multiplied by its relative distance from its set,
+            ||W - P(W)|| / ||W|| of the dense W. All other parameters have the distance of all weights together. The
+            error of a layer is of that size, and Adam's step is of the size of the learning rate, however little there
             is to gain.
         weight_decay: of weight matrices; biases, norms and scales have none.
         dropout: whether the model's dropout is on. Distillation needs none: the student cannot match its teacher
@@ -119,7 +119,7 @@ class Phase:
         with _named("optimizer"):
             optimizer = self.optimizer([{"params": [p], "weight_decay": decay, "share": 1.0} for p, decay in pairs])
             if not isinstance(optimizer, torch.optim.Optimizer):
-                raise TypeError(f"it gives a {type(optimizer).__name__}, which is no optimizer of torch")
+                raise TypeError(f"it gives a {type(optimizer).__name__}, which is not an optimizer of torch")
         with _named(schedule := f"schedule={self.schedule}, schedule_options={dict(self.schedule_options)}"):
             scheduler = self.scheduler(optimizer, length)
             for factor in (scheduler.lr_lambdas[0](step) for step in range(0, length.steps, 1 + length.steps // 100)):
@@ -163,7 +163,7 @@ class Recipe:
             )
         for name, phase in takewhile(lambda pair: isinstance(pair[1].method, Dense), self.phases.items()):
             if phase.objective.distils:
-                raise ValueError(f"phase {name!r} makes the dense model, and has no teacher yet: objective.task alone")
+                raise ValueError(f"phase {name!r} makes the dense model, and has no teacher yet: use objective.task")
 
     def of_a_trained_model(self) -> Self:
         """The recipe with no step in the phases that make the dense model."""

@@ -15,8 +15,8 @@ from nxmiformer.plan.compression import CompressionPlan
 REPORT = "report.json"
 LAYER_COLUMNS = ("layer", "set", "bits per weight", "error", "gap", "kept")
 APART = {
-    "offline": "figures are kept in {}/wandb until `wandb sync` sends them",
-    "disabled": "figures go to metrics.jsonl alone",
+    "offline": "metrics are kept in {}/wandb until `wandb sync` sends them",
+    "disabled": "metrics go to metrics.jsonl only",
 }
 LONG = ("plans", "frontier", "damages", "interactions", "identity")  # of a search: its figures show them
 
@@ -47,8 +47,8 @@ class Jsonl(Tracker):
 
     Args:
         directory: the run's.
-        resumed_at: `total_step` of the checkpoint that the run goes on from; later rows are dropped, because the steps
-            that made them are taken again. None starts the file anew.
+        resumed_at: `total_step` of the checkpoint that the run continues from. Later rows are dropped, because their
+            steps are taken again. None starts a new file.
     """
 
     def __init__(self, directory: Path, resumed_at: int | None = None) -> None:

@@ -155,12 +155,12 @@ def test_the_study_of_tensor_cores_times_every_layer_each_way_and_gives_its_shar
 @pytest.mark.parametrize(
     ("weight", "activations", "kernel", "reason"),
     [
-        (Grid(4), Activations(8), "bf16", "int4 is no 2:4 set"),
-        (Then(NM(3, 4), Grid(4)), Activations(8), "bf16", "3:4+int4 is no 2:4 set"),
-        (NM(2, 2), None, "bf16", "2:2 is no 2:4 set"),
-        (Block(4, 4, 0.5), None, "bf16", "is no 2:4 set"),
-        (NM(2, 4), Activations(8), "int8", "2:4 has no scale a row"),
-        (Then(NM(2, 4), Grid(4, group=32)), Activations(8), "int8", "has no scale a row"),
+        (Grid(4), Activations(8), "bf16", "int4 is not a 2:4 set"),
+        (Then(NM(3, 4), Grid(4)), Activations(8), "bf16", "3:4+int4 is not a 2:4 set"),
+        (NM(2, 2), None, "bf16", "2:2 is not a 2:4 set"),
+        (Block(4, 4, 0.5), None, "bf16", "is not a 2:4 set"),
+        (NM(2, 4), Activations(8), "int8", "2:4 has no scale per row"),
+        (Then(NM(2, 4), Grid(4, group=32)), Activations(8), "int8", "has no scale per row"),
         (Then(NM(2, 4), Grid(4)), None, "int8", "its inputs are not quantized"),
     ],
 )

@@ -131,7 +131,7 @@ def test_an_export_that_is_not_of_the_packed_model_or_of_no_known_form_is_left_o
     (tmp_path / "scratch").mkdir()
     lined = line_up(packed, tmp_path / "scratch", CPU, 1)
     assert "an export of plan 0123, and the packed model is of" in lined.left_out["old"]
-    assert "its form is 'gguf'; those that are timed: copy" in lined.left_out["odd"]
+    assert "its form is 'gguf'; the forms that can be timed: copy" in lined.left_out["odd"]
 
 
 @pytest.mark.usefixtures("packed")
@@ -221,7 +221,7 @@ def test_a_bench_can_be_extended_by_further_shapes(packed):
 
 def test_another_bench_is_not_resumed_and_the_difference_is_shown(packed):
     bench(job(packed))
-    with pytest.raises(ValueError, match=r"bench is another bench:\n  repeats: 3 in the bench there, 4 now"):
+    with pytest.raises(ValueError, match=r"has the results of another bench:\n  repeats: 3 in the bench there, 4 now"):
         bench(job(packed, "resume=true", "bench.repeats=4"))
 
 
@@ -245,12 +245,12 @@ def test_a_file_of_somebody_elses_that_is_called_as_a_bench_is_left_as_it_is(pac
 def test_two_benches_are_not_at_work_in_one_place(packed, tmp_path):
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "bench.json").write_text(json.dumps({"format": FORMAT, "cells": []}))
-    with alone(tmp_path / "bench"), pytest.raises(BusyError, match=r"is at work in .*bench"):
+    with alone(tmp_path / "bench"), pytest.raises(BusyError, match=r"is running in .*bench"):
         bench(job(packed))
 
 
 def test_what_cannot_be_timed_is_told_before_anything_is_written(packed, tmp_path):
-    with pytest.raises(ValueError, match=r"bench.lengths=\[65, 70\]: the model has places for 64 tokens"):
+    with pytest.raises(ValueError, match=r"bench.lengths=\[65, 70\]: the model has positions for 64 tokens"):
         bench(job(packed, "bench.lengths=[65,70]"))
     with pytest.raises(PackedError, match="nowhere"):
         bench(job(tmp_path / "nowhere"))

@@ -60,7 +60,7 @@ def test_every_random_configuration_builds_a_job_or_is_refused_in_so_many_words(
         (lambda: Phase(SteQat(), torch.optim.AdamW, epochs=float("inf")), "Phase needs epochs to be a finite number"),
         (lambda: Phase(SteQat, torch.optim.AdamW), "Phase needs method to be Method, not"),
         (lambda: Phase(SteQat(), "AdamW"), "Phase needs optimizer to be a function, not 'AdamW'"),
-        (lambda: Phase(SteQat(), lambda groups: groups), "optimizer: it gives a list, which is no optimizer of torch"),
+        (lambda: Phase(SteQat(), lambda groups: groups), "it gives a list, which is not an optimizer of torch"),
         (lambda: Phase(SteQat(), lambda groups: torch.optim.AdamW(groups, lr=-1)), "optimizer: Invalid learning rate"),
     ],
 )

@@ -154,7 +154,7 @@ def test_a_damaged_dense_model_is_trained_anew(kept, capsys):
         before = {name: tensor.clone() for name, tensor in stage.model.state_dict().items()}
         assert found.take(stage) is None
         assert all(torch.equal(tensor, before[name]) for name, tensor in stage.model.state_dict().items())
-        assert "is trained anew" in capsys.readouterr().out
+        assert "is trained again" in capsys.readouterr().out
         found.keep(stage, dense.Position(phase=1, total_step=4), [])
         assert found.take(stage) is not None
 
@@ -182,4 +182,4 @@ def test_where_no_dense_model_can_be_kept_the_run_goes_on_without(tmp_path, caps
     made = job(tmp_path / "run", tmp_path / "cache")
     with opened(made, made.planning) as (stage, *_), shared(made, stage, {"dense": made.recipe.phases["dense"]}) as it:
         assert it is None
-    assert "the dense model is not kept for other runs" in capsys.readouterr().out
+    assert "the dense model is not shared with other runs" in capsys.readouterr().out

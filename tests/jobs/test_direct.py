@@ -79,7 +79,7 @@ def batch(**changed):
     [
         (TASK, PAIR, "task grammar has data and fields of its own: leave out columns, label"),
         (batch(), PAIR, "batches are tokenised and labelled already: leave out columns, label"),
-        (batch(labels=torch.zeros(4, 3)), {}, r"train_data, batch 0 .*: labels are \(4, 3\), where one an example"),
+        (batch(labels=torch.zeros(4, 3)), {}, r"train_data, batch 0 .*: labels are \(4, 3\), but one an example"),
         (batch(labels=torch.full((4,), 7)), {}, "label 7 is none of the 2 classes"),
         (datasets.Dataset.from_dict({"a": ["b"] * 9, "label": [0, 1, 2] * 3}), {}, r"no column .*text"),
     ],

@@ -118,7 +118,7 @@ def test_the_second_of_two_exports_to_one_place_is_refused_and_the_first_is_whol
     class Meeting(Copy):
         def write(self, model, plan, directory):
             super().write(model, plan, directory)
-            with pytest.raises(BusyError, match=r"is at work in .*copy"):
+            with pytest.raises(BusyError, match=r"is running in .*copy"):
                 export(job(packed, Copy()))
 
     content = export(job(packed, Meeting()))
@@ -137,14 +137,14 @@ def test_an_artefact_that_does_not_agree_is_kept_aside_and_leaves_what_was_there
 
 
 def test_an_artefact_that_does_not_agree_takes_no_place_and_the_message_says_what_would_take_it(packed):
-    told = r"logits differ by up to .* in a range of .* It is kept as .*copy-differs; format.tolerance=1 would take it"
+    told = r"logits differ by .* in a range of .* It is kept as .*copy-differs; format.tolerance=1 would accept it"
     with pytest.raises(DisagreementError, match=told):
         export(job(packed, Copy(sign=-1)))
     assert sorted(path.name for path in packed.parent.iterdir()) == ["copy-differs", "packed"]
 
 
 def test_what_a_format_cannot_carry_is_told_before_anything_is_written(packed):
-    with pytest.raises(ValueError, match=r"copy cannot carry .*packed:\n  first: a\n  second: b"):
+    with pytest.raises(ValueError, match=r"copy cannot represent .*packed:\n  first: a\n  second: b"):
         export(job(packed, Copy(refused=["first: a", "second: b"])))
     assert [path.name for path in packed.parent.iterdir()] == ["packed"]
 

@@ -134,7 +134,7 @@ def test_a_second_start_into_a_directory_at_work_changes_nothing_at_all(command,
             assert (status, f"process {os.getpid()} on " in told) == (2, True)
             assert everything(tmp_path) == before
         status, told = command("-m", "seed=0", "hydra.sweep.dir=sweep", "overwrite=true")
-        assert (status, "at work in sweep/0" in told) == (2, True)
+        assert (status, "running in sweep/0" in told) == (2, True)
     with alone(tmp_path / "sweep"):
         before = everything(tmp_path)
         status, told = command("-m", "seed=0", "hydra.sweep.dir=sweep", "resume=true")

@@ -36,7 +36,7 @@ def command(monkeypatch, tmp_path, capsys):
 
 def how_to_go_on(line):
     """The words of the command in the line."""
-    return shlex.split(line.partition("this goes on with it: nxmiformer ")[2])
+    return shlex.split(line.partition("this continues it: nxmiformer ")[2])
 
 
 def test_a_run_that_is_stopped_says_in_one_line_how_to_go_on(command):

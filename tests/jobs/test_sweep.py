@@ -112,7 +112,7 @@ def test_a_finished_job_of_another_configuration_is_refused_and_kept(sweep, tmp_
     before = everything(tmp_path / "sweep" / "0")
     status, told = sweep(*([] if "seed" in change else ["seed=3"]), change, "resume=true")
     assert status == 1
-    assert "sweep/0 is that of another job; give this one another directory" in told
+    assert "sweep/0 belongs to another job; give this job another directory" in told
     assert line in [shown.strip() for shown in told.splitlines()]
     assert everything(tmp_path / "sweep" / "0") == before
 
@@ -134,7 +134,7 @@ def test_a_sweep_in_the_directory_of_another_is_refused_or_moves_that_aside_whol
     before = everything(tmp_path / "sweep")
     status, told = sweep("seed=1")
     assert status == 2
-    assert "sweep has a sweep already: resume=true goes on with it, overwrite=true moves it aside" in told
+    assert "sweep has a sweep already: resume=true continues it, overwrite=true moves it aside" in told
     assert everything(tmp_path / "sweep") == before
 
     def stop(*_):

@@ -77,7 +77,7 @@ def test_an_embedding_is_adopted_and_released_with_the_same_parameter():
         ({}, LayerSpec(Block(1, 4, 0.5), (12, 16)), "is no matter of single rows"),
         ({}, LayerSpec(Then(Unstructured(0.5), Grid(4)), (12, 16)), "is no matter of single rows"),
         ({"max_norm": 1.0}, LayerSpec(Grid(4), (12, 16)), "its max_norm changes the weight"),
-        ({}, LayerSpec(Grid(4), (12, 16), Activations(8)), "whose inputs are no activations to quantize"),
+        ({}, LayerSpec(Grid(4), (12, 16), Activations(8)), "its inputs are token ids, which cannot be quantized"),
     ],
 )
 def test_an_embedding_that_cannot_be_converted_says_why_and_nothing_is_changed(change, spec, reason):

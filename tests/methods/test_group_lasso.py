@@ -199,7 +199,7 @@ def test_a_set_that_keeps_weights_one_by_one_has_groups_of_one():
         ({"penalty": -1.0}, "penalty must be a number that is not negative, not -1"),
         ({"power": 3}, "power of the norm in gamma is 0, 1 or 2, not 3"),
         ({"epsilon": 0.0}, "epsilon must be positive, not 0"),
-        ({"reweights": -1}, "reweights is how often gamma is chosen anew, 0 or more, not -1"),
+        ({"reweights": -1}, "reweights is how often gamma is recomputed, 0 or more, not -1"),
         ({"how": "prox"}, "unknown way to apply the penalty 'prox': did you mean proximal"),
     ],
 )

@@ -54,7 +54,7 @@ def read(directory, task=RTE):
 def test_only_a_head_is_drawn_anew_and_that_is_told(kind, config, told, tmp_path, caplog):
     save(tmp_path, kind, config)
     read(tmp_path)
-    (line,) = [record.getMessage() for record in caplog.records if "drawn anew" in record.getMessage()]
+    (line,) = [record.getMessage() for record in caplog.records if "newly initialized" in record.getMessage()]
     assert told in line
     assert "layer" not in line
 

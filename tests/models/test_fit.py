@@ -49,7 +49,7 @@ def test_model_and_tokenizer_pad_with_one_token(pad, tokens, token):
 
 
 def test_without_any_padding_token_the_remedy_is_told():
-    with pytest.raises(ValueError, match=r"what to pad with: set tokenizer\.pad_token"):
+    with pytest.raises(ValueError, match=r"has a padding token: set tokenizer\.pad_token"):
         agree(decoder(), words(), 16)
 
 

@@ -55,7 +55,7 @@ def test_a_limit_is_above_zero(limit, value):
         ({"ratio": 1.01}, "budget.ratio=1.01: it must be above 0 and at most 1"),
         ({"ratio": 0.1, "bytes": 5}, "a budget has one limit, not budget.ratio=0.1 and budget.bytes=5"),
         ({"accounting": "al"}, "unknown accounting of a budget 'al': did you mean all"),
-        ({"whole_model_bytes": 9, "accounting": "values"}, "budget.accounting=values says nothing"),
+        ({"whole_model_bytes": 9, "accounting": "values"}, "budget.accounting=values has no effect"),
     ],
 )
 def test_a_budget_that_cannot_be_is_refused(given, message):

@@ -115,7 +115,7 @@ def test_a_pinned_layer_leaves_its_tie():
     [
         ({"tie": "fre"}, "unknown tie of layers 'fre': did you mean free"),
         ({"hardware": "cpu"}, "unknown hardware 'cpu': did you mean cpu_int8"),
-        ({"pinned": {"*": "2x4"}}, "'2x4' is no set"),
+        ({"pinned": {"*": "2x4"}}, "'2x4' is not a set"),
         ({"sets": []}, r"none of the candidates \[\]"),
     ],
 )

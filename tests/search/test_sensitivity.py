@@ -184,7 +184,7 @@ def test_anchors_that_a_layer_cannot_take_are_left_out(seen):
         (lambda: Measured(what="los"), "unknown measured damage 'los': did you mean loss"),
         (lambda: Measured(iterations=-1), "iterations=-1 must be at least 0"),
         (lambda: Measured(examples=0), "examples=0 must be at least 1"),
-        (lambda: Anchored(OutputError(), Measured(), ["2of4"]), "'2of4' is no set"),
+        (lambda: Anchored(OutputError(), Measured(), ["2of4"]), "'2of4' is not a set"),
     ],
 )
 def test_sensitivities_that_cannot_be_are_refused(make, message):

@@ -49,7 +49,7 @@ def test_a_damaged_code_is_refused_or_is_that_of_another_mask(data, seed):
     packed = encode(mask, 60)
     place = data.draw(st.integers(0, packed.size - 1))
     packed[place] ^= data.draw(st.integers(1, 255))
-    with pytest.raises(ValueError, match="the indices are damaged: they are no code of 60 of 900"):
+    with pytest.raises(ValueError, match="the indices are damaged: they are not a code of 60 of 900"):
         decode(packed, 60, 900)
 
 

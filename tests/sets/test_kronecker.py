@@ -142,7 +142,7 @@ def test_factors_that_are_cut_short_or_not_finite_are_refused() -> None:
 
 
 def test_a_grid_on_a_product_is_refused_and_the_set_is_written_as_values() -> None:
-    with pytest.raises(ValueError, match="a sum of Kronecker products that is rounded is none any more"):
+    with pytest.raises(ValueError, match="a rounded sum of Kronecker products is not one any more"):
         Then(Kronecker(2, 4), Grid(8))  # type: ignore[arg-type]
     points = Kronecker(2, 4, 3)
     assert from_values(type(points), to_values(points)) == points

@@ -35,7 +35,7 @@ def test_a_set_is_the_one_that_its_words_name(constraint):
     ],
 )
 def test_other_words_are_refused_with_examples(words):
-    with pytest.raises(ValueError, match="is no set: there are keep:group such as '2:4', 'int4', 'int4g64' and"):
+    with pytest.raises(ValueError, match="is not a set: there are keep:group such as '2:4', 'int4', 'int4g64' and"):
         from_words(words)
 
 

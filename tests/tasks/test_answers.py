@@ -117,7 +117,7 @@ def test_a_question_that_leaves_no_room_is_named_and_one_beside_a_short_context_
     ):
         encoded(16, rows, unanswerable=True)
     assert len(encoded(28, rows[:1], unanswerable=True, stride=24)) == 1
-    with pytest.raises(ValueError, match=r"task\.stride=25: train\.max_length=28 has places for 25 tokens"):
+    with pytest.raises(ValueError, match=r"task\.stride=25: train\.max_length=28 has positions for 25 tokens"):
         encoded(28, rows[:1], stride=25)
 
 
@@ -135,7 +135,7 @@ def test_a_tokenizer_that_cannot_tell_places_is_refused():
         def get_vocab(self):
             return {"a": 0}
 
-    with pytest.raises(ValueError, match="Slow cannot tell: give a model with a fast tokenizer"):
+    with pytest.raises(ValueError, match="Slow does not say: give a model with a fast tokenizer"):
         task().encode(datasets.Dataset.from_list(ROWS), Slow(), 14, None)
 
 
@@ -344,18 +344,18 @@ def test_an_answer_that_is_told_a_character_off_its_place_is_moved_there(tmp_pat
     found = task(path=write(tmp_path / "rows.jsonl", rows))._checked(datasets.Dataset.from_list(rows), "there")
     assert found[-1]["answers"] == {"text": ["York"], "answer_start": [15]}
     assert found.to_list()[:-1] == ROWS
-    assert "there: 1 answers were told a character or two off their place, and are moved there" in caplog.text
+    assert "there: the positions of 1 answers were wrong by a character or two, and are corrected" in caplog.text
 
 
 WRONG = {
     "no such column": ({"answers": None}, r"has no column \['answers'\]; task=answers reads"),
-    "no text": ({"question": " "}, r"row 0 \(the first is 0\), column 'question': ' ', where a text is wanted"),
+    "no text": ({"question": " "}, r"row 0 \(the first is 0\), column 'question': ' ', but a text is expected"),
     "not its place": (
         {"answers": {"text": ["York"], "answer_start": [3]}},
         r"row 0 .*'York' at 3, where its context has ' me",
     ),
     "other counts": ({"answers": {"text": ["York"], "answer_start": []}}, r"row 0 .* 1 texts and 0 starts"),
-    "no lists": ({"answers": {"text": ["York"]}}, r"row 0 .*where lists 'text' and 'answer_start' are wanted"),
+    "no lists": ({"answers": {"text": ["York"]}}, r"row 0 .*but lists 'text' and 'answer_start' are expected"),
     "no answer": (
         {"answers": {"text": [], "answer_start": []}},
         r"row 0 .* has no answer; task\.unanswerable=true is for",

@@ -172,7 +172,7 @@ def test_windows_that_cannot_be_are_refused(length, fields, message):
 
 def test_a_tokenizer_without_an_end_is_refused_unless_a_text_parts_texts():
     none = tokenizer("$A", eos_token=None)
-    with pytest.raises(ValueError, match="the tokenizer has no token that parts documents, such as eos_token"):
+    with pytest.raises(ValueError, match="the tokenizer has no token that separates documents, such as eos_token"):
         encoded(["a b c"], tokens=none)
     assert len(encoded(["a", "b"], tokens=none, between="\n")) == 1
     with pytest.raises(ValueError, match="a split has 0 tokens, and none follows another"):
@@ -182,7 +182,7 @@ def test_a_tokenizer_without_an_end_is_refused_unless_a_text_parts_texts():
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        ({"text": ["a", None, "b", None]}, r"column 'text', row 1 .*: None, where a text is wanted; so in 2 of 4 rows"),
+        ({"text": ["a", None, "b", None]}, r"column 'text', row 1 .*: None, but a text is expected; so in 2 of 4 rows"),
         ({"words": ["a", "b"]}, r"has no column \['text'\]; it has \['words'\]"),
         ({"text": [1, 2]}, "column 'text' holds int64, such as 1, not texts"),
     ],

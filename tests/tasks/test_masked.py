@@ -176,7 +176,7 @@ def test_a_value_that_means_nothing_is_refused(fields, message):
 def test_a_tokenizer_without_a_mask_and_windows_without_room_are_refused():
     with pytest.raises(ValueError, match="the tokenizer has no mask token"):
         encoded(["a b"], tokens=tokenizer(mask_token=None))
-    with pytest.raises(ValueError, match=r"train.max_length=2: 2 special tokens leave no place for a word"):
+    with pytest.raises(ValueError, match=r"train.max_length=2: 2 special tokens leave no position for a word"):
         encoded(["a b"], 2)
     with pytest.raises(ValueError, match="the texts of a split are all blank"):
         encoded(["", " "])

@@ -9,7 +9,7 @@ from nxmiformer.tasks.glue import Glue
 from nxmiformer.tasks.rows import checked
 
 COLA, STSB = Glue("cola"), Glue("stsb")
-HAS = r"0 \(unacceptable\), 1 \(acceptable\) is wanted"
+HAS = r"0 \(unacceptable\), 1 \(acceptable\) is expected"
 
 
 def rows(labels, feature=None, **columns):
@@ -25,12 +25,12 @@ def pairs(labels):
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        ([0, 1, -1, -1], rf"row 2 \(the first is 0\): -1, where {HAS}; so in 2 of 4 rows\. -1 marks a row"),
-        ([0, 2], rf"row 1 .*: 2, where {HAS}; so in 1 of 2 rows$"),
-        ([0, None], rf"row 1 .*: None, where {HAS}"),
+        ([0, 1, -1, -1], rf"row 2 \(the first is 0\): -1, but {HAS}; so in 2 of 4 rows\. -1 marks a row"),
+        ([0, 2], rf"row 1 .*: 2, but {HAS}; so in 1 of 2 rows$"),
+        ([0, None], rf"row 1 .*: None, but {HAS}"),
         ([0.0, 1.0], r"row 0: 0\.0 is of type double"),
         ([False, True], r"row 0: False is of type bool"),
-        (["acceptable", "1"], rf"row 1 .*: '1', where {HAS}"),
+        (["acceptable", "1"], rf"row 1 .*: '1', but {HAS}"),
         ([], "has no rows"),
     ],
 )
@@ -42,7 +42,7 @@ def test_a_label_that_is_no_class_is_refused_with_its_row_and_value(labels, told
 @pytest.mark.parametrize(
     ("labels", "told"),
     [
-        ([2.5, -1.0], r"row 1 .*: -1\.0, where a number from 0 to 5 is wanted.*without a label"),
+        ([2.5, -1.0], r"row 1 .*: -1\.0, but a number from 0 to 5 is expected.*without a label"),
         ([2.5, 5.5], r"row 1 .*: 5\.5"),
         ([2.5, float("inf")], "row 1 .*: inf"),
         ([2.5, float("nan")], "row 1 .*: nan"),
@@ -85,7 +85,7 @@ def test_names_that_are_not_the_tasks_are_refused():
 @pytest.mark.parametrize(
     ("texts", "told"),
     [
-        (["a", None], r"column 'sentence', row 1 \(the first is 0\): None, where a text is wanted; so in 1 of 2 rows"),
+        (["a", None], r"column 'sentence', row 1 \(the first is 0\): None, but a text is expected; so in 1 of 2 rows"),
         ([None, None], "column 'sentence', row 0 .*; so in 2 of 2 rows"),
         ([1, 2], "column 'sentence' holds int64, such as 1, not texts"),
     ],

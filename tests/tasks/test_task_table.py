@@ -59,7 +59,7 @@ def test_a_directory_of_splits_gives_each_and_the_reported_one_is_found_by_its_n
     found = read(tmp_path)
     assert found["validation"].to_dict() == {key: values[:5] for key, values in COLUMNS.items()}
     assert {split: len(rows) for split, rows in found.items()} == {"train": 22, "holdout": 2, "validation": 5}
-    assert ("the reported figure is that of the split 'test'" in caplog.text) == (name == "test")
+    assert ("the reported score is that of the split 'test'" in caplog.text) == (name == "test")
 
 
 def test_a_configuration_of_a_directory_in_the_hubs_layout_is_read_and_a_wrong_one_is_told_with_those_there(tmp_path):

@@ -101,18 +101,18 @@ def test_fractions_are_a_number_and_so_is_what_is_said_to_be_one():
         ),
         (list(range(12)), {}, "has 12 different values in 12 rows.*task.kind=classes or task.kind=number"),
         ([str(i) for i in range(12)], {}, "has 12 different values in 12 rows, such as '0'.*task.kind=classes$"),
-        ([1, None], {}, r"row 1 \(the first is 0\): None, where a label is wanted"),
-        (["a", " "], {}, r"row 1 .*: ' ', where a label is wanted"),
-        (["a", "b"], {"kind": "number"}, "row 0: 'a' is of type string, where a number is wanted"),
-        ([0.5, float("inf")], {"kind": "number"}, "row 1 .*: inf, where a finite number is wanted"),
+        ([1, None], {}, r"row 1 \(the first is 0\): None, but a label is expected"),
+        (["a", " "], {}, r"row 1 .*: ' ', but a label is expected"),
+        (["a", "b"], {"kind": "number"}, "row 0: 'a' is of type string, but a number is expected"),
+        ([0.5, float("inf")], {"kind": "number"}, "row 1 .*: inf, but a finite number is expected"),
         (["a", "b"], {"kind": "labels"}, "holds string, such as 'a': task.kind=labels takes lists"),
         ([["a"], ["b"]], {"kind": "classes"}, r"holds list<.*such as \['a'\]: task.kind=labels takes lists"),
-        ([["a", "a"], ["b"]], {}, r"row 0 .*: \['a', 'a'\], where a list, each at most once, of a, b"),
+        ([["a", "a"], ["b"]], {}, r"row 0 .*: \['a', 'a'\], but a list, each at most once, of a, b"),
         ([[], []], {}, "holds list<.*and no names or numbers"),
-        ([["a"], ["b", None]], {}, r"row 1 .*: \['b', None\], where a label is wanted"),
+        ([["a"], ["b", None]], {}, r"row 1 .*: \['b', None\], but a label is expected"),
         ([{"a": 1}, {"a": 2}], {}, "holds struct<a: int64>.*and no names or numbers"),
         ([0, 1, 2], {"names": ["no", "yes"]}, "column 'stars' has 0, 1, 2 too: name all"),
-        ([-1, 2], {"feature": NAMED}, r"row 0 .*: -1, where a label is wanted.*-1 marks a row without a label"),
+        ([-1, 2], {"feature": NAMED}, r"row 0 .*: -1, but a label is expected.*-1 marks a row without a label"),
     ],
 )
 def test_a_column_that_could_be_several_things_or_none_is_told(labels, options, told):
@@ -122,9 +122,7 @@ def test_a_column_that_could_be_several_things_or_none_is_told(labels, options, 
 
 def test_a_class_that_the_training_rows_lack_is_refused_and_may_be_given():
     train, other = rows([0, 1, 0]), rows([1, 7])
-    with pytest.raises(
-        ValueError, match=r"^here.*row 1 .*: 7, where one of 0, 1 \(as in the training rows; task.labels"
-    ):
+    with pytest.raises(ValueError, match=r"^here.*row 1 .*: 7, but one of 0, 1 \(as in the training rows; task.labels"):
         understood(train, "stars", None, None, "there").read(other, "here")
     wider = understood(train, "stars", None, ["0", "1", "7"], "there")
     assert wider.read(other, "here")[0].tolist() == [1, 2]

@@ -185,7 +185,7 @@ def test_a_tokenizer_that_cannot_tell_words_apart_is_refused():
         def get_vocab(self):
             return {"a": 0}
 
-    with pytest.raises(ValueError, match="Slow cannot tell: give a model with a fast tokenizer"):
+    with pytest.raises(ValueError, match="Slow does not say: give a model with a fast tokenizer"):
         encoded(tokenizer=Slow())
 
 
@@ -255,8 +255,8 @@ WRONG = {
         {},
         r"row 0 .* has 5 in 'tokens' and 2 in 'ner_tags': a tag for each word",
     ),
-    "unknown tag": ({"ner_tags": ["O", "B-ORG", "O", "O", "O"]}, {}, r"row 0 .*'B-ORG', where one of O, B-PER, I-PER"),
-    "no number": ({"ner_tags": [0, 0, 7, 0, 0]}, {}, r"7, where one of 0 \(O\), 1 \(B-PER\)"),
+    "unknown tag": ({"ner_tags": ["O", "B-ORG", "O", "O", "O"]}, {}, r"row 0 .*'B-ORG', but one of O, B-PER, I-PER"),
+    "no number": ({"ner_tags": [0, 0, 7, 0, 0]}, {}, r"7, but one of 0 \(O\), 1 \(B-PER\)"),
 }
 
 

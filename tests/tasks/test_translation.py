@@ -180,7 +180,7 @@ def test_a_column_of_pairs_is_read_as_two_columns(tmp_path):
         ({"en": ["a"] * 3, "fr": ["b"] * 3}, r"no column \['de'\]; it has \['en', 'fr'\]"),
         (
             {"en": ["a"] * 3, "de": ["b", None, "c"]},
-            "column 'de', row 1 .*: None, where a text is wanted; so in 1 of 3",
+            "column 'de', row 1 .*: None, but a text is expected; so in 1 of 3",
         ),
         (
             {"translation": [{"en": "a", "fr": "b"}] * 3},
@@ -211,7 +211,7 @@ def test_a_value_that_means_nothing_is_refused(fields, message):
 def test_a_model_that_cannot_write_is_refused():
     with pytest.raises(ValueError, match=r"decoder_start_token_id=None in config.json"):
         encoded(transformers.BertConfig())
-    with pytest.raises(ValueError, match=r"task.max_new_tokens=32: the model has places for 32 tokens"):
+    with pytest.raises(ValueError, match=r"task.max_new_tokens=32: the model has positions for 32 tokens"):
         encoded(max_new_tokens=32)
 
 

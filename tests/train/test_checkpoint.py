@@ -128,7 +128,7 @@ def test_a_checkpoint_with_a_bit_flipped_or_cut_short_anywhere_is_refused_by_the
         file.write_bytes(whole[:place])
     else:
         file.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << data.draw(integers(0, 7)))]) + whole[place + 1 :])
-    with pytest.raises(ValueError, match=r"is missing or damaged: .* start the run anew, with overwrite=true") as error:
+    with pytest.raises(ValueError, match=r"is missing or damaged: .* start the run again, with overwrite") as error:
         load(checkpoints)
     assert str(path if file.name == "digests.json" else file) in str(error.value)
     file.write_bytes(whole)
