@@ -1,4 +1,4 @@
-"""Jointly sparsify and quantize Transformers with ADMM, and ship the result as small as it claims to be."""
+"""Jointly sparsify and quantize Transformers with ADMM, and pack the result."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -45,7 +45,7 @@ LATE = {"compress": "nxmiformer.jobs.direct", "Compression": "nxmiformer.train.c
 
 
 def __getattr__(name: str) -> Any:
-    """What is imported when it is asked for."""
+    """Names that are imported on first use."""
     if name not in LATE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(LATE[name]), name)

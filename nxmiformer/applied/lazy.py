@@ -17,10 +17,9 @@ PACKED = "the weights are packed: nxmiformer.applied.lazy.make_eager(model) unpa
 
 
 class PackedWeight(nn.Module):
-    """The parts of a point of a set, as buffers; called, the weight, as its layer has it, in `dtype`.
+    """The parts of a point of a set, as buffers. Calling it gives the weight of the layer in `dtype`.
 
-    It is no tensor, so that code which reads a layer's weight past its forward pass fails, and does not compute with
-    what it finds.
+    It is not a tensor, so code that reads a layer's weight directly, without its forward pass, fails.
     """
 
     def __init__(self, parts: Mapping[str, Tensor], spec: LayerSpec, stored: torch.dtype) -> None:
@@ -31,12 +30,12 @@ class PackedWeight(nn.Module):
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """What `pack` made of the weight."""
+        """The parts that `pack` made of the weight."""
         return dict(self.named_buffers())
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the weight, as its layer has it: some models of `transformers` look, when they are built."""
+        """The shape of the layer's weight, which some models of `transformers` read when they are built."""
         rows, columns = self.spec.shape
         return (columns, rows) if self.spec.transposed else (rows, columns)
 
@@ -54,7 +53,7 @@ class PackedWeight(nn.Module):
         return self.spec.weight.unpack_rows(self.parts, self.spec.shape, numbers, self.stored).to(self.dtype)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follow the model to a device; a dtype is that of the unpacked weight, the parts keep theirs."""
+        """Move with the model to a device. A dtype is that of the unpacked weight; the parts keep theirs."""
         parts = self.parts
         like = fn(torch.empty(0, dtype=self.dtype, device=next(iter(parts.values())).device))
         for name, part in parts.items():
@@ -73,7 +72,7 @@ class LazyLinear(CompressedLinear):
 
     @property
     def matrix(self) -> Tensor:
-        """The weight as (out_features, in_features), unpacked anew."""
+        """The weight as (out_features, in_features), unpacked again at each call."""
         weight = self.weight()
         return weight.t() if self.transposed else weight
 
@@ -92,7 +91,7 @@ class LazyEmbedding(CompressedEmbedding):
 
     @property
     def matrix(self) -> Tensor:
-        """The weight, (num_embeddings, embedding_dim), unpacked anew."""
+        """The weight, (num_embeddings, embedding_dim), unpacked again at each call."""
         weight: Tensor = self.weight()
         return weight
 
@@ -134,7 +133,7 @@ def make_lazy(model: nn.Module, name: str, weight: PackedWeight) -> None:
 
 
 def make_eager(model: nn.Module) -> None:
-    """Unpack every weight, in place, once and for all."""
+    """Unpack every weight permanently, in place."""
     weights: dict[int, nn.Parameter] = {}
     for layer in lazy_layers(model).values():
         packed = layer.weight

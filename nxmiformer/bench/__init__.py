@@ -1,1 +1,1 @@
-"""The clock: the ways to run a packed model, and how each is timed. The job that does it is in jobs."""
+"""The ways to run a packed model, and how each is timed. The job that does it is in jobs."""

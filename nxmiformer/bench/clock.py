@@ -1,4 +1,4 @@
-"""How long something takes, beside others, and how much memory."""
+"""How long something takes compared with others, and how much memory."""
 
 import importlib
 import multiprocessing
@@ -31,7 +31,7 @@ Clock = Callable[[], Time]
 
 
 def now() -> Time:
-    """What both clocks show."""
+    """The time of both clocks."""
     return Time(time.perf_counter(), time.process_time())
 
 
@@ -42,8 +42,8 @@ class Bench:
     Attributes:
         batches, lengths: the shapes, each batch with each length (examples, tokens).
         repeats: rounds of a shape at most; in a round everything that is timed runs once.
-        seconds: after so many a shape begins no further round, once it has LEAST.
-        warmup: rounds before, which are not timed.
+        seconds: after so many seconds a shape starts no further round, if it has LEAST.
+        warmup: rounds at the start that are not timed.
         memory: measure the peak memory too, each in a process of its own.
     """
 
@@ -76,8 +76,8 @@ def interleaved(
 ) -> dict[str, list[Time]]:
     """The time that each run took in each round, by name.
 
-    In a round each runs once, in an order that is drawn anew: what else the machine does then hits all alike, and none
-    always finds the caches as the same other left them. Nothing is shown but between two rounds.
+    In a round each runs once, in a new random order. So other work of the machine affects all alike, and none always
+    finds the caches as the same other left them. Progress is shown only between two rounds.
     """
     for run in [run for _ in range(bench.warmup) for run in runs.values()]:
         run()
@@ -97,8 +97,8 @@ def interleaved(
 
 
 def summarised(taken: Mapping[str, Sequence[Time]], batch: int, baseline: str) -> dict[str, dict[str, Any]]:
-    """Of each, in seconds: the median, the quartiles, the median on processors; and examples a second, and how many
-    times those of `baseline`."""
+    """For each, in seconds: the median, the quartiles, and the median of processor time; and the examples a second,
+    also relative to `baseline`."""
     medians = {name: float(np.median([each.wall for each in times])) for name, times in taken.items()}
     return {
         name: {

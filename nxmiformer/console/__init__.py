@@ -1,1 +1,1 @@
-"""What a command shows while it works, and says when it has ended. What it does is in jobs."""
+"""What a command prints while it works and at its end. What it does is in jobs."""

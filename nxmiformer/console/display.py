@@ -1,4 +1,4 @@
-"""How far work is: bars on a terminal, elsewhere a line every few seconds."""
+"""Progress of work: bars on a terminal, elsewhere a line every few seconds."""
 
 import abc
 import multiprocessing
@@ -25,8 +25,8 @@ class Work:
     """A piece of work in `total` steps, of which `done` are done.
 
     Attributes:
-        brief: it is shown only where it lasts.
-        figures: what is known of it, beside its steps and the time left.
+        brief: show it only if it takes long.
+        figures: values to show beside its steps and the time left.
     """
 
     def __init__(self, name: str, total: int, done: int, brief: bool) -> None:
@@ -49,7 +49,7 @@ class Work:
 
 
 class Surface(abc.ABC):
-    """Where it is shown. A piece of work may begin while another is shown, and ends before that."""
+    """Where work is shown. A piece of work may start while another is shown, and then ends first."""
 
     @abc.abstractmethod
     def say(self, text: str) -> None:
@@ -142,11 +142,11 @@ class Bars(Surface):
 
 
 class Display:
-    """What shows how far a job is.
+    """The progress display of a job.
 
     Args:
-        label: what each line begins with, such as the name of a sweep's job.
-        shown: whether anything is: of several processes, one shows it.
+        label: prefix of each line, such as the name of a sweep's job.
+        shown: whether to show anything: of several processes, one does.
     """
 
     def __init__(self, label: str = "", shown: bool = True) -> None:

@@ -1,4 +1,4 @@
-"""Without what libraries print of their own work, which would stand among what is shown of ours."""
+"""Silence the progress output of libraries, which would mix with ours."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,8 @@ from transformers.utils import logging
 
 @contextmanager
 def barless() -> Iterator[None]:
-    """Without the bars of `transformers` and `datasets`; their warnings stay, and so do the bars of downloads."""
+    """Without the progress bars of `transformers` and `datasets`. Their warnings stay, and so do the bars of
+    downloads."""
     models, data = logging.is_progress_bar_enabled(), not datasets.are_progress_bars_disabled()
     downloads = not huggingface_hub.utils.are_progress_bars_disabled()
     logging.disable_progress_bar()  # and that of downloads
@@ -28,7 +29,7 @@ def barless() -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without bars, and without the report of a head that is drawn anew, where that is expected."""
+    """Without progress bars, and without the report of a newly initialized head, where that is expected."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

@@ -1,4 +1,4 @@
-"""Files that a compressed model leaves the framework in. The job that writes them is in jobs."""
+"""The file formats of compressed models. The job that writes them is in jobs."""
 
 from nxmiformer.export.manifest import PackedError
 from nxmiformer.export.packed import PackedSize, add_results, load_packed, save_packed

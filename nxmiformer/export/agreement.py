@@ -1,4 +1,4 @@
-"""How near what somebody else's software computes is to the packed model."""
+"""How near the outputs of an exported model are to those of the packed model."""
 
 from dataclasses import dataclass, field
 
@@ -20,9 +20,9 @@ class Agreement:
     """How the logits of an artefact, (units, outputs), differ from those of the packed model.
 
     Attributes:
-        units: how many were compared: examples of a classification, tokens of a tagged or written text.
+        units: number of compared units: examples of a classification, tokens of a tagged or written text.
         difference: the largest, absolute.
-        range: of the packed model's logits, the largest less the smallest.
+        range: the largest less the smallest of the packed model's logits.
         equal: the share of units with the same prediction; see `Outcome.apart`.
     """
 
@@ -34,7 +34,7 @@ class Agreement:
 
 @dataclass
 class Comparison:
-    """The units of two models, taken in a batch at a time."""
+    """The units of two models, added batch by batch."""
 
     _apart: list[Tensor] = field(default_factory=list)
     _difference: float = 0.0

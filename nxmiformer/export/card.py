@@ -40,9 +40,9 @@ def card(
 
     Args:
         architecture: the model's class in `transformers`.
-        dtype: of the weights that are not quantized.
-        file: bytes of the file of weights, as it lies on the disk.
-        results: what else is known, by what it is called.
+        dtype: dtype of the weights that are not quantized.
+        file: bytes of the file of weights on disk.
+        results: further results, by name.
     """
     parts = [HEADER, _sets(plan), _sizes(plan, dtype, file), _results(results or {}), USE]
     return "\n".join(part for part in parts if part).format(architecture=architecture)

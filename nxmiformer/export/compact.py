@@ -1,8 +1,8 @@
-"""A smaller dense model: without the heads, dimensions and layers that add nothing.
+"""A smaller dense model, without the heads, dimensions and layers that contribute nothing.
 
-It is a packed directory whose plan has no layer: `load_packed` and `from_pretrained` read it with this package, and it
-is a dense checkpoint like any other to what trains, compresses, exports and times one. Its weights are floats, those
-on a grid as well, and zeros that are no whole head or dimension are free to be trained again.
+It is a packed directory whose plan has no layer: `load_packed` and `from_pretrained` read it with this package, and For
+training, compression, export and bench it is an ordinary dense checkpoint. Its weights are floats, also those on a
+grid. Zeros that are not a whole head or dimension can be trained again.
 """
 
 import copy
@@ -58,5 +58,5 @@ class Compact(Format):
 
 
 def dense_plan(model: PreTrainedModel) -> CompressionPlan:
-    """The plan of a model none of whose layers is compressed."""
+    """The plan of a model without compressed layers."""
     return CompressionPlan({}, {}, sum(parameter.numel() for parameter in model.parameters()))

@@ -1,4 +1,4 @@
-"""What a form is in which somebody else's software runs a packed model."""
+"""The interface of an export format."""
 
 import abc
 import importlib.util
@@ -21,10 +21,10 @@ Run = Callable[[Mapping[str, Tensor]], Outputs]  # (batch, tokens) inputs by nam
 
 @dataclass(frozen=True)
 class Format(abc.ABC):
-    """A form in which somebody else's software runs a packed model.
+    """A format in which other software runs a packed model.
 
     Attributes:
-        name: of the directory that it is written to.
+        name: name of the directory that it is written to.
         extra: of this package, which installs
         packages: that writing and reading take.
         tolerance: the share of predictions that may differ from those of the packed model.
@@ -42,7 +42,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
-        """What the format cannot carry, a line each: the layer, its set or activations, and why."""
+        """What the format cannot represent, a line each: the layer, its set or activations, and why."""
 
     @abc.abstractmethod
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
@@ -53,7 +53,7 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def read(self, directory: Path, threads: int | None = None) -> Run:
-        """What gives the logits of the files that `write` left, by the other software, on so many CPU threads."""
+        """A function that computes logits from the written files with the other software, on so many CPU threads."""
 
     def check_packages(self) -> None:
         """Raise a ValueError that names the packages which are missing, and what installs them."""
@@ -83,12 +83,12 @@ COMPARED = ("logits", "start_logits", "end_logits")  # outputs that an artefact 
 
 
 def compared(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Of a model's outputs those that an artefact carries; its hidden states where it has no head."""
+    """The outputs of a model that an artefact has; its hidden states if it has no head."""
     named = {name: outputs[name] for name in COMPARED if name in outputs}
     return named or {"last_hidden_state": outputs["last_hidden_state"]}
 
 
 def no_tokens(model: PreTrainedModel) -> Iterator[str]:
-    """The refusal of a model that takes something else than tokens, of which a format's inputs are made."""
+    """The refusal of a model whose inputs are not tokens."""
     if "input_ids" not in inspect.signature(model.forward).parameters:
         yield f"{type(model).__name__} takes no input_ids"

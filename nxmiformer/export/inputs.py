@@ -11,7 +11,7 @@ SPECIAL = ("pad", "bos", "eos", "cls", "sep", "mask", "unk", "decoder_start")
 
 
 def inputs_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The names of the graph's inputs; a model that tells no types of tokens apart is not asked for them."""
+    """The names of the graph's inputs, without token types if the model has none."""
     taken = inspect.signature(model.forward).parameters
     taught = bool(model.config.is_encoder_decoder) and model.can_generate()  # a decoder that is told what came before
     one_type = getattr(model.config, "type_vocab_size", 0) < 2  # GPT-2, which has no such count, takes types for tokens

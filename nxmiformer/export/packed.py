@@ -1,10 +1,12 @@
 """A compressed model as files that are as small as its plan says.
 
-The directory holds `model.safetensors` (the parts that each set's `pack` makes of a weight, and every other tensor as
-it is), `plan.json`, the `transformers` configs and tokenizer, a model card, and `packed.json`, which names the format
-and the SHA-256 of each of the others but the card, which anyone may edit. Reading it executes nothing: safetensors and
-JSON only. The digests find damage, not malice: whoever rewrites a file can rewrite its digest. So the model is first
-laid out on the meta device, and memory is taken only once the header of the weights agrees with it.
+The directory has `model.safetensors`, `plan.json`, the `transformers` configs and tokenizer, a model card, and
+`packed.json`. `model.safetensors` has the parts that each set's `pack` makes of a weight, and all other tensors
+unchanged. `packed.json` names the format and the SHA-256 of each other file, except the card, which anyone may edit.
+
+Reading it executes no code: the files are safetensors and JSON. The digests find damage, not malice, as whoever
+rewrites a file can rewrite its digest. So the model is first built on the meta device, and memory is allocated only
+when the header of the weights agrees with it.
 """
 
 import copy
@@ -70,12 +72,12 @@ def save_packed(
     path: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> PackedSize:
-    """Write the model, whose weights are points of the plan's sets, to a new directory; all of it or nothing.
+    """Write the model, whose weights are points of the plan's sets, to a new directory, completely or not at all.
 
     Raises:
         ValueError: the plan does not fit the model, weights are not in their sets (each is named), or `load_packed`
             could not build the model again: it is not one of `transformers`' own, or has weights of several dtypes.
-        FileExistsError: `path` is there already and is not a packed model, which would be replaced.
+        FileExistsError: `path` exists and is not a packed model. A packed model would be replaced.
     """
     model = unwrapped(model)  # type: ignore[assignment]
     if tokenizer is None and "input_ids" in inspect.signature(model.forward).parameters:
@@ -118,8 +120,8 @@ def packing(
 def check_packable(
     model: PreTrainedModel, plan: CompressionPlan, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
-    """Raise what `save_packed`, or `load_packed` after it, would, whatever the weights: all but these is written to a
-    temporary directory, and a model is built of it that takes tensors of the names, shapes and sizes of theirs.
+    """Raise what `save_packed`, or `load_packed` after it, would raise whatever the weights are. All other files are
+    written to a temporary directory, and a model is built from them with tensors of the same names, shapes and sizes.
 
     Raises:
         ValueError: as `save_packed`, or as `load_packed`.
@@ -186,7 +188,7 @@ def _seal(
 
 
 def add_results(path: str | Path, results: Mapping[str, str]) -> None:
-    """Write a packed model's card anew, with `results` by what each is called: scores, a command, a revision.
+    """Rewrite the card of a packed model with named `results`: scores, a command, a revision.
 
     In the block of `packing`, the model gets its place with them.
 
@@ -210,17 +212,17 @@ def _write_config(model: PreTrainedModel, attention: str | None, directory: Path
 
 
 def load_packed(path: str | Path, lazy: bool = False) -> PreTrainedModel:
-    """The model that `save_packed` was given, in evaluation mode: the same logits, bit for bit.
+    """The model that `save_packed` wrote, in evaluation mode. Its logits are the same, bit for bit.
 
-    Its compressed layers quantize their inputs as they did; `transformers.AutoTokenizer.from_pretrained(path)` gives
-    the tokenizer.
+    Its compressed layers quantize their inputs as before. `transformers.AutoTokenizer.from_pretrained(path)` gives the
+    tokenizer.
 
     Args:
         lazy: keep the compressed weights packed in memory. A linear layer unpacks its weight in every forward pass, an
             embedding the rows that are looked up. Such a model is for evaluation only, and is saved as it was read.
 
     Raises:
-        PackedError: the directory, or a file in it, is missing, damaged, cut short or something else; it says which.
+        PackedError: the directory, or a file in it, is missing, damaged, incomplete or something else. It says which.
     """
     path = Path(path)
     manifest = read_manifest(path)

@@ -1,4 +1,4 @@
-"""The file of weights: the parts of each compressed one, and every other tensor as it is."""
+"""The file of weights: the parts of each compressed weight, and all other tensors unchanged."""
 
 from collections.abc import Container, Mapping
 from pathlib import Path

@@ -1,1 +1,1 @@
-"""Pictures, one a file: each takes values of runs and gives a figure. Pages are in report."""
+"""Figures, one a file: each takes values of runs and gives a figure. Pages are in report."""

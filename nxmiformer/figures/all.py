@@ -1,4 +1,4 @@
-"""All figures of a run, and of a search. Each is a value: none touches pyplot, or other state that figures share."""
+"""All figures of a run, and of a search. None uses pyplot, or other state that figures share."""
 
 from collections.abc import Mapping
 from typing import Any

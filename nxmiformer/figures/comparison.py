@@ -16,7 +16,7 @@ RETENTION = "retention"
 
 
 def comparison(frame: pd.DataFrame, value: str = RETENTION, by: str | Sequence[str] = "plan") -> Figure:
-    """What each group of runs scores, mean and standard deviation over the seeds, best first; one panel a task.
+    """The score of each group of runs, mean and standard deviation over the seeds, best first; one panel a task.
 
     Args:
         frame: a row a run, as `load_runs` gives them; a task is cut further where models or splits differ. Runs that

@@ -1,4 +1,4 @@
-"""What the points of a set cost to store."""
+"""The storage of the points of a set."""
 
 from collections.abc import Sequence
 from typing import Any

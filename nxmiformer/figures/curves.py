@@ -1,4 +1,4 @@
-"""What happened over the steps of a run."""
+"""The course of a run over its steps."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,8 +22,8 @@ STILL = 0.1  # of the gap: what changes more over a quarter of the steps is stil
 def training(run: Run) -> Figure:
     """The training loss above, the holdout score below, of every step: a column a phase.
 
-    A phase has a loss of its own (labels, or the dense model's outputs), and so a scale of its own; the scores of all
-    phases share theirs, and every one in the panel is of the holdout.
+    Each phase has its own loss (labels, or the dense model's outputs), and so its own scale. The scores of all phases
+    share one scale, and all scores in the panel are of the holdout.
     """
     metric = run.report.task.metric
     loss, holdout = run.series("loss"), run.series(f"holdout/{metric}")

@@ -39,8 +39,8 @@ def heatmap(run: Run) -> Figure:
 
 
 def plan_heatmap(plan: CompressionPlan) -> Figure:
-    """Layer index by component: the colour is what a weight of the layer costs in bits (values, indices and scales),
-    the text the layer's set; otherwise as `heatmap`.
+    """Layer index by component. The colour is the bits of a weight of the layer (values, indices and scales), the text
+    is the layer's set. Otherwise as `heatmap`.
 
     Raises:
         ValueError: the plan compresses no layer.

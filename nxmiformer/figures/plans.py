@@ -1,4 +1,4 @@
-"""The plans that a search measured: what they cost, and whether their damage was foreseen."""
+"""The plans that a search measured: their size, and how well their damage was predicted."""
 
 import math
 from collections import Counter
@@ -64,8 +64,8 @@ def search_frontier(found: Mapping[str, Any]) -> Figure:
 
 
 def trust(found: Mapping[str, Any]) -> Figure:
-    """The damage that was foreseen for each plan of a search, added up over its layers, against its divergence. Either
-    has a unit of its own: what a search needs is the order.
+    """The predicted damage of each plan of a search, added up over its layers, against its divergence. Either has a
+    unit of its own: what a search needs is the order.
 
     Raises:
         ValueError: fewer than `FEWEST` plans differ, and have both above 0.
@@ -96,7 +96,7 @@ def trust(found: Mapping[str, Any]) -> Figure:
 
 
 def foreseen(found: Mapping[str, Any]) -> list[Plan]:
-    """The different plans of a search that have a damage and a divergence above 0: those that `trust` draws."""
+    """The distinct plans of a search with a damage and a divergence above 0, which `trust` draws."""
     return [plan for plan in _distinct(found) if all(0 < plan[key] < math.inf for key in ("predicted", "divergence"))]
 
 

@@ -1,4 +1,4 @@
-"""What a set makes of a matrix."""
+"""A matrix and its projections."""
 
 from collections.abc import Sequence
 
@@ -43,9 +43,9 @@ def points(w: Tensor, sets: Sequence[ConstraintSet]) -> Figure:
 
 
 def response(w: Tensor, sets: Sequence[ConstraintSet]) -> Figure:
-    """Every weight of a matrix (out, in) against what its nearest point of each set has in its place; a panel a set.
+    """Every weight of a matrix (out, in) against its value after the projection; a panel a set.
 
-    One row is best: every row of a grid has a scale of its own.
+    A matrix of one row is best, as each row of a grid has its own scale.
     """
     figure = canvas(2.9)
     w = w.cpu()

@@ -1,4 +1,4 @@
-"""What each set does to each layer, as a search foresaw it."""
+"""The damage of each set to each layer, as a search predicted it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,8 +19,8 @@ TALL = 0.18  # of a row, inches
 
 
 def sensitivity(found: Mapping[str, Any]) -> Figure:
-    """The damage that was foreseen for every layer in every set, on a log scale: a panel a component, a row a layer
-    index, a column a set, those of the least damage first. The set that the chosen plan gives a layer is framed.
+    """The predicted damage of every layer in every set, on a log scale. Panels are components, rows layer indices,
+    columns sets, those of the least damage first. The set that the chosen plan gives a layer is framed.
 
     Args:
         found: the content of a `search.json`.

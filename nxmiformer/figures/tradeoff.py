@@ -1,4 +1,4 @@
-"""What the compressed model costs, and what it is worth."""
+"""The size and the score of the compressed model."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""What each layer has left of its heads and dimensions."""
+"""The remaining heads and dimensions of each layer."""
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -10,7 +10,7 @@ from nxmiformer.runs.numbers import Run
 
 
 def units(run: Run) -> Figure:
-    """Bars of the heads and of the dimensions that add anything, layer by layer, before those that there were."""
+    """Bars of the heads and dimensions that contribute anything, layer by layer, over their original number."""
     layers = list((run.report.units or {}).values())
     kinds = list(dict.fromkeys(kind for layer in layers for kind in layer))
     figure = canvas(1.1 + 0.9 * len(kinds))

@@ -1,4 +1,4 @@
-"""What a run reads, by its content: two that read other weights or rows under the same names are not the same run."""
+"""The content of what a run reads: runs that read other weights or rows under the same names are different runs."""
 
 import hashlib
 import json
@@ -24,11 +24,11 @@ def contents(
     splits: datasets.DatasetDict,
     teacher: PreTrainedModel | None = None,
 ) -> dict[str, str]:
-    """A digest of the weights as read with the supports stored beside them, of what computes with them, of the
-    tokenizer, of each split's rows, and of the teacher's weights.
+    """A digest of everything that a run reads: the weights, the supports stored beside them, the architecture, the
+    tokenizer, the rows of each split, and the teacher's weights.
 
     Args:
-        model: before anything is done to it.
+        model: the model before any change.
         teacher: the dense model that `model.teacher` names.
     """
     taught = {} if teacher is None else {"teacher": _digest(_tensors(teacher.state_dict()))}
@@ -45,7 +45,7 @@ def contents(
 
 
 def read_contents(job: Job) -> dict[str, str]:
-    """Those of the model and the data that the job would read now."""
+    """The digests of the model and the data that the job would read now."""
     tokenizer = job.source.tokenizer(job.task)
     model = job.source.model(job.task, tokenizer, job.seed)
     task = job.task.in_order(classes_of(model.config))

@@ -1,4 +1,4 @@
-"""The same as the command, from Python: a model and its data in; the compressed model and a report out."""
+"""Compress a model from Python, as the command does."""
 
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,13 +35,13 @@ Data: TypeAlias = Task | datasets.Dataset | datasets.DatasetDict | Iterable[Mapp
 
 @dataclass(frozen=True)
 class Compressed:
-    """What `compress` gives.
+    """The result of `compress`.
 
     Attributes:
-        model: the one that was given, every layer of the plan in its set.
-        plan: which layer is a point of which set.
+        model: the given model, with every layer of the plan in its set.
+        plan: the set of each layer.
         report: the content of `report.json`.
-        directory: where everything is, `packed/` among it; None where none was asked for.
+        directory: the directory of the run, with `packed/` in it; None if none was given.
     """
 
     model: PreTrainedModel
@@ -58,7 +58,7 @@ class Compressed:
 
 @dataclass(frozen=True)
 class Given(Source):
-    """A model and a tokenizer that are at hand."""
+    """A model and a tokenizer that are given as objects."""
 
     given: PreTrainedModel
     words: PreTrainedTokenizerBase
@@ -90,21 +90,21 @@ def compress(
     """Compress a model as the command does: calibration, the recipe's phases, verification, packing.
 
     Args:
-        model: with the head that the task asks for. It is changed in place, and trains on.
+        model: a model with the head of the task. It is changed in place, and stays trainable.
         train_data: rows, of which a holdout is cut; batches of a DataLoader, with one label an example; or a task,
-            which has its own.
+            which has data of its own.
         tokenizer: the model's.
-        eval_data: rows, or batches, of the reported figure; None: a part of `train_data`.
-        task: the kind of task that the rows are for, and `fields`, such as columns=["text"], label="stars".
+        eval_data: rows, or batches, of the reported score; None: a part of `train_data`.
+        task: the kind of task of the rows, with its `fields`, such as columns=["text"], label="stars".
         plan: a plan, or one set for every linear layer of the model's blocks.
         recipe: the phases, or the name of a recipe of the command.
-        finetuned: whether the model is trained for the task; False: the recipe's dense phases train it first.
-        directory: where the run leaves its files; None: in a temporary one.
+        finetuned: whether the model is already fine-tuned on the task; False: the recipe's dense phases train it first.
+        directory: the directory for the files of the run; None: a temporary one.
         seed: of batches and dropout.
-        overrides: more of what the command takes, such as "train.batch_size=16" or "recipe.phases.admm.steps=200".
+        overrides: further options of the command, such as "train.batch_size=16" or "recipe.phases.admm.steps=200".
 
     Raises:
-        ValueError: something does not fit; the message says what, before any training.
+        ValueError: something does not fit. The message says what, before any training.
     """
     learned = _task(model, train_data, eval_data, task, fields)
     words = [recipe] if isinstance(recipe, str) else []

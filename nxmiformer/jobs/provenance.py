@@ -36,7 +36,7 @@ def revision() -> str | None:
 
 @cache
 def code() -> str:
-    """A digest of the package's own source, in hexadecimal: a revision does not tell what a work tree has besides."""
+    """A digest of the package's source, in hexadecimal: a revision does not include the changes of a work tree."""
     digest, root = hashlib.sha256(), Path(__file__).parents[1]
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root).as_posix()}\0{file.stat().st_size}\0".encode())

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: the content of its report.json."""
+"""The content of a run's report.json."""
 
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,7 @@ from nxmiformer.train.loop import Stage
 
 
 def report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize, seconds: float) -> dict[str, Any]:
-    """The content of report.json of a run that took so many `seconds` by the clock."""
+    """The content of report.json of a run that took so many `seconds` of wall-clock time."""
     storage, facts, metric = plan.storage(), stage.facts, job.task.metric
     distances, layers = errors(job, stage.model), distinct_layers(stage.model)
     scores, phases = facts["scores"], facts["phases"]

@@ -1,10 +1,10 @@
-"""What would fail after hours fails in seconds, named, before the first step.
+"""A rehearsal of all phases before the first step: what would fail after hours fails in seconds, and is named.
 
 Every phase puts its method on the real model, takes the loss of a few real examples and its gradient, builds what would
-train, and is evaluated. The score is taken of a few answers for all examples, and the packed model is laid out without
-its weights. No step is taken, and nothing of it stays: a run with a rehearsal has the bits of a run without.
+train, and is evaluated. The score is computed with a few answers in place of all, and the packed model is built without
+its weights. No step is taken and nothing remains: a run with a rehearsal is the same, bit for bit, as one without.
 
-So that it takes seconds, one layer stands for all that have its set and shape, and no layer is reconstructed.
+To take only seconds, it uses one layer for all with the same set and shape, and reconstructs none.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""A search: a dense model and a budget in; a plan out, and what it was chosen from."""
+"""A search: it finds a plan for a dense model and a budget."""
 
 import json
 import shutil
@@ -46,9 +46,10 @@ ENTRY = 128  # bytes of a tensor's entry in the header of a safetensors file bes
 
 
 def planned(job: Job) -> Job:
-    """The job with the plan that a search in its directory `search/` finds, or found; without a budget, the job.
+    """The job with the plan that a search in its directory `search/` finds or has found. Without a budget, the job
+    itself.
 
-    The dense phases are the search's; the job goes on from the model that they left.
+    The dense phases are those of the search. The job continues from their model.
 
     Raises:
         ValueError: as `search`; or, where the job resumes, the search there was of another configuration.
@@ -63,11 +64,10 @@ def planned(job: Job) -> Job:
 
 
 def found(job: Job) -> dict[str, Any] | None:
-    """The content of the `search.json` that this very search left in the job's directory; None where it is (still) to
-    be run.
+    """The content of this search's `search.json` in the job's directory; None if it has not finished.
 
     Raises:
-        RefusedError: a search of another configuration, model or data left it; the message shows the difference.
+        RefusedError: it is of another configuration, model or data; the message shows the difference.
     """
     path = job.directory / FOUND
     if not (job.resume and path.exists()):
@@ -184,8 +184,8 @@ def _rest_bits(job: Job, model: PreTrainedModel, watched: CompressionPlan) -> in
 
 
 def _trial(job: Job, plan: CompressionPlan, steps: int) -> float:
-    """The score on the holdout after a run of the recipe's compressing phases in so many steps; a run that is there is
-    not run again."""
+    """The score on the holdout after a run of the recipe's compressing phases in so many steps. A finished run is not
+    repeated."""
     directory = job.directory / TRIALS / f"{plan.fingerprint}-{steps}"
     file = directory / REPORT
     if not file.exists():

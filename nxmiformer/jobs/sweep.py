@@ -1,6 +1,6 @@
-"""A sweep: what fails does not stop it, and at its end every job is told.
+"""A sweep: a job that fails does not stop it, and at its end every job is listed.
 
-How a job ended is noted beside the jobs, in `.jobs`, and not in its directory: that of a refused one stays as it is.
+How a job ended is noted beside the jobs, in `.jobs`, not in its directory: that of a refused job is not changed.
 """
 
 import json
@@ -41,8 +41,8 @@ class Ended:
         directory: the job's.
         overrides: what it was given.
         state: "done", "skipped" (it was done before), "failed" or "refused" (nothing of it has been changed).
-        value: what a sweeper is told; NaN where there is none.
-        figures: scores and sizes for the table, by name, in words.
+        value: the value for a sweeper; NaN if there is none.
+        figures: scores and sizes for the table, by name, as text.
         error, message: of one that failed or was refused.
     """
 
@@ -57,7 +57,8 @@ class Ended:
 
 @contextmanager
 def noted(directory: Path) -> Iterator[Ended]:
-    """Note how the job of a sweep in `directory` ended, and go on after an error, which is printed as by a single run.
+    """Note how the job of a sweep in `directory` ended, and continue after an error, which is printed as by a single
+    run.
 
     Out of a job, it would end the sweep after the batch, and would have to be pickled on its way out of a worker.
     """
@@ -80,7 +81,7 @@ def noted(directory: Path) -> Iterator[Ended]:
 
 
 class Around(Callback):
-    """What is done around a run and around a sweep. Hydra makes a mere warning of any exception here but SystemExit."""
+    """Callbacks around a run and around a sweep. Hydra makes a mere warning of any exception here but SystemExit."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Note which directories are not there yet."""
@@ -127,7 +128,7 @@ class Around(Callback):
 
 
 def _stopped(directory: Path, kind: type[BaseException] | None, *_: object) -> None:
-    """Where the sweep is stopped, say how to go on with it, and end with status 130."""
+    """If the sweep is stopped, say how to continue it, and end with status 130."""
     if kind is not None and issubclass(kind, KeyboardInterrupt):
         print(interrupted(sys.argv[1:], f"hydra.sweep.dir={directory}"), file=sys.stderr)
         sys.exit(130)
@@ -141,12 +142,12 @@ def _clear(directory: Path) -> None:
 
 
 def _swept(directory: Path) -> bool:
-    """Whether a sweep has begun a job in the directory."""
+    """Whether a sweep has started a job in the directory."""
     return (directory / SWEPT).exists() and any(occupied(each) for each in directory.iterdir())
 
 
 def _check_idle(directory: Path) -> None:
-    """Raise a RefusedError where a job of the sweep is at work: a launcher's workers may outlive the command."""
+    """Raise a RefusedError if a job of the sweep is running: a launcher's workers may outlive the command."""
     for lock in directory.rglob(LOCK):
         if lock.parent != directory:
             with alone(lock.parent):

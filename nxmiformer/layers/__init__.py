@@ -1,1 +1,1 @@
-"""Which layers can be compressed, what they compute, and what reaches them. Which set each ends in is in plan."""
+"""Which layers can be compressed, what they compute, and their inputs. The set of each is in plan."""

@@ -1,11 +1,11 @@
-"""A model without what adds nothing: fewer heads, fewer dimensions in the feed-forward parts, fewer layers.
+"""A model without what contributes nothing: fewer heads, fewer dimensions in the feed-forward parts, fewer layers.
 
-Exact rules only, so that the smaller model computes what the larger one does, up to rounding. A head goes where its
-values and their bias are zero, or the columns that read it; zero queries or keys alone are no reason, for attention is
-then even, not nothing. A dimension of the feed-forward part goes where its row and its bias are zero, and the
-activation function of 0 is 0, or where its column is zero. One head and one dimension of a layer stay, as the code of
-`transformers` needs them. Where a layer adds to what it is given without a norm behind it (GPT-2, Llama), it goes whole
-once nothing of it is left but constant biases, which are added elsewhere.
+The rules are exact, so the smaller model computes what the larger one does, up to rounding. A head is removed if its
+values and their bias are zero, or the columns that read it. Zero queries or keys alone are not enough: attention is
+then uniform, not zero. A dimension of the feed-forward part is removed if its row and its bias are zero and the
+activation function of 0 is 0, or if its column is zero. One head and one dimension of a layer stay, as the code of
+`transformers` needs them. A layer without a norm behind its residual (GPT-2, Llama) is removed when only constant
+biases are left of it. These are added elsewhere.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,11 +26,11 @@ Sizes = Mapping[str, Mapping[str, int]]  # heads and dimensions, by the layer's 
 
 @dataclass(frozen=True)
 class Compacted:
-    """What is left of a model.
+    """What remains of a model.
 
     Attributes:
-        units: heads and dimensions that a layer has left, and had, by its name before and by what they are.
-        layers: names, before, of the layers that went whole.
+        units: the remaining and the original heads and dimensions of each layer, by its original name and by kind.
+        layers: original names of the removed layers.
     """
 
     units: Mapping[str, Mapping[str, tuple[int, int]]]
@@ -56,7 +56,7 @@ def refusals(model: nn.Module) -> Iterator[str]:
 
 @torch.no_grad()
 def compact(model: PreTrainedModel) -> Compacted:
-    """Take out of a plain model, in place, what adds nothing.
+    """Remove from a plain model, in place, what contributes nothing.
 
     Raises:
         ValueError: the parts of the model are not known, or it has compressed layers (`strip` makes them plain).
@@ -79,7 +79,7 @@ def compact(model: PreTrainedModel) -> Compacted:
 
 
 def left_of(model: nn.Module) -> dict[str, dict[str, tuple[int, int]]]:
-    """As `Compacted.units`: what `compact` would leave of a model as it stands, plain or compressed."""
+    """As `Compacted.units`: what `compact` would leave of a model, plain or compressed."""
     left: dict[str, dict[str, tuple[int, int]]] = {}
     for units in find_units(model):
         kept = units.count - int(silent(model, units).sum())

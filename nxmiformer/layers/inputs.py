@@ -1,7 +1,7 @@
 """How a layer's input is quantized, and the fake quantizer that does it.
 
-Forward it rounds; backward it passes the gradient as if it had not, except where an input was clamped, where the
-gradient is zero.
+It rounds in the forward pass. The backward pass is straight-through: the gradient passes unchanged, and is zero where
+an input was clamped.
 """
 
 import weakref
@@ -24,8 +24,8 @@ RANGES = ("token", "tensor", "ema")
 class Activations:
     """How a layer's input is quantized: symmetric, `bits` wide, with codes -q ... q, q = 2**(bits-1) - 1.
 
-    ranges: "token" takes the maximum of each token anew (dynamic), "tensor" that of the whole input, "ema" a moving
-    average (of `momentum`) of the latter, which evaluation uses as it stands (static).
+    ranges: "token" takes the maximum of each token (dynamic), "tensor" that of the whole input. "ema" takes a moving
+    average of the latter with `momentum`, which evaluation leaves unchanged (static).
     """
 
     bits: int = 8
@@ -81,7 +81,7 @@ def _points_by_token(x: Tensor, top: int) -> Tensor:
 
 
 class Latest:
-    """The latest input and its points, which query, key and value want of one and the same tensor; let go with it.
+    """The latest input and its points, which query, key and value all need of the same tensor; freed with it.
 
     Layers share it that `convert` converts together. A copy has nothing in it.
     """
@@ -109,9 +109,9 @@ class Latest:
 
 
 class ActivationQuantizer(nn.Module):
-    """Fake quantizer of a layer's input, (..., features) -> the same; with `active` unset it does nothing.
+    """Fake quantizer of a layer's input, (..., features) -> the same shape; it does nothing while `active` is unset.
 
-    `latest` is that of all layers which may see one and the same input; without it, this one's own.
+    `latest` is shared by all layers that may have the same input; without it, the layer has its own.
     """
 
     peak: Tensor
@@ -166,6 +166,6 @@ class ActivationQuantizer(nn.Module):
 
 
 def _recomputing() -> bool:
-    """Whether a backward pass is under way: what is computed in one was computed in the forward pass, and not kept, to
-    save memory (gradient checkpointing, in both of torch's variants). It is to see what it saw then."""
+    """Whether a backward pass is running. What is computed in one was computed in the forward pass and not kept, to
+    save memory (gradient checkpointing, in both of torch's variants). It must see what it saw then."""
     return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)

@@ -14,8 +14,8 @@ from nxmiformer.layers.weights import WeightQuantizer
 class CompressedLinear(Compressed, nn.Linear):
     """A linear layer whose weight and input pass through fake quantizers.
 
-    A `transposed` one was a `transformers` Conv1D, which stores its weight (in, out). Without activations to quantize,
-    and until its quantizer is told what to see the weight through, it computes what that layer computed.
+    A `transposed` layer was a `transformers` Conv1D, which stores its weight (in, out). Without activation
+    quantization, and until its quantizer has a set to see the weight through, it computes what that layer computed.
     """
 
     @classmethod

@@ -16,8 +16,8 @@ ALIGNMENT = 64  # bytes: the widest vectors of a CPU
 class Memory:
     """Gives out new tensors on `device`, one after another.
 
-    On a CPU under Linux they lie in mappings that ask for huge pages: to touch new memory for the first time, 4 KiB by
-    4 KiB, takes longer than to unpack a weight into it. A mapping is given back when the last of its tensors goes.
+    On a CPU under Linux they are in mappings with huge pages: touching new memory for the first time, 4 KiB by 4 KiB,
+    takes longer than unpacking a weight into it. A mapping is freed with the last of its tensors.
     """
 
     def __init__(self, device: torch.device) -> None:

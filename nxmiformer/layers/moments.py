@@ -1,4 +1,4 @@
-"""What reaches the compressed layers of a model."""
+"""The inputs of the compressed layers of a model."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -17,12 +17,12 @@ def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[
     """The second moment X^T X / n of the n inputs of each compressed linear layer, (in_features, in_features), float32.
 
     Args:
-        model: a converted model; it is in evaluation mode meanwhile.
-        batches: of tokens. Where there is an `attention_mask` (batch, tokens), what it leaves out is not counted.
+        model: a converted model, which is in evaluation mode during this.
+        batches: of tokens. If there is an `attention_mask` (batch, tokens), masked tokens do not count.
         forward: runs `model` on a batch.
 
     Returns:
-        By the layer's name; layers that share a weight share a moment, of the inputs of all of them.
+        The moments by layer name. Layers that share a weight share a moment, of the inputs of all of them.
 
     Raises:
         ValueError: no input reached a layer.

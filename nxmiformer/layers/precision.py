@@ -1,4 +1,4 @@
-"""What training needs of the dtype of a weight."""
+"""Which dtypes of weights can be trained."""
 
 from collections.abc import Mapping
 
@@ -9,10 +9,11 @@ NARROW = (torch.float16, torch.bfloat16)
 
 
 def too_narrow(weights: Mapping[str, Tensor]) -> str | None:
-    """Why those of the weights that want gradients cannot be trained well, and what to do; None where they can.
+    """Why weights that require gradients cannot be trained well, and what to do; None if they can.
 
-    In bfloat16 a step of less than 2^-9 of a weight is rounded away, which most of them are (Micikevicius et al. 2018,
-    arXiv 1710.03740, section 3.1); in float16 Adam's eps and its squared gradients are zero too, and it ends in NaN.
+    In bfloat16 a step of less than 2^-9 of a weight is rounded away, and most steps are (Micikevicius et al. 2018,
+    arXiv 1710.03740, section 3.1). In float16 Adam's eps and its squared gradients are zero too, and training ends in
+    NaN.
     """
     found = {name: w.dtype for name, w in weights.items() if w.requires_grad and not w.is_meta and w.dtype in NARROW}
     if not found:

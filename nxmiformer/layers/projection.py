@@ -13,7 +13,7 @@ from nxmiformer.layers.weights import WeightQuantizer
 
 @contextmanager
 def projected(model: nn.Module) -> Iterator[None]:
-    """The model as if training ended now: every compressed weight is projected, and put back afterwards."""
+    """The model as if training ended here: every compressed weight is projected, and restored afterwards."""
     layers = list(distinct_layers(model).values())
     kept = [(layer.weight.detach().clone(), layer.quantizer.seen) for layer in layers]
     try:
@@ -27,7 +27,7 @@ def projected(model: nn.Module) -> Iterator[None]:
 
 
 class Moved(NamedTuple):
-    """How far a projection moved weights: ||W - P(W)|| / ||W||, of each layer and of all of them together."""
+    """How far a projection moved weights: ||W - P(W)|| / ||W||, for each layer and for all together."""
 
     layers: dict[str, float]
     overall: float
@@ -35,11 +35,11 @@ class Moved(NamedTuple):
 
 @torch.no_grad()
 def project(model: nn.Module, nearest: Callable[[WeightQuantizer, Tensor], Tensor] = WeightQuantizer.project) -> Moved:
-    """Move every compressed weight, in place, to the nearest point of its set; a frozen support stays.
+    """Project every compressed weight, in place, onto its set; a frozen support stays.
 
-    `nearest` gives that point, or another that the weight is to move to, for a layer's quantizer and its weight.
+    `nearest` gives the nearest point, or another point to move to, for a layer's quantizer and its weight.
 
-    The forward pass then sees the weights themselves, which is the same and costs nothing.
+    The forward pass then uses the weights themselves, which are the same, at no cost.
 
     Raises:
         ValueError: a weight is not finite; the layer is named.

@@ -1,6 +1,6 @@
-"""The supports that a sparse checkpoint stores beside its weights, and that a model keeps which is read from there.
+"""The supports that a sparse checkpoint stores beside its weights, and that a model read from it keeps.
 
-Which weights are zero does not tell: one that is kept may be zero by chance.
+The zeros do not determine them: a weight that is not pruned may be zero by chance.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ def write_supports(masks: Mapping[str, Tensor], directory: Path) -> None:
 def take_supports(model: PreTrainedModel, directory: Path) -> None:
     """Give the model's layers the supports that are stored in a directory, if there are any.
 
-    They are found under another head too; those of layers that the model does not have are left.
+    They are found under another head too. Those of layers that the model does not have are ignored.
 
     Raises:
         ValueError: the file is damaged, or a support is not of its layer's size; each is named with it.

@@ -25,7 +25,7 @@ class Target:
         shape: (out_features, in_features), whichever way round the module stores it.
         transposed: whether the module stores (in, out), as `transformers`' Conv1D does.
         aliases: other modules that share the same weight; they are converted with it and counted once.
-        lookup: whether its rows are looked up by number, as an embedding's are: it has no input to quantize.
+        lookup: whether its rows are looked up, as those of an embedding: it has no input to quantize.
     """
 
     name: str
@@ -55,13 +55,13 @@ def find_targets(model: nn.Module, include: Sequence[str] | None = None, exclude
         model: any module.
         include: shell patterns of module names, such as `*.attention.*`. None takes the layers inside the model's
             repeated blocks (its ModuleLists): the encoder, without embeddings, pooler and heads.
-        exclude: patterns of the names to leave out of those.
+        exclude: patterns of the names to leave out.
 
     Raises:
-        ValueError: a pattern that matches no linear layer, or nothing is left.
+        ValueError: a pattern matches no linear layer, or nothing is left.
 
-    Linear layers that cannot be compressed as what they are, those of adapters, and matrices that are of none are
-    among the `skipped`. A wrapper, such as `torch.compile` makes, counts for the model inside.
+    The result's `skipped` has the linear layers that cannot be compressed, those of adapters, and all other matrices. A
+    wrapper, such as that of `torch.compile`, is the same as the model inside.
     """
     model = unwrapped(model)
     linears = {name: m for name, m in model.named_modules(remove_duplicate=False) if isinstance(m, Affine)}
@@ -93,7 +93,8 @@ def find_targets(model: nn.Module, include: Sequence[str] | None = None, exclude
 
 
 def _others(model: nn.Module) -> dict[str, str]:
-    """The matrices of the model that are no linear layer's, by the names of their modules, or their own, and why."""
+    """The matrices of the model that are not of a linear layer, by the names of their modules, or their own, with the
+    reason."""
     others: dict[str, str] = {}
     linear = {
         id(m.weight): f"it is an embedding that shares its weight with {n}"
@@ -126,8 +127,8 @@ def find_head(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[Target, ..
 
 
 def find_embeddings(model: nn.Module, exclude: Sequence[str] = ()) -> tuple[Target, ...]:
-    """The embeddings of `model`, (num_embeddings, embedding_dim); one that shares its weight with a linear layer is
-    left out, for what that wants of the weight is another matter, and so is one that cannot be compressed."""
+    """The embeddings of `model`, (num_embeddings, embedding_dim). Left out are those that share their weight with a
+    linear layer, whose requirements differ, and those that cannot be compressed."""
     model = unwrapped(model)
     linear = {id(m.weight) for m in model.modules() if isinstance(m, Affine)}
     chosen: dict[int, Target] = {}

@@ -1,7 +1,7 @@
-"""What a layer of a transformer can lose whole: attention heads, and dimensions of the feed-forward part.
+"""The structures that can be removed from a layer: attention heads, and dimensions of the feed-forward part.
 
-Both are units of the same kind. A unit is some rows of a few linear layers, and the columns of one more that reads
-nothing else of what the unit computes; without either, the unit adds nothing.
+Both are units of the same kind. A unit is some rows of a few linear layers, and the columns of one more layer that
+reads them. If either is zero, the unit contributes nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +22,7 @@ class Source:
     """Where units come from: unit u has the `width` rows of a linear layer that begin at start + u * width.
 
     Attributes:
-        silences: whether a unit adds nothing where these rows and their bias are zero.
+        silences: whether a unit contributes nothing if these rows and their bias are zero.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Units:
     Attributes:
         layer: name of the layer in the model.
         count: how many there are.
-        full: how many the model's config tells of.
+        full: how many there are by the model's config.
         sources: where they come from.
         out: name of the linear layer that reads them.
         width: columns of `out` that read one unit.

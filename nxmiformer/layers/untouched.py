@@ -1,4 +1,4 @@
-"""Try something on a model, and leave no trace of it."""
+"""Try something on a model, and restore it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from nxmiformer.layers.found import distinct_layers
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Whatever the block does with the model, afterwards each module has the class, attributes and mode that it had,
-    and each tensor the values and the gradient.
+    """Whatever the block does with the model, each module gets back its class, attributes and mode, and each tensor its
+    values and gradient.
 
     Buffers and compressed weights are kept as copies, for the block may write to these; other parameters are not, and
     it must not.

@@ -1,6 +1,6 @@
-"""The fake quantizer of a weight: what the forward pass sees of it, and the point it ends as.
+"""The fake quantizer of a weight: what the forward pass sees, and the final point.
 
-Forward it rounds; backward it passes the gradient as if it had not.
+It rounds in the forward pass; the backward pass is straight-through.
 """
 
 from collections.abc import Iterable
@@ -51,9 +51,9 @@ class WeightQuantizer(nn.Module):
     Attributes:
         constraint: the set that the weight ends in.
         seen: the set that the forward pass sees the weight through; None shows it the weight itself.
-        frozen: whether the support stays as it is when the piece is chosen anew.
-        active: whether the forward pass sees it already.
-        point: what the forward pass sees, where that has been computed ahead: see `round_ahead`.
+        frozen: whether the support stays the same when the piece is chosen again.
+        active: whether the forward pass uses it yet.
+        point: what the forward pass sees, if it has been computed ahead: see `round_ahead`.
         factors: of a sum of Kronecker products, which the layer computes with in place of the weight.
     """
 

@@ -1,4 +1,4 @@
-"""Models inside of others: in a wrapper, or with adapters in them."""
+"""Models inside a wrapper, or with adapters."""
 
 import sys
 from collections.abc import Iterable, Mapping

@@ -1,1 +1,1 @@
-"""The compression methods, one a file. What they ask of mathematics is in optim."""
+"""The compression methods, one a file. Their mathematics is in optim."""

@@ -1,4 +1,4 @@
-"""ADMM, as we do it."""
+"""Our ADMM."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,26 +25,26 @@ Target = Literal["joint", "sparsity"]
 class Admm(Method):
     """ADMM twice: on each layer's own reconstruction problem, and then on the loss.
 
-    Before the first step every layer is moved to where ADMM, whose step of W is exact there, leaves its output on
-    calibration inputs the most alike: see `nxmiformer.optim.reconstruct`. That is where the support comes from, in
-    the main. Then training: the forward pass sees P(W) straight-through, so that the loss already knows the network
-    that will remain, while the auxiliary variables pull W towards its set until the hard projection moves almost
-    nothing. Afterwards a `FixedMask` phase trains the values under the support that was found.
+    Before the first step every layer is reconstructed by ADMM, so that its output on calibration inputs changes as
+    little as possible. The step of W is exact there: see `nxmiformer.optim.reconstruct`. The support mostly comes from
+    this. Then it trains. The forward pass sees P(W) straight-through, so that the loss is that of the final network.
+    The auxiliary variables pull W towards its set until the hard projection moves almost nothing. Afterwards a
+    `FixedMask` phase trains the values under the support that was found.
 
     Embeddings have no inputs to reconstruct, and no sparsity to look for: they are trained straight-through alone.
 
     Attributes:
-        calibration: training batches that the reconstruction looks at; 0: none takes place.
-        rho: strength of the pull, its final one where it moves.
-        course: how rho gets there. "ramp" rises geometrically from rho / 50, "warmup" linearly from nothing, both in
+        calibration: training batches for the reconstruction; 0: no reconstruction.
+        rho: strength of the pull; the final one if it changes.
+        course: the schedule of rho. "ramp" rises geometrically from rho / 50, "warmup" linearly from nothing, both in
             the first 80 % of the phase; "balanced" and "support_change" follow the residuals from rho on.
         interval: optimizer steps between updates of Z and U.
         pull: "decoupled" or "penalty"; see `nxmiformer.optim.ADMM`.
         dual: factor on the dual; see there.
-        target: which set Z is in: the layer's whole set ("joint"), or its support alone ("sparsity"), which leaves
-            kept weights free to cross the cells of a low-bit grid. A layer that has no sparsity set is always joint.
+        target: the set of Z: the layer's whole set ("joint"), or its sparsity set alone ("sparsity"), which lets the
+            remaining weights cross the cells of a low-bit grid. A layer that has no sparsity set is always joint.
         importance: None or "second_moment"; see there.
-        see: "projection" as said above; "dense" takes the loss at W itself.
+        see: the weights that the loss is computed with: "projection" as above, or "dense" for W itself.
     """
 
     calibration: int = 32
@@ -98,7 +98,7 @@ class Admm(Method):
         layer.quantizer.refresh(layer.matrix)
 
     def schedule(self) -> Schedule:
-        """The course of rho over the phase."""
+        """The schedule of rho over the phase."""
         rise = max(1, int(0.8 * self.length.steps))
         return {
             "constant": lambda: Constant(self.rho),
@@ -109,7 +109,7 @@ class Admm(Method):
         }[self.course]()
 
     def sets(self) -> dict[str, ConstraintSet]:
-        """What Z is projected onto, by parameter name."""
+        """The sets that Z is projected onto, by parameter name."""
         chosen = {}
         for name, layer in linear_layers(self.model).items():
             aim = self._aim(layer.quantizer.constraint)

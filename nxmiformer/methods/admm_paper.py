@@ -1,4 +1,4 @@
-"""ADMM as the paper's code does it: the baseline."""
+"""ADMM as in the paper's code: a baseline."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,9 +16,10 @@ from nxmiformer.sets import ConstraintSet, Transposed
 class AdmmPaper(Method):
     """NxMiFormer's ADMM with STE-based QAT (Holmes et al. 2022, arXiv 2206.15014; details after the ADMM-DS code).
 
-    N:M sparsity is in the projection, the grid straight-through in the forward pass; the penalty has a constant rho and
-    goes into the gradient before clipping; Z and U are updated once an epoch, and once before training, so that U
-    starts at W - Z; only weights and biases of the compressed layers train; no finish follows the hard projection.
+    The projection is onto N:M sparsity, and the grid is straight-through in the forward pass. The penalty has a
+    constant rho and is added to the gradient before clipping. Z and U are updated once an epoch, and once before
+    training, so that U starts at W - Z. Only weights and biases of the compressed layers train. No finish phase follows
+    the hard projection.
 
     Attributes:
         rho: constant; the code's sweep is 1e-3, 4e-3, 1e-2.

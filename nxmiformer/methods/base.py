@@ -45,16 +45,16 @@ class Calibration(NamedTuple):
 class Method(abc.ABC):
     """How the compressed layers of a model are treated while it trains.
 
-    A phase calls, in this order: `attach`; `calibrate`, unless it resumes after its first step; `parameters` and
-    `optimizer`, to build what trains; for every optimizer step `calibrate_again`, but for the first, `before_step` and
-    `before_clip` (the gradients are there, not yet clipped); and, in the last phase, `finalize`, which leaves every
-    compressed weight in its set; in the others `hand_over`.
+    A phase first calls `attach`, then `calibrate`, unless it resumes after its first step, then `parameters` and
+    `optimizer`. At every optimizer step it calls `calibrate_again` (not at the first), `before_step`, and
+    `before_clip`, when the gradients are computed but not clipped. The last phase ends with `finalize`, which leaves
+    every compressed weight in its set, the others with `hand_over`.
 
     Attributes:
-        refresh: optimizer steps between two choices of the support.
-        rescale: optimizer steps between two searches of the scales.
+        refresh: optimizer steps between updates of the support.
+        rescale: optimizer steps between searches for the scales.
         delay: optimizer steps at the start of the phase without any quantizer.
-        learned_scales: train the scales (LSQ) instead of choosing them anew.
+        learned_scales: train the scales (LSQ) instead of recomputing them.
     """
 
     refresh: int = 16
@@ -69,7 +69,7 @@ class Method(abc.ABC):
                 raise ValueError(f"{name} must be at least {least} optimizer steps, not {getattr(self, name)}")
 
     def attach(self, model: nn.Module, length: Length) -> None:
-        """Take hold of the model's compressed layers."""
+        """Attach to the model's compressed layers."""
         self.model, self.length = model, length
         self.layers = distinct_layers(model)
         for layer in self.layers.values():
@@ -156,20 +156,20 @@ class Method(abc.ABC):
             yield
 
     def finalize(self) -> Moved:
-        """Leave every compressed weight in its set, and tell how far each was from it."""
+        """Leave every compressed weight in its set, and return how far each was from it."""
         return project(self.model)
 
     def hand_over(self) -> Moved:
-        """Leave the weights as the next phase is to find them: where `finalize` would, unless a method knows better."""
+        """Leave the weights for the next phase: as `finalize` does, unless a method overrides it."""
         return self.finalize()
 
     def to_supports(self) -> Moved:
-        """Project onto the sets of the supports, where sets have one. What is kept stays between the levels of its
-        grid, where the loss has put it: rounded, it would need many steps to reach the next level again."""
+        """Project onto the sparsity sets, where there are any. The remaining weights stay between the levels of their
+        grid, where training has put them. Rounded, they would need many steps to reach the next level."""
         return project(self.model, lambda q, w: (q.constraint.sparsity or q.constraint).project(w))
 
     def metrics(self, layers: bool = False) -> dict[str, float]:
-        """Figures to log, overall and, with `layers`, of each layer."""
+        """Metrics to log, overall and, with `layers`, for each layer."""
         return {}
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class Method(abc.ABC):
         return {"pieces": pieces}
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Go on from `state`, whichever device it is on, at optimizer step `step`."""
+        """Continue from `state`, on any device, at optimizer step `step`."""
         for name, layer in self.layers.items():
             quantizer = layer.quantizer
             found = (state["pieces"].get(f"{name}.{part}") for part in Piece._fields)

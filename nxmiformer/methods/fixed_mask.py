@@ -1,4 +1,4 @@
-"""A support that is chosen once."""
+"""A mask that is chosen once."""
 
 from dataclasses import dataclass
 
@@ -10,10 +10,10 @@ from nxmiformer.methods.base import Method
 
 @dataclass(kw_only=True)
 class FixedMask(Method):
-    """Keep the support of the nearest point from the start of the phase on, and train the values under it.
+    """Fix the support of the nearest point at the start of the phase, and train the values.
 
     From a dense model this is magnitude pruning and retraining (ASP; Mishra et al. 2021, arXiv 2104.08378), from a
-    projected one the finish of ADMM. The grid, if there is one, is trained straight-through.
+    projected one it is the finish phase of ADMM. The grid, if there is one, is trained straight-through.
     """
 
     def prepare(self, layer: Compressed) -> None:

@@ -17,8 +17,8 @@ from nxmiformer.sets import Kronecker as Products
 
 @dataclass(kw_only=True)
 class Kronecker(Method):
-    """Train the factors of the layers whose set is `Kronecker`, from those of the nearest point on (Tahaei et al. 2022,
-    arXiv 2109.06243): such a layer computes with its factors alone, and has no gradient of a weight.
+    """Train the factors of the layers whose set is `Kronecker`, starting from those of the nearest point (Tahaei et al.
+    2022, arXiv 2109.06243). Such a layer computes with its factors alone, and its weight has no gradient.
 
     A layer of another set is trained straight-through, as by `SteQat`.
     """
@@ -43,7 +43,7 @@ class Kronecker(Method):
                 yield layer, layer.quantizer.constraint
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Everything but the weights that factors stand for."""
+        """All parameters except the weights that factors replace."""
         replaced = {id(layer.weight) for layer, _ in self._factored()}
         return ((name, p) for name, p in super().parameters() if id(p) not in replaced)
 

@@ -8,7 +8,7 @@ from nxmiformer.methods.base import Method
 
 @dataclass(kw_only=True)
 class OneShot(Method):
-    """Project the dense weights, and leave it at that; a phase with this method takes no steps."""
+    """Project the dense weights without training; a phase with this method takes no steps."""
 
     def prepare(self, layer: Compressed) -> None:
         layer.quantizer.seen = layer.quantizer.constraint

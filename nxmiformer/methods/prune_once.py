@@ -14,12 +14,12 @@ class PruneOnce(Gradual):
     """Gradual pruning by magnitude (Zhu and Gupta 2017, arXiv 1710.01878) of a language model that is to be fine-tuned
     for many tasks (Zafrir et al. 2021, arXiv 2111.05754).
 
-    What a mask leaves out keeps its value behind it. So masks go on to move, at the pace of the prunings, when the
-    course has ended: a weight comes back where another has become smaller. In the last part of the phase they are
-    frozen. Every layer has its own ranking.
+    Pruned weights keep their values behind the mask. So masks still move after the schedule has ended, at the same
+    intervals: a weight returns if another has become smaller. In the last part of the phase they are frozen. Every
+    layer has its own ranking.
 
     Attributes:
-        frozen: share of the phase at its end in which masks no longer move; within `after`.
+        frozen: share of the phase, at its end, in which masks are fixed; within `after`.
     """
 
     prunings: int = 51

@@ -7,12 +7,12 @@ from nxmiformer.methods.ste_qat import SteQat
 
 @dataclass(kw_only=True)
 class SrSte(SteQat):
-    """SR-STE (Zhou et al. 2021, arXiv 2102.04010, eq. 8): the gradient of each weight outside the support gets
-    `decay` * W added, so that what is pruned shrinks and the support settles. Combines with any grid.
+    """SR-STE (Zhou et al. 2021, arXiv 2102.04010, eq. 8): `decay` * W is added to the gradient of each pruned weight,
+    so that pruned weights shrink and the mask settles. Combines with any grid.
 
     Attributes:
         decay: lambda_W of the paper.
-        refresh: 1 is the paper's: the support is chosen anew at every step.
+        refresh: 1 is the paper's: the mask is updated at every step.
     """
 
     decay: float = 2e-4

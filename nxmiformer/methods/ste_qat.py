@@ -10,8 +10,8 @@ from nxmiformer.methods.base import Method
 class SteQat(Method):
     """The forward pass sees the nearest point of the set, support included; the gradient reaches every weight.
 
-    For a grid alone this is quantization-aware training (Jacob et al. 2018, arXiv 1712.05877); with a sparsity set the
-    support follows the dense weights, as in straight-through N:M training.
+    For a grid alone this is quantization-aware training (Jacob et al. 2018, arXiv 1712.05877). With a sparsity set the
+    mask follows the dense weights, as in straight-through N:M training.
     """
 
     def prepare(self, layer: Compressed) -> None:

@@ -1,1 +1,1 @@
-"""Where a model and its tokenizer come from. What is made of them is in layers and plan."""
+"""The sources of models and tokenizers. Compression is in layers and plan."""

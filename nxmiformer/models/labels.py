@@ -19,12 +19,12 @@ def class_names(own: Sequence[str], task: Task, loaded: bool, asked: Sequence[st
 
     Args:
         own: what the checkpoint calls its classes.
-        loaded: whether its head is in use; a head that is drawn anew has the task's order.
-        asked: the task's names in the order of the model's outputs, where the user tells them (`model.labels`).
+        loaded: whether its head is used; a newly initialized head has the task's order.
+        asked: the task's names in the order of the model's outputs, if the user gives them (`model.labels`).
         path: of the checkpoint, for messages.
 
     Raises:
-        ValueError: the checkpoint's names are not the task's, or those that were asked for are not.
+        ValueError: the checkpoint's names, or those of the user, are not the task's.
     """
     read = reading(task.labels)
     ours = {read(name) for name in task.labels}

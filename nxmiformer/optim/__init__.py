@@ -1,4 +1,4 @@
-"""ADMM of a layer and around an optimizer, with its schedules, and what else methods compute. When is in methods."""
+"""ADMM of a layer and around an optimizer, with its schedules, and the other mathematics of methods."""
 
 from nxmiformer.optim.admm import ADMM
 from nxmiformer.optim.reconstruct import Problem, Reconstruction, reconstruct

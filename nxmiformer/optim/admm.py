@@ -27,39 +27,40 @@ class ADMM(torch.optim.Optimizer):
         W <- a base step on f(W), with the pull (rho / 2) ||W - Z + U||^2
         Z <- P(W + U),  U <- dual * (U + W - Z)      every `interval` steps
 
-    Z starts at P(W), U at zero; `update()` right after construction gives the paper's code's start, U = W - Z.
-    Whenever rho changes, at an update, U is multiplied by rho_old / rho_new, so that rho * U, the multiplier, stays.
-    Weights without a set are the base optimizer's alone: with no sets at all this is the base optimizer.
+    Z starts at P(W), and U at zero. A call of `update()` right after construction starts as the paper's code does, with
+    U = W - Z. When rho changes at an update, U is multiplied by rho_old / rho_new, so that the multiplier rho * U stays
+    the same. Only the base optimizer acts on weights without a set. With no sets at all, this is the base optimizer.
 
     The pull is applied in one of three ways:
 
-    - "decoupled": after the base step, W <- (W + rho (Z - U)) / (1 + rho), the proximal step of the penalty: no
-      learning rate, no adaptive scaling, and stable for every rho. It pulls weights without a gradient as well.
-    - "penalty": rho (W - Z + U) is added to the gradient inside `step`, that is after any clipping by the caller.
-    - "manual": as "penalty", but by the caller's own call of `add_penalty()`, for one who wants it clipped too.
+    - "decoupled": after the base step, W <- (W + rho (Z - U)) / (1 + rho), the proximal step of the penalty. It has no
+      learning rate and no adaptive scaling, and is stable for every rho. It also pulls weights without a gradient.
+    - "penalty": rho (W - Z + U) is added to the gradient inside `step`, so after any clipping by the caller.
+    - "manual": as "penalty", but the caller calls `add_penalty()`, so that it can be clipped too.
 
-    An adaptive base such as Adam divides the penalty by the size of its gradients: there "decoupled" closes the gap,
-    and a penalty of the same rho mostly does not. The loss that a closure returns is without the penalty, so a line
-    search needs "decoupled".
+    An adaptive base such as Adam divides the penalty by the size of its gradients. With it, "decoupled" closes the gap,
+    and a penalty of the same rho mostly does not. The loss that a closure returns does not include the penalty, so a
+    line search needs "decoupled".
 
     Args:
         base: the optimizer, already built over the parameters.
-        named_parameters: (name, parameter) pairs, as `model.named_parameters()` gives them, in a wrapper too.
+        named_parameters: (name, parameter) pairs, as of `model.named_parameters()`, also of a wrapped model.
         sets: parameter name -> set of its (2-D) value. For a weight stored (in, out): `Transposed(set)`.
-        rho: a number, or a `Schedule`, which every weight follows by its own residuals.
+        rho: a number, or a `Schedule`, which each weight follows by its own residuals.
         interval: optimizer steps between two updates of Z and U.
         pull: see above.
-        dual: factor on the dual at each update: 1 is ADMM, 0 keeps U at zero (the quadratic penalty method, and no
-            memory for U), between the two the dual forgets.
-        importance: "second_moment" weighs the projection by Adam's `exp_avg_sq`, a free diagonal Fisher; None does not.
-        dtype: of Z and U; None takes the parameter's. Each costs its size once per constrained weight.
+        dual: factor on the dual at each update. 1 is ADMM; 0 keeps U at zero, which is the quadratic penalty method and
+            needs no memory for U. Values between decay the dual.
+        importance: "second_moment" weights the projection by Adam's `exp_avg_sq`, a diagonal Fisher estimate; None: no
+            weights.
+        dtype: of Z and U; None: that of the parameter. Each takes one element per constrained weight.
 
     Raises:
-        ValueError: a name that is not there or that `base` does not train, a set that rejects the shape, a weight
-            with a value that is not finite or of float16, or an option out of range.
+        ValueError: a name does not exist or `base` does not train it, a set rejects the shape, a weight has a value
+            that is not finite or is float16, or an option is out of range.
 
     Warns:
-        UserWarning: weights of bfloat16 want gradients.
+        UserWarning: bfloat16 weights require gradients.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class ADMM(torch.optim.Optimizer):
         self.u = {name: torch.zeros_like(z) for name, z in self.z.items()} if dual else {}
 
     def _find(self, parameters: Mapping[str, torch.nn.Parameter]) -> dict[str, torch.nn.Parameter]:
-        """The constrained parameters by name, after checking that they can be."""
+        """The constrained parameters by name, after a check that they can be constrained."""
         parameters = unwrapped_names(parameters, self.sets)
         trained = {id(p) for group in self.base.param_groups for p in group["params"]}
         problems = []
@@ -126,7 +127,7 @@ class ADMM(torch.optim.Optimizer):
             warnings.warn(narrow, stacklevel=3)
 
     def _share(self) -> None:
-        """Be one with the base: learning-rate schedules write to these groups, and the base reads them."""
+        """Share the groups with the base: learning-rate schedules write to them, and the base reads them."""
         self.param_groups, self.state = self.base.param_groups, self.base.state
 
     def _project(self, name: str, w: Tensor) -> Tensor:
@@ -157,7 +158,7 @@ class ADMM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def add_penalty(self) -> None:
-        """Add the gradient rho (W - Z + U) of the penalty to the gradients that there are."""
+        """Add the gradient rho (W - Z + U) of the penalty to the existing gradients."""
         for name, w in self.weights.items():
             if w.grad is not None:
                 w.grad.add_((w - self._target(name)).to(w.grad.dtype), alpha=self.rho[name])
@@ -165,7 +166,7 @@ class ADMM(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One base step, the pull, and at every `interval`-th call an update of Z and U.
 
-        `closure` evaluates the loss and its gradients, as the base optimizer wants it; its result is returned.
+        `closure` evaluates the loss and its gradients, as for the base optimizer. Its result is returned.
         """
         if self.pull != "penalty":
             loss = self.base.step() if closure is None else self.base.step(closure)
@@ -202,7 +203,7 @@ class ADMM(torch.optim.Optimizer):
         """Z <- P(W + U), U <- dual * (U + W - Z), the residuals, and the next rho.
 
         Raises:
-            ValueError: a weight is not finite; Z, U and rho are as they were then.
+            ValueError: a weight is not finite. Z, U and rho are then unchanged.
         """
         names = list(self.weights)
         if not names:
@@ -241,16 +242,16 @@ class ADMM(torch.optim.Optimizer):
 
     @torch.no_grad()
     def finalize(self) -> None:
-        """W <- P(W): from here on every constrained weight is a point of its set."""
+        """W <- P(W): every constrained weight becomes a point of its set."""
         for name, w in self.weights.items():
             w.copy_(self._project(name, w.detach()))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the base optimizer does it."""
+        """As the base optimizer."""
         self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Hand a further, unconstrained group to the base optimizer."""
+        """Add an unconstrained group to the base optimizer."""
         if "base" in self.__dict__:
             self.base.add_param_group(param_group)
             self._share()
@@ -274,10 +275,10 @@ class ADMM(torch.optim.Optimizer):
         return {name: f"{constraint!r} of {tuple(self.z[name].shape)}" for name, constraint in self.sets.items()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over a state that `state_dict` gave.
+        """Load a state that `state_dict` gave.
 
         Raises:
-            ValueError: it is not an ADMM's, or that of other sets; nothing has changed then.
+            ValueError: the state is not of an ADMM, or is of other sets. Nothing is changed then.
         """
         if "admm" not in state_dict:
             raise ValueError("this is not the state of an ADMM optimizer: it has no 'admm'")

@@ -42,8 +42,8 @@ class Cubic:
 
 
 def occasions(times: int, steps: int, before: float, after: float) -> list[int]:
-    """The optimizer steps before which something happens so many times: evenly between two plateaus, the first time at
-    the end of the one, the last at the start of the other. In a short phase several may be at one step."""
+    """The optimizer steps of so many events, at equal intervals between two plateaus: the first at the end of one
+    plateau, the last at the start of the other. In a short phase several may be at one step."""
     first, last = before * steps, (1 - after) * steps
     gap = (last - first) / max(1, times - 1)
     return [min(max(0, steps - 1), round(first + gap * number)) for number in range(times)]

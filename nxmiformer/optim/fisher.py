@@ -1,4 +1,4 @@
-"""The loss as a quadratic in one weight, by its empirical Fisher information in blocks, and what is cut from it best.
+"""The loss as a quadratic in one weight, by its empirical Fisher information in blocks, and the best weights to prune.
 
 Near its minimum the loss rises by 1/2 d^T F d for a change d of the weights, with F = damping I + 1/m sum_i g_i g_i^T
 of m gradients g_i (Kurtic et al. 2022, arXiv 2203.07259, section 3). F is taken as block-diagonal: blocks of B
@@ -32,12 +32,12 @@ class Fisher:
 
     @staticmethod
     def nbytes(shape: tuple[int, int], size: int) -> int:
-        """What the Gram matrices of a weight of this shape take: some 4 B bytes a weight."""
+        """Bytes of the Gram matrices of a weight of this shape: about 4 B bytes a weight."""
         return -(-shape[0] * shape[1] // size) * size * size * 4
 
     @torch.no_grad()
     def add(self, gradient: Tensor) -> None:
-        """Take in one gradient, of the weight's shape.
+        """Add one gradient, of the weight's shape.
 
         Raises:
             ValueError: it is not finite.
@@ -68,7 +68,7 @@ class Fisher:
 
 
 class Surgeon:
-    """What pruning a weight costs, and how the weights that stay make up for it (Hassibi and Stork 1992).
+    """The cost of pruning a weight, and how the remaining weights compensate (Hassibi and Stork 1992).
 
     Args:
         w: the weight, (out, in).
@@ -80,8 +80,8 @@ class Surgeon:
 
     @torch.no_grad()
     def support(self, sparsity: SparsitySet) -> Tensor:
-        """The support in a set whose pruned weights cost least, group by group; what groups of the set cost together is
-        left out of account, as in the paper (section 3.2.1).
+        """The support of a set whose pruned weights cost least, group by group. Joint costs of several groups are
+        ignored, as in the paper (section 3.2.1).
 
         Raises:
             ValueError: a group of the set lies in two blocks.
@@ -114,10 +114,11 @@ class Surgeon:
 
     @torch.no_grad()
     def prune(self, mask: Tensor) -> tuple[Tensor, float]:
-        """The weight (out, in) that is zero outside the mask, its survivors where the quadratic is least; and its rise.
+        """The weight (out, in) that is zero outside the mask, with the remaining weights where the quadratic is least,
+        and its increase.
 
-        d = -F^-1 E^T (E F^-1 E^T)^-1 E w, with E the rows of the identity that are pruned: exact for all pruned weights
-        of a block together, where the paper adds up the changes that each would bring alone.
+        d = -F^-1 E^T (E F^-1 E^T)^-1 E w, with E the rows of the identity that are pruned. This is exact for all pruned
+        weights of a block together; the paper adds up the changes of each alone.
         """
 
         def solve(inverse: Tensor, w: Tensor, pruned: Tensor) -> Tensor:

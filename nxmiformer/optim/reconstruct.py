@@ -16,10 +16,10 @@ FEW = 5
 
 
 class Reconstruction(NamedTuple):
-    """Stand-ins for a weight W (out, in) that act like it on the inputs that the layer sees.
+    """Replacements of a weight W (out, in) with similar outputs on the inputs of the layer.
 
     Attributes:
-        kept: has a support of the set; its values are free, the least squares under that support.
+        kept: has a support of the set; its values are free: the least squares with that support.
         point: a point of the set.
         error: tr((V - W) H (V - W)^T) / tr(W H W^T) of `kept` and of `point`.
     """
@@ -33,15 +33,15 @@ class Reconstruction(NamedTuple):
 def reconstruct(
     w: Tensor, moment: Tensor, constraint: ConstraintSet, iterations: int = 50, damping: float = 0.01
 ) -> Reconstruction:
-    """The stand-ins for one weight in one set; see `Problem`, which serves several sets at the cost of one."""
+    """The replacements of one weight in one set; see `Problem`, which serves several sets at the cost of one."""
     return Problem(w, moment, damping).reconstruct(constraint, iterations)
 
 
 def course(iterations: int) -> tuple[float, float]:
     """The first and the last rho, in units of the moment's diagonal.
 
-    In few iterations the one that gets furthest; in n times as many from RHO / n to RHO * sqrt(n), as Z can then follow
-    a weak pull, and a strong one comes when it has. Found by trial: experiments/cost.
+    In few iterations it is the rho that converges furthest. In n times as many it goes from RHO / n to RHO * sqrt(n): Z
+    first follows a weak pull, and then a strong one. Found by trial: experiments/cost.
     """
     more = max(1.0, iterations / FEW)
     return RHO / more, RHO * more**0.5
@@ -55,8 +55,8 @@ class Problem:
     with H the damped moment and D its diagonal, which is both the metric of the penalty and the importance in the
     projection (Boza 2024, arXiv 2401.02938, whose column normalisation this is; ALPS, Meng et al. 2024, arXiv
     2406.07831, whose rising rho and one eigendecomposition for all of them these are). In the coordinates V D^1/2 the
-    metric of the penalty is the identity, and the eigenvectors of the moment turn both a step of V and the error of a Z
-    into one product of matrices.
+    metric of the penalty is the identity. With the eigenvectors of the moment, a step of V and the error of a Z are one
+    matrix product each.
 
     Args:
         w: the weight, (out, in).
@@ -100,9 +100,9 @@ class Problem:
 
     @torch.no_grad()
     def reconstruct(self, constraint: ConstraintSet, iterations: int = 50) -> Reconstruction:
-        """The support is found first, then the values under it, then, if the set has a grid, the levels, with so many
-        `iterations` each; each time the best point met is kept. The plain projection P(W) is a candidate: the point is
-        never worse.
+        """It finds the support first, then the values, and then, if the set has a grid, the levels, with so many
+        `iterations` each. Each stage keeps the best point that it met. The plain projection P(W) is a candidate: the
+        point is never worse.
 
         Raises:
             ValueError: the set rejects the weight.
@@ -156,7 +156,7 @@ class Problem:
     def _solve(
         self, constraint: ConstraintSet, start: Tensor, mask: Tensor | None, iterations: int
     ) -> tuple[Tensor, float]:
-        """The best point that ADMM comes by from `start` on, with support `mask` where one is given, and its error."""
+        """The best point that ADMM meets from `start` on, with support `mask` if one is given, and its error."""
         rho, last = self.course(iterations)
         ratio = (last / rho) ** (1 / max(1, iterations - 1))
         piece = constraint.piece(start, self.importance, mask)

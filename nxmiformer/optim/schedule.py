@@ -1,4 +1,4 @@
-"""How strongly ADMM pulls: rho over the updates of a run."""
+"""Schedules of rho, the strength of ADMM's pull."""
 
 import abc
 import math
@@ -21,7 +21,7 @@ class Schedule(abc.ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """rho stays."""
+    """rho is constant."""
 
     rho: float
 

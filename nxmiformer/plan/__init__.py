@@ -1,1 +1,1 @@
-"""Which layer becomes a point of which set, and how such a plan comes about. Searching one is in search."""
+"""The set of each layer, and how such a plan is made. Searching for one is in search."""

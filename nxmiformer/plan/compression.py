@@ -1,4 +1,4 @@
-"""Which layer becomes a point of which set, and what that costs."""
+"""The set of each layer, and the size of the compressed layers."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ class LayerSpec:
     Attributes:
         weight: the set of its weight.
         shape: (out_features, in_features).
-        activations: how its input is quantized; None leaves it.
+        activations: how its input is quantized; None: it is not.
         transposed: whether the module stores (in, out).
         aliases: modules that share the weight.
     """
@@ -49,7 +49,7 @@ class LayerSpec:
 
     @property
     def bits(self) -> float:
-        """Stored for each weight of the layer, in the mean: values, indices and scales."""
+        """Mean bits stored for a weight of the layer: values, indices and scales."""
         return self.weight.storage(self.shape).total / (self.shape[0] * self.shape[1])
 
     def __str__(self) -> str:
@@ -72,12 +72,12 @@ class PlanStorage:
 
     @property
     def values(self) -> int:
-        """Bits of the kept values."""
+        """Bits of the remaining values."""
         return self.packed.values
 
     @property
     def indices(self) -> int:
-        """Bits that tell where the kept values are."""
+        """Bits of the positions of the remaining values."""
         return self.packed.indices
 
     @property
@@ -87,7 +87,7 @@ class PlanStorage:
 
     @property
     def total(self) -> int:
-        """Bits of the compressed weights, all of it."""
+        """All bits of the compressed weights."""
         return self.packed.total
 
     @property
@@ -107,10 +107,10 @@ def _saved(stored: int, dense: int) -> float:
 
 @dataclass(frozen=True)
 class CompressionPlan:
-    """A set for each layer that is compressed, by module name, and the reason for each that is not.
+    """The set of each compressed layer, by module name, and the reason for each layer that is not compressed.
 
-    `rest` counts the model's other parameters. A plan is a value: it compares, hashes to a fingerprint, and survives
-    JSON. Nothing in it refers to a model's weights.
+    `rest` counts the model's other parameters. A plan is a value: plans can be compared, have a fingerprint, and can be
+    written to JSON and read back. A plan does not refer to a model's weights.
     """
 
     layers: Mapping[str, LayerSpec]
@@ -147,7 +147,7 @@ class CompressionPlan:
         """A set for each target of `model` by name; None, or no entry, leaves the layer dense.
 
         Raises:
-            ValueError: a name that is no target, or a set that rejects its layer's shape (all of them are told).
+            ValueError: a name is not a target, or a set rejects the shape of its layer (all of them are named).
         """
         names = [target.name for target in targets.layers]
         for name in weights:
@@ -160,8 +160,8 @@ class CompressionPlan:
         return cls(layers, {**targets.skipped, **dense}, total - compressed)
 
     def check(self, model: nn.Module) -> None:
-        """Raise a ValueError that names every layer of the plan that `model` does not have, or has in another way: of
-        another shape, stored the other way round, or sharing its weight with others than the plan says. A model with
+        """Raise a ValueError that names every layer of the plan that does not fit `model`. Such a layer is missing, has
+        another shape, is stored transposed, or shares its weight with other layers than in the plan. A model with
         adapters is refused."""
         model = unwrapped(model)
         refuse_adapters(model)
@@ -199,7 +199,7 @@ class CompressionPlan:
         return type(self)(layers, skipped, sum(p.numel() for p in module.parameters()) - compressed)
 
     def remark(self, model: nn.Module) -> str | None:
-        """A sentence for who uses the plan, where it has less than half of the weights in the model's blocks."""
+        """A sentence for the user of a plan that has less than half of the weights in the model's blocks."""
         sizes = in_blocks(model)
         taken = {module for name, spec in self.layers.items() for module in (name, *spec.aliases)}
         left = {name: size for name, size in sizes.items() if name not in taken}
@@ -224,7 +224,7 @@ class CompressionPlan:
         }
 
     def storage(self) -> PlanStorage:
-        """What the packed weights cost, exactly."""
+        """The exact size of the packed weights."""
         packed = Storage()
         for spec in self.layers.values():
             packed += spec.weight.storage(spec.shape)
@@ -259,7 +259,7 @@ class CompressionPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a plan from a JSON file; a ValueError names the file where it is none."""
+        """Read a plan from a JSON file; a ValueError names a file that has none."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
         except ValueError as error:
@@ -272,7 +272,7 @@ class CompressionPlan:
 
 
 def _misfit(module: nn.Module, weight: nn.Parameter, spec: LayerSpec) -> str | None:
-    """In what the layer is another than `spec` has it, or None."""
+    """How the layer differs from `spec`, or None."""
     expected = spec.shape[::-1] if spec.transposed else spec.shape
     if tuple(weight.shape) != tuple(expected):
         return f"its weight is {tuple(weight.shape)}, the plan's {tuple(expected)}"

@@ -15,16 +15,16 @@ from nxmiformer.sets.words import from_words
 
 @dataclass(frozen=True)
 class Planning:
-    """How a plan comes about: a set for all layers that match, or a plan file.
+    """The origin of a plan: a set for all layers that match, or a plan file.
 
     Attributes:
-        name: how reports call it.
+        name: name in reports.
         weight: the set of every target's weight.
-        activations: how inputs are quantized; None leaves them.
+        activations: how inputs are quantized; None: they are not.
         include, exclude: patterns of layer names; see `find_targets`.
-        embeddings: the set of every embedding, in words, such as "int8"; None leaves them dense.
+        embeddings: the set of all embeddings, in words, such as "int8"; None leaves them dense.
         head: the set of every linear layer outside the repeated blocks, in words; None leaves them dense.
-        path: a plan.json; it wins over `weight` and `activations`.
+        path: a plan.json, instead of `weight` and `activations`.
     """
 
     name: str

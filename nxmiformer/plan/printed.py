@@ -30,8 +30,8 @@ class _Row:
 
 
 def printed(layers: Mapping[str, Spec], skipped: Mapping[str, str], rest: int) -> str:
-    """Each layer with its set, shape and stored bits a weight, those of the blocks together; the sum of them; and what
-    stays dense, and why.
+    """Each layer with its set, shape and stored bits a weight, equal blocks together; their sum; and the layers that
+    stay dense, with the reason.
 
     Args:
         rest: parameters of the model that the plan leaves alone.

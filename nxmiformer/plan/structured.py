@@ -1,4 +1,4 @@
-"""Plans that take whole heads and whole dimensions."""
+"""Plans that prune whole heads and whole dimensions."""
 
 from dataclasses import dataclass
 
@@ -15,12 +15,12 @@ from nxmiformer.sets.unstructured import check_density
 class Structured(Planning):
     """A plan whose layers keep so many dimensions of each feed-forward part, and of each attention so many heads.
 
-    What keeps a dimension, or a head, is a block: its rows of the layers that it comes from, and its columns of the
-    layer that reads it. `weight` is the set of all other targets.
+    A dimension, or a head, is a block: its rows in the layers that compute it, and its columns in the layer that reads
+    it. `weight` is the set of all other targets.
 
     Attributes:
-        dimensions: share of the dimensions that is kept, at most; None: the feed-forward parts have `weight`.
-        heads: share of the heads that is kept, at most; None: attention has `weight`.
+        dimensions: share of the dimensions that remain, at most; None: the feed-forward parts have `weight`.
+        heads: share of the heads that remain, at most; None: attention has `weight`.
     """
 
     dimensions: float | None = 0.5

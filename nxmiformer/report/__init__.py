@@ -1,1 +1,1 @@
-"""Pages and console tables made of runs and figures. Reading and drawing are elsewhere."""
+"""Pages and console tables of runs and figures. Reading and drawing are elsewhere."""

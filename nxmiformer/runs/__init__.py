@@ -1,1 +1,1 @@
-"""What runs left in their directories, as values and tables. Nothing here draws or writes."""
+"""The results of runs, as values and tables. Nothing here draws or writes."""

@@ -1,4 +1,4 @@
-"""Where in the model a layer is, by its name."""
+"""The position of a layer in the model, by its name."""
 
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -46,7 +46,7 @@ def columns(addresses: Iterable[Address]) -> list[str]:
 
 
 def _short(prefixes: Sequence[str]) -> dict[str, str]:
-    """What tells the prefixes apart: nothing where there is one, else the first segment in which they differ."""
+    """What distinguishes the prefixes: nothing if there is one, else the first segment in which they differ."""
     if len(prefixes) < 2:
         return dict.fromkeys(prefixes, "")
     split_up = [prefix.split(".") for prefix in prefixes]

@@ -1,4 +1,4 @@
-"""Runs that only their seeds tell apart."""
+"""Runs that differ only in their seeds."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Panel:
-    """The groups of one task, model and split; `name` says what tells it from the other panels, `metric` its score."""
+    """The groups of one task, model and split; `name` distinguishes it from the other panels, `metric` is its score."""
 
     name: str
     metric: str
@@ -59,8 +59,8 @@ def panels(frame: pd.DataFrame, by: str | Sequence[str], needed: Sequence[str]) 
     """The runs of `frame` that have a value in each `needed` column, grouped by the columns `by`; a panel a setting.
 
     Raises:
-        ValueError: a column is not there, no run has the needed values, or a group has a seed twice, so that more than
-            seeds tells its runs apart.
+        ValueError: a column is missing, no run has the needed values, or a group has a seed twice, so that its runs
+            differ in more than seeds.
     """
     keys = [by] if isinstance(by, str) else list(by)
     for column in ("task", "seed", *keys, *needed):
@@ -100,7 +100,7 @@ def _mixed(name: str, runs: pd.DataFrame, keys: list[str]) -> str:
 
 
 def tally(frame: pd.DataFrame, drawn: Sequence[Panel]) -> str:
-    """What the marks of a group are taken over, and how many runs of `frame` are in none."""
+    """What the marks of a group average over, and how many runs of `frame` are left out."""
     counts = [len(group.rows) for panel in drawn for group in panel.groups]
     seeds = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     note = f"mean and standard deviation over {seeds} seeds" if max(counts) > 1 else "one run each"

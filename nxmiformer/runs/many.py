@@ -40,8 +40,8 @@ class Record:
 
 
 def load_runs(directory: str | Path) -> pd.DataFrame:
-    """Every run of `directory`, a row each: a run's own directory, a multirun's, or one that holds many of either.
-    A search that has ended is no run, and neither are its trials.
+    """Every run of `directory`, a row each: a run's own directory, a multirun's, or one that holds many of either. A
+    finished search does not count as a run, nor do its trials.
 
     Columns, missing where a run does not have the value::
 
@@ -74,7 +74,7 @@ def load_runs(directory: str | Path) -> pd.DataFrame:
 
 
 def load_metrics(directory: str | Path) -> pd.DataFrame:
-    """The figures that the runs of `directory` logged, a row each.
+    """The metrics that the runs of `directory` logged, a row each.
 
     Columns: directory (as in `load_runs`), phase, step (of the phase), total_step (of the run), key, value. Keys are
     those of `metrics.jsonl`: "loss", "seconds", "gap", "gap/<parameter>", "holdout/<metric>" and so on.
@@ -149,7 +149,7 @@ def _phases(config: Mapping[str, Any]) -> str | None:
 
 
 def _outcome(place: Path) -> dict[str, Any]:
-    """What became of the run: its status, and its results or its error."""
+    """The outcome of the run: its status, and its results or its error."""
     status = _status(place)
     if status == "failed":
         failure = shaped((place / FAILED).read_bytes(), place / FAILED, Failure)

@@ -1,4 +1,4 @@
-"""What a finished run left in its directory: `plan.json`, `metrics.jsonl` and `report.json`."""
+"""The files of a finished run: `plan.json`, `metrics.jsonl` and `report.json`."""
 
 import math
 from collections import Counter
@@ -64,8 +64,8 @@ class DiskBytes:
 
 @dataclass(frozen=True)
 class StorageReport:
-    """Bits of the compressed layers, dense and packed, and of the rest of the model; bytes measured on disk; and of the
-    rest the bits of embeddings and head, by the key of the plan that packs them too."""
+    """Bits of the compressed layers, dense and packed, and of the rest of the model; bytes measured on disk. Of the
+    rest, also the bits of embeddings and head, by the key of the plan that packs them."""
 
     dense_bits: int
     value_bits: int
@@ -84,7 +84,7 @@ class StorageReport:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of a layer: its `set` in words, and the share of its weights that may be non-zero (`kept`).
+    """A compressed layer: its `set` in words, and the share of its weights that may be non-zero (`kept`).
 
     `error` is ||W_dense - W_final||^2 / ||W_dense||^2, `projection_error` the same of the one-shot projection; `gap` is
     ||W - Z|| / ||W|| when ADMM ended, None without ADMM.
@@ -147,7 +147,7 @@ class Report:
 
     @property
     def above_chance(self) -> bool:
-        """Whether the dense model is better than chance. Of a report that does not tell what chance is: than 0."""
+        """Whether the dense model is better than chance; if the report has no chance level, better than 0."""
         dense = self.scores["dense"][self.task.metric]
         return (Chance(0.0, 0.0) if self.chance is None else self.chance).beaten(dense)
 

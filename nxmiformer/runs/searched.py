@@ -67,9 +67,9 @@ def read_search(directory: str | Path) -> dict[str, Any]:
 
 
 def chosen(found: Mapping[str, Any]) -> pd.DataFrame:
-    """What the best plan gives each layer, a row a layer, from the content of a `search.json`.
+    """The best plan's set of each layer, a row a layer, from the content of a `search.json`.
 
-    Columns: layer (its name), index and component (see `address`), set (in words), damage (as foreseen; 0 if dense).
+    Columns: layer (its name), index and component (see `address`), set (in words), damage (predicted; 0 if dense).
     """
     rows = []
     for name, words in found["best"]["sets"].items():

@@ -122,7 +122,7 @@ def small(value: float | None) -> str:
 
 
 def file_share(shrinkage: float) -> str:
-    """What the packed model takes of the dense one's file: "1/7.1 of the file"."""
+    """The size of the packed model as a share of the dense file: "1/7.1 of the file"."""
     if shrinkage < 1.05:
         return f"{1 / shrinkage:.2f}× the file"
     return f"1/{shrinkage:.{0 if shrinkage >= 9.95 else 1}f} of the file".replace(".0 ", " ")

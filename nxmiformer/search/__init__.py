@@ -1,1 +1,1 @@
-"""Which layer becomes a point of which set, so that all of them together fit a budget. Plans are in plan."""
+"""The search for a set of each layer, so that all of them together fit a budget. Plans are in plan."""

@@ -1,4 +1,4 @@
-"""A cheap sensitivity, held to a few measured damages."""
+"""A cheap sensitivity, scaled to a few measured damages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +15,15 @@ TINY = 1e-30  # its logarithm exists; no damage that matters is as small
 
 @dataclass(frozen=True)
 class Anchored(Sensitivity):
-    """What one sensitivity foresees, times what another finds to be missing from it in a few sets of each layer.
+    """The damage that one sensitivity predicts, scaled by what another measures in a few sets of each layer.
 
-    To second order, damage grows with the square of the change, however large; what a model does when a layer loses
-    three weights of four is another thing, and differs from layer to layer. So the ratio of the measured damage to the
-    foreseen one is taken at the anchors, and its logarithm interpolated in that of the foreseen damage.
+    To second order, damage grows with the square of the change, however large. If a layer loses three weights of four,
+    the model's damage is different, by a factor that differs between layers. So the ratio of the measured to the
+    predicted damage is taken at the anchors. Its logarithm is interpolated in that of the predicted damage.
 
     Attributes:
-        foreseen: of every set.
-        measured: of the anchors alone.
+        foreseen: the sensitivity that predicts the damage of every set.
+        measured: the sensitivity that measures the anchors.
         anchors: sets in words, whether they are candidates or not; those that a layer's shape rejects are left out.
     """
 

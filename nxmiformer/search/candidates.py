@@ -1,4 +1,4 @@
-"""What each layer may become."""
+"""The sets that each layer may have."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ QUERY_KEY_VALUE = (
 
 @dataclass(frozen=True)
 class Choice:
-    """One decision: layers that become points of the same set, and the sets there are; None leaves them dense."""
+    """One decision: layers that get the same set, and their candidate sets; None leaves them dense."""
 
     layers: tuple[Target, ...]
     sets: tuple[ConstraintSet | None, ...]
 
     @property
     def name(self) -> str:
-        """How reports call it: its only layer, or its first and how many more."""
+        """Name in reports: its only layer, or its first and how many more."""
         more = len(self.layers) - 1
         return self.layers[0].name + (f" (+{more})" if more else "")
 
@@ -38,10 +38,10 @@ class Candidates:
     """The sets that a search chooses from, and for which layers it chooses together.
 
     Attributes:
-        sets: in words, such as "2:4+int4", "int8", "int4g64" or "dense"; one that rejects a layer's shape is none of
-            that layer's.
-        tie: "free" chooses for every layer alone; "attention" for query, key and value of a block together;
-            "component" for the same component of all blocks, as the paper's code does.
+        sets: in words, such as "2:4+int4", "int8", "int4g64" or "dense"; a set that rejects a layer's shape is not a
+            candidate of that layer.
+        tie: "free" chooses for each layer alone; "attention" for query, key and value of a block together; "component"
+            for the same component of all blocks, as the paper's code does.
         hardware: "any"; "ampere_sparse" keeps dense, INT8 and 2:4 sets, which sparse tensor cores run; "cpu_int8"
             keeps dense and INT8.
         pinned: patterns of layer names, each with the one set of the layers that it matches; a later one wins.
@@ -71,8 +71,8 @@ class Candidates:
         """The decisions to make for these layers, in the model's order.
 
         Raises:
-            ValueError: a pattern of `pinned` matches no layer, a set is pinned to a layer whose shape it rejects, or no
-                set is left for a layer.
+            ValueError: a pattern of `pinned` matches no layer, a pinned set rejects the shape of its layer, or no set
+                is left for a layer.
         """
         names = [target.name for target in targets.layers]
         for pattern in self.pinned:

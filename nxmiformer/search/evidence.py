@@ -1,4 +1,4 @@
-"""What is measured on a dense model to foresee what compression does to it."""
+"""What is measured on a dense model, to predict the damage of compression."""
 
 import hashlib
 import math
@@ -29,7 +29,7 @@ class Evidence:
         model: a converted model with its quantizers off; its parameters may need no gradient.
         batches: with their targets.
         forward: runs `model` on a batch, and gives the units of its outputs.
-        truths: of the examples of each batch, what the task holds answers against.
+        truths: the correct answers of the examples of each batch.
         metric: the task's score, from the units of each batch, the batches, and the truths of all examples.
     """
 
@@ -66,8 +66,8 @@ class Evidence:
         return self._problems[layer]
 
     def point(self, layer: str, constraint: ConstraintSet, iterations: int) -> Tensor:
-        """The point of the set that stands in for a layer's weight, (out, in): reconstructed in so many iterations a
-        stage, or its plain projection for 0. It is made once; packed, it takes the bits that it is worth."""
+        """The point of the set that replaces a layer's weight, (out, in): reconstructed in so many iterations a stage,
+        or its projection for 0. It is made once; packed, it takes the bits that it is worth."""
         weight, key = self.layers[layer].matrix.detach(), (layer, constraint, iterations)
         if key not in self._points:
             found = self.problem(layer).point(constraint, iterations) if iterations else constraint.project(weight)
@@ -121,9 +121,9 @@ class Evidence:
         return max(0.0, total) / self.units
 
     def distance(self, logits: Sequence[Tensor]) -> float:
-        """Half the mean squared change from the dense model's centred logits, mean over the units: what the divergence
-        comes to at a high temperature (Hinton et al. 2015, arXiv 1503.02531, eq. 4); for a regression the same as the
-        divergence. A unit of which the model is sure counts as much as any other."""
+        """Half the mean squared change from the dense model's centred logits, mean over the units. The divergence tends
+        to this at a high temperature (Hinton et al. 2015, arXiv 1503.02531, eq. 4). For a regression both are the same.
+        A unit of which the model is sure counts as much as any other."""
         pairs = zip(self.dense, logits, strict=True)
         return (
             sum(each.outcome.distances(each.logits.double(), after.double()).sum().item() for each, after in pairs)
@@ -157,10 +157,10 @@ class Evidence:
 
     @cached_property
     def output_gradients(self) -> dict[str, Tensor]:
-        """Of each layer's outputs, (out,): the squared gradient of the logits, less their mean as in `distance`, in a
-        random direction of unit mean square, summed over the tokens of a batch, mean over the units. It estimates the
-        diagonal of the output factor of K-FAC (Martens and Grosse 2015, arXiv 1503.05671, eq. 1, section 3), with the
-        `distance` of the logits in the place of their divergence."""
+        """For each layer's outputs, (out,): the squared gradient of the logits, in a random direction of unit mean
+        square. Logits are centred as in `distance`; squares are summed over the tokens of a batch, and averaged over
+        the units. It estimates the diagonal of the output factor of K-FAC (Martens and Grosse 2015, arXiv 1503.05671,
+        eq. 1, section 3), with the `distance` of the logits in the place of their divergence."""
         totals = {name: torch.zeros(each.out_features, device=each.weight.device) for name, each in self.layers.items()}
         names = {id(layer.weight): name for name, layer in self.layers.items()}
 
@@ -190,8 +190,8 @@ class Evidence:
 
     @cached_property
     def expansion(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Of each layer, (out, in) both: the gradient of the mean loss, and the diagonal of its empirical Fisher
-        information, the mean over batches of the squared gradient times the batch size."""
+        """For each layer, both (out, in): the gradient of the mean loss, and the diagonal of its empirical Fisher
+        information. The latter is the mean over batches of the squared gradient times the batch size."""
         sums = {name: (torch.zeros_like(m), torch.zeros_like(m)) for name, m in self._matrices().items()}
         for units in self._with_gradients():
             size = len(units)

@@ -1,4 +1,4 @@
-"""The quick choice: from the least damage downwards."""
+"""The greedy choice: from the least damage downwards."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from nxmiformer.search.table import Assignment, Table
 
 @dataclass(frozen=True)
 class Greedy(Strategy):
-    """Begin with every layer in its candidate of least damage; until all fit, take the step to a smaller candidate that
+    """Start with every layer in its candidate of least damage. Until all fit, take the step to a smaller candidate that
     adds the least damage for each bit that it saves. Gives one assignment."""
 
     def __call__(self, table: Table, budget: int, most: int) -> list[Assignment]:

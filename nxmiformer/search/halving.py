@@ -1,4 +1,4 @@
-"""Short training to tell plans apart that look alike."""
+"""Short training runs that compare similar plans."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ Plan = TypeVar("Plan")
 
 @dataclass(frozen=True)
 class Halving:
-    """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943): every plan is trained for `steps` optimizer
+    """Successive halving (Jamieson and Talwalkar 2016, arXiv 1502.07943). Every plan is trained for `steps` optimizer
     steps, the better half for twice as many, and so on until one is left.
 
     Attributes:
-        steps: of the first round.
+        steps: optimizer steps of the first round.
     """
 
     steps: int = 20
@@ -23,8 +23,8 @@ class Halving:
             raise ValueError(f"halving.steps={self.steps}: a round needs at least one optimizer step")
 
     def __call__(self, plans: Sequence[Plan], trial: Callable[[Plan, int], float]) -> Iterator[tuple[Plan, int, float]]:
-        """Each trial as it ends: the plan, its steps and its score, the higher the better; the last round's best wins,
-        and of two equal scores that of the plan that comes first in `plans`."""
+        """Each trial as it ends: the plan, its steps and its score, where higher is better. The best of the last round
+        wins; of two equal scores, that of the plan that comes first in `plans`."""
         left, steps = list(plans), self.steps
         while len(left) > 1:
             scores = []

@@ -49,9 +49,10 @@ def solve(
 ) -> np.ndarray:
     """The candidate of each layer that has the least sum of damage within `budget`: the multiple-choice knapsack.
 
-    The Lagrangian relaxation bounds the sum from below, and the choice that it suggests from above; a candidate that
-    costs more than their difference is in no better choice (Pisinger 1995, doi:10.1016/0377-2217(95)00015-I). What
-    is left is a small mixed-integer programme (HiGHS, Huangfu and Hall 2018, doi:10.1007/s12532-017-0130-5).
+    The Lagrangian relaxation bounds the sum from below, and the choice that it suggests bounds it from above. A
+    candidate that costs more than their difference is in no better choice (Pisinger 1995,
+    doi:10.1016/0377-2217(95)00015-I). What is left is a small mixed-integer programme (HiGHS, Huangfu and Hall 2018,
+    doi:10.1007/s12532-017-0130-5).
 
     Args:
         damage: (layers, candidates); infinite where a layer does not have the candidate.
@@ -63,8 +64,8 @@ def solve(
         The candidate of each layer, (layers,), int64.
 
     Raises:
-        ValueError: the arrays do not fit each other or hold NaN, the budget is too small (the smallest possible one is
-            told), or every choice within it is forbidden.
+        ValueError: the arrays do not fit each other or have NaN, the budget is too small (the message has the smallest
+            possible one), or every choice within it is forbidden.
     """
     damage, bits = np.asarray(damage, dtype=float), np.asarray(bits, dtype=float)
     _check(damage, bits)

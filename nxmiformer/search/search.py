@@ -23,15 +23,15 @@ Trial = Callable[[Sets, int], float]
 
 @dataclass(frozen=True)
 class Scored:
-    """An assignment of sets to layers, and what is known of it.
+    """An assignment of sets to layers, with its measurements.
 
     Attributes:
-        name: how it came about.
+        name: its origin.
         sets: by layer; None is dense.
         bits: as the budget counts them.
-        predicted: damage, added up over the layers.
-        divergence: of the logits, with all layers moved to their sets at once and not trained.
-        score: the task's, likewise.
+        predicted: predicted damage, added up over the layers.
+        divergence: divergence of the logits, with all layers in their sets and without training.
+        score: score of the task, likewise.
         trials: steps of training, and the score after them.
     """
 
@@ -51,12 +51,12 @@ class Scored:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         best: the plan to use.
-        plans: all that were measured as wholes within the budget, in the order of their divergence.
-        frontier: the best for other budgets, and the uniform ones, whatever they cost.
+        plans: all plans within the budget that were measured as whole models, in the order of their divergence.
+        frontier: the best plans for other budgets, and all uniform ones.
         damages: the sensitivity, by layer and set.
         interactions: of pairs of layers: both names, the damage of both together, the sum of their damages.
         budget: in bits.
@@ -85,19 +85,20 @@ class Found:
 
 @dataclass(frozen=True)
 class Search:
-    """The damage of every layer in every set, then assignments that fit the budget, then these as wholes.
+    """Predicts the damage of every layer in every set, proposes assignments that fit the budget, and measures these as
+    whole models.
 
     Attributes:
-        candidates: what each layer may become.
-        sensitivity: foresees the damage of one layer.
+        candidates: the sets that each layer may have.
+        sensitivity: predicts the damage of one layer.
         strategy: proposes assignments by the sum of these.
-        keep: assignments to measure as wholes.
-        uniform: uniform assignments that fit to measure besides, those of the least predicted damage.
-        iterations: of each stage of a layer's reconstruction there; 0 takes plain projections.
-        examples: of the holdout, on which everything is measured.
+        keep: number of assignments to measure as whole models.
+        uniform: number of uniform assignments to measure too, those of the least predicted damage.
+        iterations: iterations of each stage of a layer's reconstruction there; 0: projection only.
+        examples: examples of the holdout, on which everything is measured.
         frontier: further budgets to find plans for, evenly apart on a log scale; 0: none.
-        interactions: layers of the plan, those of the most damage, whose pairs are looked at; 0: none.
-        halving: tells the best plans apart by training them; None: the least divergence wins.
+        interactions: number of layers of the plan, those of the most damage, whose pairs are measured; 0: none.
+        halving: compares the best plans by training them; None: the least divergence wins.
     """
 
     candidates: Candidates
@@ -159,8 +160,8 @@ class Search:
         """The budget in bits. What it needs is known before anything is trained.
 
         Raises:
-            ValueError: there is no budget, or it is too small, and the smallest possible one is told; or a layer has no
-                candidate.
+            ValueError: there is no budget, or it is too small (the message has the smallest possible one); or a layer
+                has no candidate.
         """
         weights = sum(target.shape[0] * target.shape[1] for target in targets.layers)
         limit, least = budget.bits(weights, rest), 0
@@ -215,7 +216,7 @@ class Search:
 def _scored(
     table: Table, whole: OneShot, assignments: Mapping[str, Assignment], name: str, display: Display
 ) -> list[Scored]:
-    """The assignments by name, measured as wholes."""
+    """The assignments by name, measured as whole models."""
 
     def work() -> Iterator[Scored]:
         for each, assignment in assignments.items():

@@ -13,5 +13,5 @@ class Strategy(abc.ABC):
         """At most `most` assignments of at most `budget` bits each, those of the least predicted damage first.
 
         Raises:
-            ValueError: none fits; the smallest possible budget is told.
+            ValueError: none fits. The message has the smallest possible budget.
         """

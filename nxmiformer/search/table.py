@@ -73,8 +73,8 @@ def measure(
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """The damages of each layer, by set in words, as they come.
 
-    Each is a line of a file in the directory `cache`, named by what was measured on which model and data, and is not
-    measured again.
+    Each is a line of a file in the directory `cache`, named after measurement, model and data, and is not measured
+    again.
     """
     cache.mkdir(parents=True, exist_ok=True)
     mark = hashlib.sha256(f"{sensitivity!r} {evidence.fingerprint}".encode()).hexdigest()[:16]

@@ -36,8 +36,8 @@ class OneShot:
         return self.evidence.distance(self.logits(sets))
 
     def interactions(self, sets: Sets, layers: int, display: Display = SILENT) -> list[tuple[str, str, float, float]]:
-        """Of the layers that do the most damage alone, at most so many: every pair, the damage of both together, and
-        the sum of their damages, that which exceeds its sum the most first."""
+        """Every pair of the layers that do the most damage alone, at most so many, with the damage of both together and
+        the sum of their damages. Pairs are ordered by how much they exceed their sum."""
         given = [name for name, each in sets.items() if each is not None]
         damages = ((name, self.distance({name: sets[name]})) for name in given)
         alone = dict(display.tracked(damages, "layers alone", len(given)))

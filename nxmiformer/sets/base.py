@@ -15,7 +15,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Storage:
-    """What one packed matrix costs, in bits: the kept values, where they are, and their scales."""
+    """Size of one packed matrix in bits: the remaining values, their positions, and their scales."""
 
     values: int = 0
     indices: int = 0
@@ -36,36 +36,36 @@ class Storage:
 
 
 class Piece(NamedTuple):
-    """One easy piece of a set: the weights with this support (`mask`, bool, of the weight's shape) and on the grid
-    with these `scales` (float32, (rows, groups)). What is None does not bind."""
+    """One easy piece of a set: the weights with this support (`mask`, bool, of the weight's shape) and on the grid with
+    these `scales` (float32, (rows, groups)). None means no constraint."""
 
     mask: Tensor | None = None
     scales: Tensor | None = None
 
 
 class ConstraintSet(abc.ABC):
-    """A set of (out_features, in_features) matrices that a compressed layer's weight is a point of.
+    """A set of (out_features, in_features) matrices, of which the weight of a compressed layer is a point.
 
-    Every set here is a union of easy pieces: the matrices with one support, the grid of one scale. `piece` chooses
-    the piece nearest to a weight, `apply` projects onto it, and `project` is the two together. Training that freezes
-    a mask, or fake-quantizes with the scale of a moment ago, keeps a piece and calls `apply`.
+    Every set here is a union of easy pieces: the matrices with one support, the grid of one scale. `piece` chooses the
+    piece nearest to a weight, `apply` projects onto it, and `project` is the two together. Training with a fixed mask,
+    or with a scale from some steps ago, keeps a piece and calls `apply`.
 
     Sets are immutable, hashable, hold no tensors, and draw no random numbers.
     """
 
     @abc.abstractmethod
     def rejects(self, shape: Shape) -> str | None:
-        """Why a matrix of this shape has no point in the set, or None where it has."""
+        """Why the set has no matrix of this shape, or None if it has."""
 
     @abc.abstractmethod
     def piece(
         self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None, recover: bool = True
     ) -> Piece:
-        """The piece whose point is nearest to `w`, among those with support `mask` where one is given.
+        """The piece with the point nearest to `w`, among those with support `mask` if one is given.
 
-        `importance` (of w's shape, >= 0) weighs the squared error of each element. With `recover`, what lies on a grid
-        already keeps it, bit for bit; without, that is not looked at, for weights that a step has just moved: a GPU
-        then need not be waited for.
+        `importance` (of w's shape, >= 0) weights the squared error of each element. With `recover`, weights that lie on
+        a grid already keep it, bit for bit. Without it this is not checked, and a GPU need not be waited for: this is
+        for weights that a step has just moved.
         """
 
     @abc.abstractmethod
@@ -74,11 +74,11 @@ class ConstraintSet(abc.ABC):
 
     @abc.abstractmethod
     def contains(self, w: Tensor) -> bool:
-        """Whether `w` is a point of the set, exactly: no tolerance."""
+        """Whether `w` is a point of the set, without any tolerance."""
 
     @abc.abstractmethod
     def storage(self, shape: Shape, dtype: torch.dtype = torch.float32) -> Storage:
-        """Bits that `pack` makes of a matrix of this shape; `dtype` is that of values stored unquantized."""
+        """Size in bits of a packed matrix of this shape; `dtype` is that of values that are not quantized."""
 
     @abc.abstractmethod
     def pack(self, w: Tensor) -> dict[str, Tensor]:
@@ -97,7 +97,7 @@ class ConstraintSet(abc.ABC):
         """
 
     def unpack_into(self, out: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-        """`out`, contiguous, which holds from now on what `unpack` gives in its shape and dtype."""
+        """`out` (contiguous), filled with what `unpack` gives in its shape and dtype."""
         return out.copy_(self.unpack(tensors, (out.shape[0], out.shape[1]), out.dtype))
 
     def unpack_rows(self, tensors: dict[str, Tensor], shape: Shape, rows: Tensor, dtype: torch.dtype) -> Tensor:
@@ -106,7 +106,7 @@ class ConstraintSet(abc.ABC):
 
     @property
     def rowwise(self) -> bool:
-        """Whether each row is a matter of its own, so that rows may be projected apart."""
+        """Whether rows are independent, so that they may be projected separately."""
         return True
 
     @property
@@ -120,11 +120,11 @@ class ConstraintSet(abc.ABC):
         return None
 
     def project(self, w: Tensor, importance: Tensor | None = None) -> Tensor:
-        """The point of the set nearest to `w` (out, in), in w's dtype; deterministic, ties go to the lower index.
+        """The point of the set nearest to `w` (out, in), in w's dtype. It is deterministic: ties go to the lower index.
 
         Raises:
-            ValueError: the shape is rejected, the dtype is not a float of 16 to 64 bits, or `w` or `importance`
-                holds a value that is not a number or not finite.
+            ValueError: the shape is rejected, the dtype is not a float of 16 to 64 bits, or `w` or `importance` has a
+                value that is not finite.
         """
         self.check(w, importance)
         return self.apply(w, self.piece(w, importance))
@@ -156,7 +156,7 @@ class SparsitySet(ConstraintSet):
 
     @property
     def tile(self) -> Shape:
-        """Rows and columns of what is kept or left out together, tiled from the top left corner."""
+        """Rows and columns of the blocks that remain or are pruned together, tiled from the top left corner."""
         return 1, 1
 
     @abc.abstractmethod
@@ -170,7 +170,7 @@ class SparsitySet(ConstraintSet):
 
     @abc.abstractmethod
     def pack_mask(self, mask: Tensor) -> dict[str, Tensor]:
-        """The support as byte-packed `indices`; no entry where there is nothing to tell."""
+        """The support as byte-packed `indices`; no entry where nothing needs to be stored."""
 
     @abc.abstractmethod
     def unpack_mask(self, tensors: dict[str, Tensor], shape: Shape) -> Tensor:
@@ -191,11 +191,11 @@ class SparsitySet(ConstraintSet):
 
     @abc.abstractmethod
     def keeping(self, density: float) -> "SparsitySet":
-        """The set of this kind that keeps this share of the elements, or the next larger share that there is, and at
-        least what this one keeps: a stage on the way to it."""
+        """The set of this kind with this density, or the next larger one possible, and at least the density of this
+        set: a stage on the way to it."""
 
     def prices(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
-        """What each element of `w` costs as `cheapest` counts, where elements are chosen by that alone."""
+        """The cost of each element of `w` in `cheapest`, if elements are chosen by that alone."""
         return w.double().square() / (2 * inverse(1).double().view_as(w))
 
     @property
@@ -232,7 +232,7 @@ class SparsitySet(ConstraintSet):
 
 
 class ValueSet(ConstraintSet):
-    """A set that constrains the values of elements, whichever they are, by a scale for each group of a row."""
+    """A set that constrains the values of all elements, by a scale for each group of a row."""
 
     @property
     @abc.abstractmethod
@@ -249,9 +249,10 @@ class ValueSet(ConstraintSet):
 
 
 def energy(w: Tensor, importance: Tensor | None) -> Tensor:
-    """What an element is worth: importance * w^2, or |w|, which has the same order where all are equally important.
+    """The value of keeping an element: importance * w^2, or |w|, which has the same order where all are equally
+    important.
 
-    The squares are taken in float64, where those of float32's tiniest and largest weights neither vanish nor overflow.
+    Squares are float64, where those of float32's smallest and largest weights neither vanish nor overflow.
     """
     if importance is None:
         return w.abs()

@@ -31,7 +31,7 @@ def spread(blocks: Tensor, tile: Shape) -> Tensor:
 class Block(SparsitySet):
     """At most round(density * blocks) non-zero blocks of rows x cols, tiled from the top left corner.
 
-    The nearest point keeps the blocks of largest squared Frobenius norm. One bit a block tells which.
+    The nearest point keeps the blocks of largest squared Frobenius norm. The support takes one bit a block.
     """
 
     rows: int

@@ -27,14 +27,14 @@ SWEEP = {
 class Grid(ValueSet):
     """The symmetric uniform grid { scale * code } with one float32 scale for each row, or each `group` of its columns.
 
-    Codes are the integers -q ... q with q = 2**(bits-1) - 1 (the narrow range: zero is a level and the grid is
-    symmetric, so a sparse weight stays sparse); bits=2 is therefore ternary, {-s, 0, s}. bits=1 is the sign with a
-    scale, {-s, s}, the one grid without zero (Rastegari et al. 2016, arXiv 1603.05279).
+    Codes are the integers -q ... q with q = 2**(bits-1) - 1. In this narrow range zero is a level and the grid is
+    symmetric, so a sparse weight stays sparse. bits=2 is therefore ternary, {-s, 0, s}. bits=1 is the sign with a
+    scale, {-s, s}, the only grid without zero (Rastegari et al. 2016, arXiv 1603.05279).
 
-    The nearest point for a given scale rounds and clamps. The scale itself is max|w| / q (scale="absmax"), or is
-    searched for the least squared error (scale="mse"): a sweep of clipping ratios, then least-squares steps
-    s <- <w, c> / <c, c>; absmax is one of the candidates and is left only for a smaller error. A weight that lies on
-    a grid already keeps that grid. Groups whose maximum is below the smallest normal number go to zero.
+    The nearest point for a given scale rounds and clamps. The scale is max|w| / q (scale="absmax"), or is searched for
+    the least squared error (scale="mse"). The search tries clipping ratios, and then least-squares steps, s <- <w, c> /
+    <c, c>. absmax is one of its candidates, and is replaced only by a smaller error. A weight that lies on a grid
+    already keeps that grid. Groups whose maximum is below the smallest normal number become zero.
     """
 
     bits: int

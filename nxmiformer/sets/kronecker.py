@@ -20,13 +20,13 @@ class Kronecker(ConstraintSet):
     """The matrices A_1 (x) B_1 + ... + A_rank (x) B_rank with B_k of rows x cols, and A_k (out / rows, in / cols).
 
     The nearest point is the truncated singular value decomposition of the rearranged matrix (Van Loan and Pitsianis
-    1993), whose rows are the blocks of rows x cols: what is lost is the tail of its singular values. The factors alone
-    are stored.
+    1993), whose rows are the blocks of rows x cols. The error is the tail of its singular values. The factors alone are
+    stored.
 
-    A weight is a point if factors in their normal form give it to the last bit. A product has many pairs of factors
-    (c A, B / c), of which the normal form is one: as many columns of the rearranged matrix as there are terms are the
-    left factors themselves, and what the right factors have is rounded to a few units in the last place of 1. So the
-    factors can be read from a weight again. In 16 bits that can fail for more than one term; fewer are kept then.
+    A weight is a point if factors in their normal form give it to the last bit. Many pairs of factors (c A, B / c) have
+    the same product, and the normal form is one of them. As many columns of the rearranged matrix as there are terms
+    are the left factors themselves. The right factors are rounded to a few units in the last place of 1. So the factors
+    can be read from a weight again. In 16 bits that can fail for more than one term; fewer are kept then.
     """
 
     rows: int
@@ -66,8 +66,8 @@ class Kronecker(ConstraintSet):
         return self._nearest(w.detach())
 
     def project(self, w: Tensor, importance: Tensor | None = None) -> Tensor:
-        """The nearest point; with `importance`, one that is not farther in the weighted distance than that (Srebro and
-        Jaakkola 2003: no closed form is known, and each step from a point to the next brings it nearer)."""
+        """The nearest point. With `importance`, a point that is not farther in the weighted distance (Srebro and
+        Jaakkola 2003): no closed form is known, and each step comes nearer."""
         self.check(w, importance)
         point = self._nearest(w)
         if importance is None or not importance.numel() or not importance.any():

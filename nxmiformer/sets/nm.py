@@ -28,9 +28,9 @@ class NM(SparsitySet):
     { W : ||W[i, g*group : (g+1)*group]||_0 <= keep for every row i and group g }, 1 <= keep <= group <= 64.
     The nearest point keeps the `keep` largest magnitudes of each group (Zhou et al. 2021, arXiv 2102.04010).
 
-    `coding` says how a support is packed: "hardware" stores the position of each kept element in its group, in
-    ceil(log2(group)) bits, as 2:4 hardware reads them; "dense" the number of the group's pattern among the
-    C(group, keep) that there are, in ceil(log2 C(group, keep)) bits: 3 instead of 4 for 2:4, 14 instead of 32 for 8:16.
+    `coding` says how a support is packed. "hardware" stores the position of each remaining element in its group, in
+    ceil(log2(group)) bits, as 2:4 hardware reads them. "dense" stores the number of the group's pattern among all
+    C(group, keep), in ceil(log2 C(group, keep)) bits: 3 instead of 4 for 2:4, 14 instead of 32 for 8:16.
     """
 
     keep: int

@@ -50,8 +50,8 @@ class Unstructured(SparsitySet):
 
     The nearest point keeps the largest magnitudes of the whole matrix.
 
-    `coding` says how a support is packed: "bitmap" takes a bit an element; "entropy" about H(density) bits, 0.29 at
-    5 % and 0.47 at 10 %, and some tenths of a second to unpack a matrix of any size: see `nxmiformer.sets.entropy`.
+    `coding` says how a support is packed. "bitmap" takes a bit an element. "entropy" takes about H(density) bits, 0.29
+    at 5 % and 0.47 at 10 %, and some tenths of a second to unpack a matrix of any size: see `nxmiformer.sets.entropy`.
     """
 
     density: float

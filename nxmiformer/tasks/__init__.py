@@ -1,1 +1,1 @@
-"""What is learned: tasks, the batches they are made of, how an answer is scored. How it is trained is in train."""
+"""Tasks: their data, their batches, and how an answer is scored. Training is in train."""

@@ -1,4 +1,4 @@
-"""Examples, and the order in which they become batches of tensors."""
+"""Examples, and how they become batches of tensors."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,16 +19,16 @@ class Examples:
     """Tokenised examples.
 
     Attributes:
-        features: of each example its rows by name, lists of integers such as `input_ids`, padded to the longest of a
-            batch.
+        features: the rows of each example by name, lists of integers such as `input_ids`, which are padded to the
+            longest of a batch.
         padding: what the rows of each name are padded with.
         whole: what has one value, or one row of equal length, an example: by name, tensors (examples, ...), such as the
             `labels` of a classification.
-        truths: of each example what its answer is held against when it is scored.
+        truths: the correct answer of each example, for the score.
         side: where rows are padded, "right" or "left".
-        limit: tokens that no batch is wider than, whatever its width is rounded to.
-        cut: how many texts were cut off there.
-        vary: makes a batch of training anew each time that it is seen, such as by other masks.
+        limit: maximum width of a batch in tokens, after rounding.
+        cut: how many texts were truncated there.
+        vary: changes a training batch each time that it is seen, such as by other masks.
     """
 
     features: Sequence[Mapping[str, Sequence[int]]]
@@ -108,7 +108,7 @@ def shuffled(
 ) -> Iterator[dict[str, Tensor]]:
     """Endless training batches of `size` examples for each of `world` processes, from batch `start` on.
 
-    The order depends on the seed and the epoch alone, so that a run resumes at any batch, and takes no random number
+    The order depends on the seed and the epoch alone, so that a run can resume at any batch. It takes no random number
     from the global generators. If `grouped`, examples of like length go together within windows of batches: less
     padding, but batches that are alike inside. Only full batches are given; what an epoch leaves over is left to the
     next one's shuffle.

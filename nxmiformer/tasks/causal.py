@@ -23,12 +23,12 @@ class Causal(PlainText):
     """Causal language modelling on plain text.
 
     All texts, joined, are cut into windows of `train.max_length` tokens. A window's first token has nothing before it,
-    and is not foreseen.
+    and is not predicted.
 
     Attributes:
-        stride: tokens from the beginning of a window to that of the next; None: `train.max_length`, so that windows
-            do not overlap. Of a window that does overlap, only the tokens that the one before has not are scored, each
-            with at least `train.max_length` less `stride` before it; all of them are learned from.
+        stride: tokens from the start of a window to that of the next; None: `train.max_length`, so that windows do not
+            overlap. Of a window that overlaps, only the new tokens are scored, each with at least `train.max_length`
+            less `stride` tokens before it. All tokens are trained on.
     """
 
     head: ClassVar[str] = "AutoModelForCausalLM"
@@ -48,7 +48,7 @@ class Causal(PlainText):
         """Windows of tokens, padded on the right, whichever side the tokenizer pads.
 
         Raises:
-            ValueError: a window would hold one token, windows would not meet, or nothing parts documents.
+            ValueError: a window would have one token, windows would not meet, or no token separates documents.
         """
         stride = max_length if self.stride is None else self.stride
         if max_length < 2:
@@ -77,8 +77,8 @@ class Causal(PlainText):
     def score(self, answers: Sequence[Tally], truths: Sequence[Any]) -> dict[str, float]:
         """The loss of a token in nats, and the perplexity e ** loss.
 
-        Windows are of `train.max_length` tokens, `task.stride` apart: a perplexity is told with both, as it falls with
-        the tokens that come before. It is by token, and that of another tokenizer is no measure of it.
+        Windows have `train.max_length` tokens, `task.stride` apart. A perplexity is reported with both, as it falls
+        with the tokens that come before. It is by token, and not comparable with that of another tokenizer.
         """
         return foreseen(answers)
 

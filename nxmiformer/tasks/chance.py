@@ -1,7 +1,7 @@
-"""What answers score that do not look at the text, by metric: the best of them, and its standard error.
+"""The chance level of each metric: the best score of answers that do not depend on the text, and its standard error.
 
-The answers are constant, or drawn at the rates of the classes: whichever is better. An error is that of the rows, and
-of the draw where there is one.
+The answers are constant, or drawn at the rates of the classes, whichever is better. The error is that of the rows, and
+of the draw if there is one.
 """
 
 import math

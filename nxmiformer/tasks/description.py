@@ -1,4 +1,4 @@
-"""What was understood of the data, in a few lines, before anything trains."""
+"""A summary of the data in a few lines, before training."""
 
 import statistics
 import textwrap

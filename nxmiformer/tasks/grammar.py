@@ -1,7 +1,7 @@
 """The embedded task: does the premise entail the hypothesis, in English sentences that a small grammar writes.
 
 Nothing is downloaded and no label is noisy: a label follows from the rule that wrote the pair, so a perfect reader
-scores 100 %. The six phenomena are, with an entailed and a not entailed hypothesis each (`/` parts the two):
+scores 100 %. The six phenomena are, with an entailed and a not entailed hypothesis each (separated by `/`):
 
 agreement     The nurse behind the boys who were tired was laughing. -> The boys were tired. / The boys were laughing.
               The number of each verb tells, across the other noun, which of the two it is about.
@@ -222,8 +222,8 @@ class Grammar(LabelledTexts):
 
     Args:
         train: number of training pairs; like the other sizes a positive multiple of 12 (six phenomena, two labels).
-        holdout: number of pairs for choices that look at a score.
-        validation: number of pairs for the reported figure.
+        holdout: number of pairs in the holdout, on which all choices are made.
+        validation: number of pairs for the reported score.
         seed: seed of the generator.
 
     Raises:

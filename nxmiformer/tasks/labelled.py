@@ -1,4 +1,4 @@
-"""What all tasks of one or two labelled texts have in common."""
+"""The common part of all tasks with one or two labelled texts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class LabelledTexts(Task):
         columns: the one or two text columns, in the order the tokenizer takes them.
         labels: the class names, in label order; empty for a regression.
         span: the least and the largest label of a regression; None: any number.
-        also: metrics that a score tells besides `metric`.
+        also: metrics that a score has besides `metric`.
     """
 
     head: ClassVar[str] = "AutoModelForSequenceClassification"
@@ -43,7 +43,7 @@ class LabelledTexts(Task):
 
     @property
     def outcome(self) -> Outcome:
-        """What the model's row of logits says."""
+        """How the model's logits are read."""
         return Classes() if self.labels else Number()
 
     @property

@@ -1,4 +1,4 @@
-"""Scores of labels and numbers, by name; those of other people's software wherever there are any."""
+"""Metrics of labels and numbers, by name, from established packages where they have them."""
 
 import warnings
 from collections.abc import Callable
@@ -77,7 +77,7 @@ def metrics_of(outcome: Outcome, classes: int) -> dict[str, Metric]:
 
 
 def usual(outcome: Outcome, classes: int) -> tuple[str, ...]:
-    """The metrics that a score tells of an outcome of so many classes; the first is what is asked for where none is."""
+    """The metrics in the score of an outcome of so many classes; the first is the default."""
     if isinstance(outcome, Classes):
         return ("accuracy", "f1" if classes == 2 else "macro_f1", "matthews")
     return ("micro_f1", "macro_f1", "accuracy") if isinstance(outcome, Labels) else ("pearson", "spearman")

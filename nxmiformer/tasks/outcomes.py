@@ -1,4 +1,4 @@
-"""What a row of logits says: one of several classes, each label for itself, or a number.
+"""How a row of logits is read: one of several classes, independent labels, or a number.
 
 Each is a likelihood. Losses, distillation, the damage that a search measures and the agreement of an export with its
 model all come from it, a unit a row. A logit of -inf says that an outcome is impossible, as a place outside the text is
@@ -26,7 +26,7 @@ class Outcome(abc.ABC):
 
     @abc.abstractmethod
     def centred(self, logits: Tensor) -> Tensor:
-        """The logits less what no probability knows of them; 0 where an outcome is impossible."""
+        """The logits without what does not affect probabilities; 0 if an outcome is impossible."""
 
     @abc.abstractmethod
     def apart(self, before: Tensor, after: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ class Outcome(abc.ABC):
         return temperature**2 * self.divergences(teacher, student, temperature).mean()
 
     def distances(self, before: Tensor, after: Tensor) -> Tensor:
-        """Half the mean squared change of the centred logits of each unit, (units,): what the divergence comes to at a
-        high temperature, times its square (Hinton et al. 2015, arXiv 1503.02531, eq. 4)."""
+        """Half the mean squared change of the centred logits of each unit, (units,). The divergence times the squared
+        temperature tends to this at a high temperature (Hinton et al. 2015, arXiv 1503.02531, eq. 4)."""
         possible = before.isfinite()
         change = (self.centred(after) - self.centred(before)).masked_fill(~possible, 0.0)
         return 0.5 * change.square().sum(-1) / possible.sum(-1).clamp(min=1)
@@ -70,7 +70,7 @@ class Classes(Outcome):
 
 @dataclass(frozen=True)
 class Labels(Outcome):
-    """Each label for itself: a sigmoid an output; targets are 0 or 1 (units, outputs), float."""
+    """Independent labels: a sigmoid an output; targets are 0 or 1 (units, outputs), float."""
 
     def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         return F.binary_cross_entropy_with_logits(logits, targets.to(logits.dtype), reduction="none").mean(-1)

@@ -1,4 +1,4 @@
-"""How the values of a metric are read, which its name tells: whether higher is better, and on which scale it is."""
+"""How the values of a metric are read, by its name: whether higher is better, and on which scale it is."""
 
 from typing import Literal
 
@@ -11,8 +11,8 @@ POINTS = ("bleu", "chrf")  # of 100, and shown as they are
 def scale(metric: str) -> Scale:
     """The scale of a metric.
 
-    A "share" is a fraction of 1, shown in per cent; "points" are of 100; of a "perplexity" the logarithm counts; a
-    "loss" is whatever else is better the lower it is, and is called loss or error.
+    A "share" is a fraction of 1, shown in per cent; "points" are of 100. A "perplexity" is compared by its logarithm. A
+    "loss" is any other metric that is better if lower, and is called loss or error.
     """
     if metric.endswith("perplexity"):
         return "perplexity"

@@ -1,6 +1,6 @@
-"""What a task is: which head, which data, which units of the outputs are compared, and its score.
+"""The interface of a task: its head, its data, the units of the outputs that are compared, and its score.
 
-Every part of the program asks a task through this contract, and none goes around it.
+Every part of the program uses a task through this interface alone.
 """
 
 import abc
@@ -42,16 +42,16 @@ class Chance:
 
 
 class Task(abc.ABC):
-    """Something to learn from data.
+    """A task.
 
     Attributes:
         name: short lower-case name, as it appears in reports.
-        metric: the key of `score`'s result that stands for the task in every table; see `scale` for how it is read.
+        metric: the key of `score`'s result that tables show; see `scale` for how it is read.
         reads: the columns of its splits that it reads.
         labels: the class names, in the order of a model's outputs; empty where there are no classes.
         head: the name of the `Auto` class of `transformers` that gives the model.
-        targets: the parts of a batch that are no inputs of the model but what it should say.
-        unseen: the parts that no model is given, with its targets or without: `units` reads them.
+        targets: the parts of a batch that are the model's targets, not inputs.
+        unseen: the parts that are never passed to a model: `units` reads them.
     """
 
     name: str
@@ -66,8 +66,8 @@ class Task(abc.ABC):
     def splits(self) -> datasets.DatasetDict:
         """The splits `train`, `holdout` and `validation`.
 
-        `holdout` is cut from the training data: every choice that is made by looking at a score (an interval, a
-        checkpoint, a learning rate) looks at it. `validation` is read for the reported figure only.
+        `holdout` is cut from the training data. All choices by score (an interval, a checkpoint, a learning rate) are
+        made on it. `validation` is read for the reported score only.
         """
 
     @abc.abstractmethod
@@ -78,15 +78,15 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def units(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Units:
-        """What is compared of the outputs of a model on a batch; the batch has its targets."""
+        """The units of a model's outputs on a batch with its targets."""
 
     def everywhere(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Units:
-        """As `units`, but of every token that is no padding, for a task that scores only some."""
+        """As `units`, but for every token except padding, for a task that scores only some."""
         return self.units(outputs, batch)
 
     @abc.abstractmethod
     def answers(self, units: Units, batch: Mapping[str, Tensor], model: PreTrainedModel | None = None) -> list[Any]:
-        """Of each example of a batch, in order, what `score` needs to know.
+        """What `score` needs of each example of a batch, in order.
 
         Args:
             model: what gave the units, for a task whose answers are written token by token; None where there are only
@@ -102,7 +102,7 @@ class Task(abc.ABC):
         return Chance(0.0, 0.0)
 
     def configure(self) -> dict[str, Any]:
-        """What the model's configuration is given: labels, kind of problem."""
+        """The changes to the model's configuration: labels, kind of problem."""
         return {}
 
     def in_order(self, names: Sequence[str]) -> "Task":

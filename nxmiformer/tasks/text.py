@@ -1,4 +1,4 @@
-"""A table of one's own: one text or two a row, and what they are labelled with."""
+"""Your own table: one or two texts a row, and their labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ class Text(Table, LabelledTexts):
 
     @cached_property
     def facts(self) -> _Facts:
-        """What the training rows tell; a ValueError names what is not as the task has it."""
+        """Facts from the training rows; a ValueError names what does not fit the task."""
         rows, where, given = self.rows(self.train_split), self.where(self.train_split), vars(self)
         require(rows, self.columns, where)
         labelling = understood(rows, self.label, self.kind, given["labels"], where)

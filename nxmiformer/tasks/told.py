@@ -1,10 +1,10 @@
-"""Fields of a task that its data tell where they are not given."""
+"""Fields of a task that are read from its data if they are not given."""
 
 from typing import Any
 
 
 class Told:
-    """A field that the rows tell where it is not given; asking for it reads them, through the task's `facts`."""
+    """A field that is read from the rows if it is not given, through the task's `facts`."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""What of a model's outputs is compared: rows of logits, with what they should say and whose they are.
+"""The units of a model's outputs that are compared: rows of logits, with their targets and examples.
 
 A unit is an example of a classification, a token of a tagged text, a masked place, a target token, or one of the two
 ends of an answer. Distillation, divergence, search and the agreement of exports see units alone, whatever the task.
@@ -24,7 +24,7 @@ class Units:
         logits: (units, outputs).
         targets: as the outcome has them: classes (units,), numbers (units,), or labels (units, outputs).
         owner: (units,), int64: the place in the batch of the example that a unit is of.
-        outcome: what a row of logits says.
+        outcome: how a row of logits is read.
     """
 
     logits: Tensor

@@ -1,1 +1,1 @@
-"""How a model is trained: recipe, loop, objective, checkpoints. What happens to its layers meanwhile is in methods."""
+"""How a model is trained: recipe, loop, objective, checkpoints. What happens to its layers is in methods."""

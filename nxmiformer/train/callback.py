@@ -1,4 +1,4 @@
-"""A method of compression within the `Trainer` of `transformers`."""
+"""A method of compression for the `Trainer` of `transformers`."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -18,17 +18,17 @@ from nxmiformer.plan.compression import CompressionPlan
 
 
 class Compression(TrainerCallback):
-    """Trains a model into the sets of a plan: the `Trainer`'s own loss, data, optimizer and schedule, and the method's
-    projections, as in a phase of a recipe. When training ends, every weight of the plan is a point of its set.
+    """Trains a model into the sets of a plan. Loss, data, optimizer and schedule are the `Trainer`'s; the projections
+    are the method's, as in a phase of a recipe. When training ends, every weight of the plan is a point of its set.
 
-    There is no distillation in it, and the gradients that a method changes have been clipped already.
+    It does not distil, and a method changes gradients after they are clipped.
 
     Attributes:
-        moved: how far the weights were from their sets when training ended; None before.
+        moved: distance of the weights from their sets when training ended; None before.
 
     Args:
-        plan: for the model.
-        method: such as Admm().
+        plan: the plan of the model.
+        method: a method, such as Admm().
     """
 
     def __init__(self, plan: CompressionPlan, method: Method) -> None:
@@ -48,7 +48,8 @@ class Compression(TrainerCallback):
         """Convert the model, calibrate on training batches, and put the method around the optimizer.
 
         Raises:
-            ValueError: training goes on from a checkpoint, which has no state of the method; or the plan does not fit.
+            ValueError: training continues from a checkpoint, which has no state of the method; or the plan does not
+                fit.
         """
         assert model is not None
         assert train_dataloader is not None

@@ -39,10 +39,10 @@ def forward_of(model: PreTrainedModel, accelerator: Accelerator) -> Forward:
 
 
 class Answers:
-    """The answers of all examples, taken in a batch at a time.
+    """The answers of all examples, added batch by batch.
 
     Args:
-        model: what gives them; None where there are only its outputs. See `Task.answers`.
+        model: the model that gives them; None if there are only its outputs. See `Task.answers`.
     """
 
     def __init__(self, task: Task, examples: Examples, model: PreTrainedModel | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Who trains at which learning rate, and with which weight decay."""
+"""The learning rate and weight decay of each parameter."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,8 +15,8 @@ LEAST = 0.01  # share of the learning rate; INT8 is about as near its set, and a
 def shares(method: Method, errors: Mapping[str, float]) -> dict[str, float]:
     """The share of the learning rate at which each parameter trains, by name.
 
-    A compressed weight has its relative distance from its set, all else the root mean square of these distances over
-    all compressed weights; none has less than `LEAST`.
+    The share of a compressed weight is its relative distance from its set. That of all other parameters is the root
+    mean square of these distances. None is below `LEAST`.
 
     Args:
         method: attached to the model.
@@ -31,8 +31,8 @@ def shares(method: Method, errors: Mapping[str, float]) -> dict[str, float]:
 def groups(
     named: Iterable[tuple[str, nn.Parameter]], weight_decay: float, shares: Mapping[str, float]
 ) -> list[dict[str, Any]]:
-    """Parameter groups for an optimizer: weight matrices with weight decay; biases, norms and scales without; those
-    apart whose `share` of the learning rate is another. It is 1 for who has none."""
+    """Parameter groups for an optimizer: weight matrices with weight decay; biases, norms and scales without;
+    Parameters with another `share` of the learning rate have their own groups. The default share is 1."""
     found: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named:
         matrix = parameter.ndim > 1 and not name.endswith(".scales")

@@ -64,7 +64,7 @@ def _error(student: Tensor, teacher: Tensor, attention: Tensor | None) -> Tensor
 
 def check_every_layer_runs(config: PretrainedConfig, remedy: str) -> None:
     """Raise a HiddenStatesError for a model that skips layers at random while it trains (LayerDrop, Fan et al. 2020,
-    arXiv 1909.11556): how many hidden states it has is then a matter of chance."""
+    arXiv 1909.11556), as the number of its hidden states is then random."""
     skipping = {name: share for name, share in _values(config.to_dict()) if "layerdrop" in name and share}
     if skipping:
         told = ", ".join(f"{name}={share}" for name, share in skipping.items())

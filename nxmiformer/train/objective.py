@@ -23,10 +23,10 @@ class Objective:
         task: weight of the model's own loss (cross-entropy, or squared error of a regression).
         logits: weight of the distillation of the task's units; see `Outcome.distillation`.
         temperature: T.
-        hidden: weight of the mean squared error between the hidden states of all layers, of an encoder and a decoder
-            alike, padding left out (as TinyBERT, Jiao et al. 2020, arXiv 1909.10351, eq. 8, without the projection: the
-            widths are equal here).
-        everywhere: whether logits are distilled at every token that is no padding, where a task scores only some, as
+        hidden: weight of the mean squared error between the hidden states of all layers, of encoder and decoder,
+            without padding. As TinyBERT (Jiao et al. 2020, arXiv 1909.10351, eq. 8), but without its projection, as the
+            widths are equal.
+        everywhere: whether logits are distilled at every token except padding, also where a task scores only some, as
             that of masked words does.
     """
 

@@ -17,7 +17,7 @@ def rewound(
     after: float = 0.0,
     least: float = 0.1,
 ) -> LambdaLR:
-    """A linear fall to `least` of the learning rate that begins again at each pruning (Kurtic et al. 2022, arXiv
+    """A linear decay to `least` of the learning rate, which restarts at each pruning (Kurtic et al. 2022, arXiv
     2203.07259, appendix), after a linear warm-up.
 
     Args:
@@ -37,8 +37,8 @@ def rewound(
 def held(
     optimizer: torch.optim.Optimizer, num_warmup_steps: int, num_training_steps: int, moving: float = 0.8
 ) -> LambdaLR:
-    """The whole learning rate, after a linear warm-up, for the share of the steps in which masks are `moving`, and then
-    a linear fall to nothing. The code of Zafrir et al. 2021 (arXiv 2111.05754) holds it while the sparsity grows."""
+    """A linear warm-up, then a constant learning rate for the share of the steps in which masks are `moving`, and then
+    a linear decay to zero. The code of Zafrir et al. 2021 (arXiv 2111.05754) holds it while the sparsity grows."""
     still = moving * num_training_steps
 
     def factor(step: int) -> float:
