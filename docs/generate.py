@@ -1,6 +1,6 @@
 """The pages that are made of other files, in docs/made: every option, the API, the studies, what changed, contributing.
 
-`make docs` makes them anew each time; none is committed.
+`make docs` makes them again each time; none is committed.
 """
 
 import importlib

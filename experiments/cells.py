@@ -25,7 +25,7 @@ def job(directory: Path, overrides: Sequence[str]) -> Job:
 
 
 def trained(directory: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """The report of a run, which is not run again where it is finished; half a run of before is run anew."""
+    """The report of a run. A finished run is not repeated; an unfinished one is run again."""
     report = directory / "report.json"
     if not report.exists():
         shutil.rmtree(directory, ignore_errors=True)

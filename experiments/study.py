@@ -1,7 +1,7 @@
 """Run a study: python experiments/study.py glue_uniform --models MODELS --glue GLUE
 
 A study is a directory with a sweep.yaml. Every finished cell is a row of its results.csv and is not run again; a failed
-one is told and left for the next time. Without --models and --glue, both come from the hub. ModelOpt's cells want an
+one is named and left for the next time. Without --models and --glue, both come from the hub. ModelOpt's cells need an
 environment of their own (make peers), and are left out without --peers.
 """
 

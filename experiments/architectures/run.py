@@ -116,7 +116,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="architectures to run, anew; none: those that have no row yet")
+    parser.add_argument("names", nargs="*", help="architectures to run again; none: those that have no row yet")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()

@@ -1,8 +1,8 @@
-"""How far the reconstruction comes in so many iterations, by the course of rho:
+"""How far the reconstruction converges in so many iterations, by the schedule of rho:
 python experiments/cost/rho.py --model DENSE --task mrpc --glue GLUE
 
 Prints the relative error of the points that are found, as a geometric mean over all layers and four sets, over that of
-the default course in 50 iterations. A few rows of each weight are reconstructed: each row is a problem of its own.
+the default schedule in 50 iterations. A few rows of each weight are reconstructed: each row is a problem of its own.
 """
 
 import argparse

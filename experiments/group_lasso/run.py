@@ -1,4 +1,4 @@
-"""How much of the dense score do a reweighted group Lasso and its rivals keep, as blocks go?
+"""How much of the dense score do a reweighted group Lasso and its baselines retain, as blocks are removed?
 
     python experiments/group_lasso/run.py --models MODELS --glue GLUE
 

@@ -138,7 +138,7 @@ def compare(
 def ours(
     evidence: Evidence, targets: Targets, bits: Sequence[int], limit: float, sensitivity: str, cache: Path
 ) -> list[Choice]:
-    """Our search's plan, and the one of the least foreseen damage, which it begins with."""
+    """Our search's plan, and the plan of the least predicted damage, with which it starts."""
     began = time.process_time()
     weights = sum(target.shape[0] * target.shape[1] for target in targets.layers)
     candidates = Candidates([f"int{each}" for each in bits])

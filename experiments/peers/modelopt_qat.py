@@ -1,7 +1,7 @@
-"""The rival: python experiments/peers/modelopt_qat.py --model DIR --task stsb --plan 2of4_int4 --steps 320 --out FILE
+"""The baseline: python experiments/peers/modelopt_qat.py --model DIR --task stsb --plan 2of4_int4 --out FILE
 
-NVIDIA ModelOpt's own way to the same kind of result as ours: its 2:4 magnitude mask, then QAT under that mask with INT4
-or INT8 weights (symmetric, a scale a row, fixed by calibration) and INT8 activations. It starts from the same dense
+NVIDIA ModelOpt's way to the same kind of result as ours: its 2:4 magnitude mask, then QAT under that mask with INT4 or
+INT8 weights (symmetric, a scale a row, fixed by calibration) and INT8 activations. It starts from the same dense
 fine-tuned checkpoint, compresses the same layers, and sees the same batches in the same order for as many steps.
 
 Activations are quantized dynamically, a scale a token, as ours are: before any training that scores better than

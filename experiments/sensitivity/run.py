@@ -1,4 +1,4 @@
-r"""How well does a sensitivity foresee the damage of a whole plan?
+r"""How well does a sensitivity predict the damage of a whole plan?
 
 python experiments/sensitivity/run.py grammar                           # the embedded task: one-shot, and trained
 python experiments/sensitivity/run.py stsb --model DENSE --glue GLUE --steps 0 --examples 64 \

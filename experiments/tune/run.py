@@ -5,7 +5,7 @@ python experiments/tune/run.py outputs/tune/rte --trials 20 --seeds 2 task=rte m
 
 What has several values is searched, in Hydra's words: interval(a,b) between two numbers, integers where both are, on a
 logarithmic scale with tag(log,interval(a,b)); a,b,c or range(a,b,c) for choices. The rest is given to every trial. The
-same command again goes on where a study was killed, and with more --trials goes further.
+same command continues a study that was killed, and with more --trials extends it.
 """
 
 import argparse
