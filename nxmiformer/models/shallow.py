@@ -27,7 +27,7 @@ def shallow(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     if kinds is not None:
         config.layer_types = [kinds[number] for number in kept]
     config.num_hidden_layers = len(kept)
-    smaller = type(model)(config).to(model.dtype)
+    smaller = type(model)(config).to(model.dtype)  # type: ignore[arg-type]
     smaller.load_state_dict(
         {f"{stack}.{new}{rest}": value for new, old in enumerate(kept) for rest, value in _of(model, f"{stack}.{old}")}
         | {name: value for name, value in model.state_dict().items() if not name.startswith(f"{stack}.")}

@@ -43,7 +43,7 @@ def test_a_run_and_its_packed_model_are_one_place(run):
 
 def test_an_export_without_a_run_beside_it_asks_for_the_task(run):
     (run / "run.json").unlink()
-    with pytest.raises(ValueError, match=r"no run.json beside the packed model .*task=stsb"):
+    with pytest.raises(ValueError, match=r"no run.json beside the packed model, .*task=stsb"):
         config("job=export", f"path={run}")
     assert config("job=bench", f"path={run}").task.name == "grammar"
     assert config("job=export", f"path={run}", "task=sst2").task.name == "sst2"
