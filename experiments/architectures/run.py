@@ -26,8 +26,8 @@ from transformers import PreTrainedModel
 import nxmiformer as nx
 from nxmiformer.applied.convert import verify
 from nxmiformer.export.format import compared
-from nxmiformer.export.inputs import made_up
 from nxmiformer.export.onnx import Onnx
+from nxmiformer.layers.examples import made_up
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.base import Length
 from nxmiformer.tasks.units import Units, place_units, whole_units

@@ -26,8 +26,8 @@ from nxmiformer.applied.convert import strip
 from nxmiformer.bench.clock import Bench, interleaved
 from nxmiformer.console.quiet import quiet
 from nxmiformer.export import load_packed
-from nxmiformer.export.inputs import made_up
 from nxmiformer.export.onnx import FILE, Onnx
+from nxmiformer.layers.examples import made_up
 from nxmiformer.plan.compression import CompressionPlan
 
 SPARSE = {"CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": 0.4}  # of zeros, from which on a weight is taken as sparse

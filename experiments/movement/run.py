@@ -33,11 +33,11 @@ from rows import Rows  # noqa: E402
 from nxmiformer.applied.convert import strip  # noqa: E402
 from nxmiformer.bench.clock import Bench, interleaved, summarised  # noqa: E402
 from nxmiformer.export.compact import dense_plan  # noqa: E402
-from nxmiformer.export.inputs import made_up  # noqa: E402
 from nxmiformer.export.onnx import Onnx  # noqa: E402
 from nxmiformer.export.packed import load_packed, packing  # noqa: E402
 from nxmiformer.jobs.opening import opened  # noqa: E402
 from nxmiformer.layers.compact import compact  # noqa: E402
+from nxmiformer.layers.examples import made_up  # noqa: E402
 from nxmiformer.layers.targets import is_transposed  # noqa: E402
 from nxmiformer.layers.units import Units, find_units  # noqa: E402
 from nxmiformer.methods.dense import Dense  # noqa: E402

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nxmiformer.export.format import Format, Outputs, Run, compared, no_tokens
-from nxmiformer.export.inputs import inputs_of, made_up
 from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear
+from nxmiformer.layers.examples import inputs_of, made_up
 from nxmiformer.layers.found import compressed_layers, foreign
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.plan.compression import CompressionPlan

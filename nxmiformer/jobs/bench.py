@@ -14,13 +14,13 @@ from transformers import PreTrainedModel
 from nxmiformer.bench.clock import interleaved, peak_memory, summarised
 from nxmiformer.bench.contenders import BASELINE, Contender, LineUp, line_up
 from nxmiformer.console.display import Display
-from nxmiformer.export.inputs import made_up
 from nxmiformer.export.manifest import PLAN
 from nxmiformer.export.packed import load_packed
 from nxmiformer.files import alone, set_aside, write_text
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.origin import packed_of
 from nxmiformer.jobs.provenance import device_name, provenance
+from nxmiformer.layers.examples import made_up
 from nxmiformer.models.fit import positions
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_bench

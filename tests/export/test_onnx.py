@@ -18,8 +18,8 @@ from nxmiformer.sets import NM, Grid, Then
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-from nxmiformer.export.inputs import inputs_of  # noqa: E402
 from nxmiformer.export.onnx import DATA, FILE, Onnx  # noqa: E402
+from nxmiformer.layers.examples import inputs_of  # noqa: E402
 
 A8 = Activations(8)
 KINDS = [

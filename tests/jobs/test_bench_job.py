@@ -13,11 +13,11 @@ from nxmiformer.bench import contenders
 from nxmiformer.bench.contenders import BASELINE, line_up
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.export.format import Format
-from nxmiformer.export.inputs import made_up
 from nxmiformer.export.manifest import PackedError
 from nxmiformer.files import BusyError, alone
 from nxmiformer.jobs import bench as benching
 from nxmiformer.jobs.bench import bench
+from nxmiformer.layers.examples import made_up
 from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.projection import project
 from nxmiformer.layers.targets import find_targets

@@ -2,7 +2,7 @@ import pytest
 import torch
 import transformers
 
-from nxmiformer.export.inputs import made_up
+from nxmiformer.layers.examples import made_up
 
 SIZES = {"vocab_size": 40, "num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 16}
 TWO_SIDED = {"vocab_size": 40, "d_model": 16, "num_labels": 2, "pad_token_id": 0, "eos_token_id": 2}
