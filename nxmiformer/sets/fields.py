@@ -11,6 +11,9 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+# Of a field that values were once written without, which meant its default: it is left out where it has that, so that
+# they are written, and have the fingerprint, as they had.
+ADDED: Mapping[str, bool] = {"added": True}
 WORDS = {int: "an integer", float: "a finite number", str: "text", bool: "true or false", NoneType: "None"}
 
 
@@ -33,6 +36,12 @@ def hints(kind: type[Any]) -> dict[str, Any]:
     """The declared types of a dataclass's fields, by name, in order."""
     found = get_type_hints(kind)
     return {field.name: found[field.name] for field in fields(kind)}
+
+
+@cache
+def implied(kind: type[Any]) -> dict[str, Any]:
+    """The fields of a dataclass that are `ADDED`, and their defaults."""
+    return {field.name: field.default for field in fields(kind) if field.metadata.get("added")}
 
 
 def choices(hint: Any) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """Unstructured sparsity."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import torch
@@ -11,7 +11,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.sets import entropy
 from nxmiformer.sets.base import Shape, SparsitySet, expect
 from nxmiformer.sets.bits import pack_bits, unpack_bits
-from nxmiformer.sets.fields import check_fields
+from nxmiformer.sets.fields import ADDED, check_fields
 
 Coding = Literal["bitmap", "entropy"]
 
@@ -55,7 +55,7 @@ class Unstructured(SparsitySet):
     """
 
     density: float
-    coding: Coding = "bitmap"
+    coding: Coding = field(default="bitmap", metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 from nxmiformer.errors import unknown
 from nxmiformer.sets.base import ConstraintSet
 from nxmiformer.sets.block import Block
-from nxmiformer.sets.fields import choices, hints
+from nxmiformer.sets.fields import choices, hints, implied
 from nxmiformer.sets.grid import Grid
 from nxmiformer.sets.kronecker import Kronecker
 from nxmiformer.sets.nm import NM
@@ -15,9 +15,6 @@ from nxmiformer.sets.then import Then
 from nxmiformer.sets.unstructured import Unstructured
 
 SETS: dict[str, type[Any]] = {kind.__name__: kind for kind in (NM, Unstructured, Block, Grid, Then, Kronecker)}
-# Fields that plans were once written without, and what it meant: left out where they have that value, so that a plan is
-# written, and has the fingerprint, as it was.
-ADDED: dict[type[Any], dict[str, Any]] = {Unstructured: {"coding": "bitmap"}}
 
 
 def to_values(value: Any) -> Any:
@@ -27,8 +24,8 @@ def to_values(value: Any) -> Any:
         kind: Any = type(value)
         named = {"set": kind.__name__} if issubclass(kind, ConstraintSet) else {}
         fields = {field: getattr(value, field) for field in hints(kind)}
-        implied = ADDED.get(kind, {}).items()
-        return named | {name: to_values(each) for name, each in fields.items() if (name, each) not in implied}
+        left_out = implied(kind).items()
+        return named | {name: to_values(each) for name, each in fields.items() if (name, each) not in left_out}
     if isinstance(value, Mapping):
         return {key: to_values(each) for key, each in value.items()}
     return [to_values(each) for each in value] if isinstance(value, tuple) else value
@@ -36,7 +33,7 @@ def to_values(value: Any) -> Any:
 
 def from_values(hint: Any, content: Any) -> Any:
     """The value of type `hint`, a dataclass, of which `to_values` made `content`: each field is there but those of
-    `ADDED`, and no other.
+    `implied`, and no other.
 
     Values as such are left to the dataclass, which checks them.
 
@@ -72,6 +69,6 @@ def _built(kind: Any, content: dict[str, Any]) -> Any:
     for name in content:
         if name not in types:
             raise unknown(f"field of {kind.__name__}", name, types)
-    if missing := [name for name in types if name not in content and name not in ADDED.get(kind, {})]:
+    if missing := [name for name in types if name not in content and name not in implied(kind)]:
         raise ValueError(f"{kind.__name__} lacks {', '.join(missing)}")
     return kind(**{name: from_values(types[name], each) for name, each in content.items()})
