@@ -156,7 +156,7 @@ class ActivationQuantizer(nn.Module):
         now = x.abs().amax().float()
         if self.spec.ranges == "tensor":
             return now
-        if self.training and not _recomputing():
+        if self.training and not recomputing():
             old = torch.where(self.peak > 0, self.peak, now)
             self.peak.copy_(old + (1 - self.spec.momentum) * (now - old))
         return torch.where(self.peak > 0, self.peak, now)  # a range that was never seen would round all to zero
@@ -165,7 +165,7 @@ class ActivationQuantizer(nn.Module):
         return str(self.spec)
 
 
-def _recomputing() -> bool:
+def recomputing() -> bool:
     """Whether a backward pass is running. What is computed in one was computed in the forward pass and not kept, to
     save memory (gradient checkpointing, in both of torch's variants). It must see what it saw then."""
     return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)
