@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nxmiformer.layers.compressed import PLAIN, Compressed, obstacle
 from nxmiformer.layers.embedding import CompressedEmbedding
+from nxmiformer.layers.everything import install, remove
 from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.inputs import Latest
 from nxmiformer.layers.linear import CompressedLinear
@@ -21,6 +22,7 @@ from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 
 def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] | None = None) -> nn.Module:
     """Compress every layer of the plan in place. It stays the same module with the same parameters, in another class.
+    If the plan says so, everything else that the model multiplies is quantized too.
 
     Args:
         model: the dense model.
@@ -50,6 +52,8 @@ def convert(model: nn.Module, plan: CompressionPlan, example: Mapping[str, Any] 
         for module in {id(modules[each]): modules[each] for each in (name, *spec.aliases)}.values():
             kind = CompressedEmbedding if isinstance(module, nn.Embedding) else CompressedLinear
             kind.adopt(module, quantizer, spec.activations, latest)
+    if plan.everything is not None:
+        install(model, plan.everything)
     if example is not None:
         try:
             check_called(model, example)
@@ -73,6 +77,7 @@ def _obstacle(module: nn.Module, spec: LayerSpec) -> str | None:
 def strip(model: nn.Module) -> nn.Module:
     """Turn every compressed layer back, in place, into what it was before `convert`. Its parameters stay as they
     are."""
+    remove(model)
     for layer in {id(layer): layer for layer in compressed_layers(model).values()}.values():
         layer.release()
     return model

@@ -39,6 +39,11 @@ class PackedWeight(nn.Module):
         rows, columns = self.spec.shape
         return (columns, rows) if self.spec.transposed else (rows, columns)
 
+    @property
+    def device(self) -> torch.device:
+        """Of the parts, and of the weight: Marian's positions look, in every forward pass."""
+        return next(self.buffers()).device
+
     def forward(self, memory: Memory | None = None) -> Tensor:
         """The weight, in `memory` where that is given: there, if it is to stay."""
         parts, dtype, device = self.parts, self.dtype, self.parts["values"].device

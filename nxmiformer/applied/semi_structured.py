@@ -68,6 +68,8 @@ def refusals(model: nn.Module, plan: CompressionPlan, kernel: Kernel) -> Iterato
     if kernel not in get_args(Kernel):
         raise unknown("kernel", kernel, get_args(Kernel))
     yield from foreign(model)
+    if plan.everything is not None:
+        yield f"the plan quantizes everything ({plan.everything}), and they multiply weights alone"
     for name, _, spec in _linear(model, plan):
         rows, columns = spec.shape
         if not _two_of_four(spec.weight):

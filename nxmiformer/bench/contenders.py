@@ -132,8 +132,10 @@ def _decoded(path: Path, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _unpruned(plan: CompressionPlan) -> CompressionPlan | None:
-    """The plan with its grids alone; None where it has no zeros to leave out."""
-    if not any(spec.weight.sparsity is not None and spec.weight.grid is not None for spec in plan.layers.values()):
+    """The plan with its grids alone; None where it has no zeros to leave out, or quantizes more than layers."""
+    if plan.everything is not None or not any(
+        spec.weight.sparsity is not None and spec.weight.grid is not None for spec in plan.layers.values()
+    ):
         return None
     grids = {name: (spec, spec.weight.grid) for name, spec in plan.layers.items()}
     return replace(plan, layers={name: replace(spec, weight=grid) for name, (spec, grid) in grids.items() if grid})

@@ -52,7 +52,8 @@ def _sets(plan: CompressionPlan) -> str:
     """How many layers are points of which set."""
     count = Counter((str(spec.weight), str(spec.activations or "as they are")) for spec in plan.layers.values())
     rows = [(weights, inputs, str(layers)) for (weights, inputs), layers in sorted(count.items())]
-    return _section("Plan", ("weights", "inputs", "layers"), rows) + "\n`plan.json` has the set of each layer.\n"
+    more = "" if plan.everything is None else f"Everything that is multiplied is quantized: {plan.everything}.\n"
+    return _section("Plan", ("weights", "inputs", "layers"), rows) + f"\n{more}`plan.json` has the set of each layer.\n"
 
 
 def _sizes(plan: CompressionPlan, dtype: torch.dtype, file: int) -> str:

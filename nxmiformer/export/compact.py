@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import strip
-from nxmiformer.export.format import Format, Outputs, Run
+from nxmiformer.export.format import Format, Outputs, Run, no_everything
 from nxmiformer.export.packed import load_packed, write_packed
 from nxmiformer.layers.compact import compact, refusals
 from nxmiformer.plan.compression import CompressionPlan
@@ -36,6 +36,7 @@ class Compact(Format):
 
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
         yield from refusals(model)
+        yield from no_everything(plan)
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
         smaller = copy.deepcopy(model)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import strip
-from nxmiformer.export.format import Format, Run, checkpoint, no_tokens
+from nxmiformer.export.format import Format, Run, checkpoint, no_everything, no_tokens
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.found import distinct_layers
@@ -61,6 +61,7 @@ class CompressedTensors(Format):
                 yield f"{name}: {', '.join(spec.aliases)} share its weight, and packed weights cannot be shared"
         if model.dtype != torch.float32:
             yield f"the model is in {model.dtype}, and its scales must be float32: pack it in float32"
+        yield from no_everything(plan)
         yield from no_tokens(model)
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:

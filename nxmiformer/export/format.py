@@ -88,6 +88,15 @@ def compared(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named or {"last_hidden_state": outputs["last_hidden_state"]}
 
 
+def no_everything(plan: CompressionPlan) -> Iterator[str]:
+    """The refusal of a plan that quantizes more than layers and their inputs."""
+    if plan.everything is not None:
+        yield (
+            f"the plan quantizes everything ({plan.everything}), and this format carries weights and the inputs of "
+            f"layers alone: load_packed reads the packed model, and format=onnx carries all of it"
+        )
+
+
 def no_tokens(model: PreTrainedModel) -> Iterator[str]:
     """The refusal of a model whose inputs are not tokens."""
     if "input_ids" not in inspect.signature(model.forward).parameters:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import matrix, strip
-from nxmiformer.export.format import Format, Run, checkpoint
+from nxmiformer.export.format import Format, Run, checkpoint, no_everything
 from nxmiformer.layers.support import write_supports
 from nxmiformer.plan.compression import CompressionPlan
 
@@ -28,6 +28,7 @@ class Sparse(Format):
         for name, spec in plan.layers.items():
             if spec.activations is not None:
                 yield f"{name}: its inputs are quantized: leave that to the run that starts from this model"
+        yield from no_everything(plan)
         if not any(spec.weight.sparsity for spec in plan.layers.values()):
             yield "no layer has a set of sparse weights"
 

@@ -14,6 +14,8 @@ from nxmiformer.files import replacing
 from nxmiformer.jobs.dense import rows_of, shared
 from nxmiformer.jobs.job import Job
 from nxmiformer.layers.found import distinct_layers
+from nxmiformer.layers.inputs import ActivationQuantizer
+from nxmiformer.layers.ranges import RangeQuantizer
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.one_shot import OneShot
@@ -24,6 +26,7 @@ from nxmiformer.train.loop import Stage, train_phase
 from nxmiformer.train.recipe import Phase
 
 log = logging.getLogger(__name__)
+RANGES = (ActivationQuantizer, RangeQuantizer)  # which a dense model has no ranges of
 
 
 def train(
@@ -75,7 +78,9 @@ def leave_dense(job: Job, stage: Stage) -> None:
     if not chance.beaten(score):
         log.info("%s", no_better(stage.task.metric, score, chance))
     with quiet(), replacing(job.directory / "dense", lambda _: True, "a dense model") as directory:
-        model.save_pretrained(directory)
+        quantizers = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, RANGES))
+        weights = {name: each for name, each in model.state_dict().items() if not name.startswith(quantizers)}
+        model.save_pretrained(directory, state_dict=weights)
         stage.tokenizer.save_pretrained(directory)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from nxmiformer.applied.convert import check_called
 from nxmiformer.export.packed import check_packable
 from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.everything import range_quantizers
 from nxmiformer.layers.found import compressed_layers, distinct_layers
 from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.mode import evaluating
@@ -144,7 +145,8 @@ class _Dense(nn.Module):
 @contextmanager
 def _unquantized(model: nn.Module) -> Iterator[None]:
     """The model without its quantizers, of weights and of inputs."""
-    active = [part for layer in compressed_layers(model).values() for part in _quantizers(layer) if part.active]
+    parts = [part for layer in compressed_layers(model).values() for part in _quantizers(layer)]
+    active = [part for part in (*parts, *range_quantizers(model).values()) if part.active]
     for part in active:
         part.active = False
     try:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.everything import range_quantizers
 from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.projection import Moved, project, projected
@@ -136,8 +137,14 @@ class Method(abc.ABC):
     def _activate(self, active: bool) -> None:
         for layer in self.layers.values():
             layer.quantizer.active = active
+        self._activate_inputs(active)
+
+    def _activate_inputs(self, active: bool) -> None:
+        for layer in self.layers.values():
             if layer.inputs is not None:
                 layer.inputs.active = active
+        for quantizer in range_quantizers(self.model).values():
+            quantizer.active = active
 
     @contextmanager
     def masks_kept(self) -> Iterator[None]:

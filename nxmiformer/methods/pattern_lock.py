@@ -46,11 +46,8 @@ class PatternLock(Method):
     def _name(self, layer: Compressed) -> str:
         return next(name for name, each in self.layers.items() if each is layer)
 
-    def _activate(self, active: bool) -> None:
-        super()._activate(active)
-        for layer in self.layers.values():
-            if layer.inputs is not None:
-                layer.inputs.active = active and self.grid
+    def _activate_inputs(self, active: bool) -> None:
+        super()._activate_inputs(active and self.grid)
 
     def before_clip(self) -> None:
         self.keep_support()

@@ -11,13 +11,14 @@ from torch import nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.files import write_text
+from nxmiformer.layers.everything import Everything
 from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import Target, Targets, in_blocks, is_transposed
 from nxmiformer.layers.wrapped import refuse_adapters, unwrapped
 from nxmiformer.plan.printed import printed
 from nxmiformer.sets import ConstraintSet, Storage, Transposed
 from nxmiformer.sets.base import Shape
-from nxmiformer.sets.fields import check_fields
+from nxmiformer.sets.fields import ADDED, check_fields
 from nxmiformer.sets.values import from_values, to_values
 
 FORMAT = 1
@@ -109,13 +110,15 @@ def _saved(stored: int, dense: int) -> float:
 class CompressionPlan:
     """The set of each compressed layer, by module name, and the reason for each layer that is not compressed.
 
-    `rest` counts the model's other parameters. A plan is a value: plans can be compared, have a fingerprint, and can be
-    written to JSON and read back. A plan does not refer to a model's weights.
+    `rest` counts the model's other parameters. `everything` says how all inputs of the model's products are quantized;
+    None: only inputs of layers are. A plan is a value: plans can be compared, have a fingerprint, and can be written to
+    JSON and read back. A plan does not refer to a model's weights.
     """
 
     layers: Mapping[str, LayerSpec]
     skipped: Mapping[str, str] = field(default_factory=dict)
     rest: int = 0
+    everything: Everything | None = field(default=None, metadata=ADDED)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -181,6 +184,8 @@ class CompressionPlan:
                     problems.append(f"{module}: its weight is that of {owner}, which the plan has a set for")
                 elif weight is not weights.get(f"{name}.weight"):
                     problems.append(f"{module}: its weight is not that of {name}, which the plan has it share")
+        if self.everything is not None:
+            problems += self.everything.misfits(model)
         if problems:
             raise ValueError("the plan does not fit the model:\n  " + "\n  ".join(problems))
 
@@ -196,7 +201,8 @@ class CompressionPlan:
         }
         skipped = {each.removeprefix(start): why for each, why in self.skipped.items() if each.startswith(start)}
         compressed = sum(spec.shape[0] * spec.shape[1] for spec in layers.values())
-        return type(self)(layers, skipped, sum(p.numel() for p in module.parameters()) - compressed)
+        rest = sum(p.numel() for p in module.parameters()) - compressed
+        return type(self)(layers, skipped, rest, self.everything and self.everything.within(start))
 
     def remark(self, model: nn.Module) -> str | None:
         """A sentence for the user of a plan that has less than half of the weights in the model's blocks."""
@@ -214,7 +220,10 @@ class CompressionPlan:
 
     def __str__(self) -> str:
         """A short table; see `printed`."""
-        return printed(self.layers, self.skipped, self.rest)
+        table = printed(self.layers, self.skipped, self.rest)
+        if self.everything is None:
+            return table
+        return f"{table}\neverything: {self.everything}"
 
     def sets(self) -> dict[str, ConstraintSet]:
         """The set of each compressed parameter by its name, as `nxmiformer.optim.ADMM` takes them."""
@@ -267,8 +276,12 @@ class CompressionPlan:
 
     @property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the layers, their sets and their shapes."""
-        return hashlib.sha256(json.dumps(to_values(self.layers), sort_keys=True).encode()).hexdigest()[:16]
+        """16 hexadecimal digits that change with the layers, their sets and their shapes, and with what else is
+        quantized."""
+        values = to_values(self.layers)
+        if self.everything is not None:
+            values = {"layers": values, "everything": to_values(self.everything)}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _misfit(module: nn.Module, weight: nn.Parameter, spec: LayerSpec) -> str | None:

@@ -165,6 +165,7 @@ def facts(run: Run) -> Table:
         ("task", f"{r.task.name} ({examples})"),
         ("model", f"{r.model.name} ({r.model.parameters:,} parameters)"),
         ("plan", f"{r.plan.name} ({r.plan.fingerprint})"),
+        *([] if run.plan.everything is None else [("everything", str(run.plan.everything))]),
         ("seed", str(r.seed)),
         *_cut(run),
         ("versions", ", ".join(f"{name} {version}" for name, version in r.versions.items())),

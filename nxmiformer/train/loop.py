@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from nxmiformer.console.display import SILENT, Display
+from nxmiformer.layers.everything import range_quantizers
 from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Calibration, Length, Method
@@ -221,10 +222,11 @@ def _calibration(stage: Stage, objective: Objective, teacher: nn.Module | None, 
 
 
 def training_mode(model: nn.Module, dropout: bool) -> None:
-    """Training mode; without dropout, for the compressed layers alone, whose ranges are to follow the activations."""
+    """Training mode; without dropout, for the compressed layers alone, and the quantizers of everything else, whose
+    ranges are to follow the activations."""
     model.train(dropout)
-    for layer in distinct_layers(model).values():
-        layer.train()
+    for module in (*distinct_layers(model).values(), *range_quantizers(model).values()):
+        module.train()
 
 
 def _batches(stage: Stage, position: Position) -> Iterator[dict[str, torch.Tensor]]:

@@ -1,0 +1,29 @@
+"""A run that quantizes everything, from its command to its packed model."""
+
+import json
+
+from safetensors.torch import load_file
+from test_job import job
+
+from nxmiformer.export.packed import load_packed
+from nxmiformer.jobs.compress import run
+from nxmiformer.layers.everything import range_quantizers
+from nxmiformer.models.source import Pretrained
+from nxmiformer.tasks.grammar import Grammar
+
+STEPS = ["recipe.phases.dense.steps=2", "recipe.phases.ste_qat.steps=3", "recipe.phases.ste_qat.method.delay=1"]
+
+
+def test_one_word_quantizes_everything_and_leaves_a_dense_model_that_can_be_read(tmp_path):
+    content = run(job(tmp_path / "run", "plan.everything=int8", *STEPS, recipe="ste_qat"))
+    assert content["scores"]["packed"] == content["scores"]["final"]
+    quantizers = range_quantizers(load_packed(tmp_path / "run" / "packed"))
+    assert all((each.low <= each.high).all() for each in quantizers.values())
+    told = f"| everything | int8 for {len(quantizers)} inputs of products |"
+    assert told in (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "int8 for" in (tmp_path / "run" / "packed" / "README.md").read_text(encoding="utf-8")
+    assert "everything" in json.loads((tmp_path / "run" / "plan.json").read_text(encoding="utf-8"))
+    dense = tmp_path / "run" / "dense"
+    assert not [name for name in load_file(dense / "model.safetensors") if "ranges" in name]
+    source, task = Pretrained(str(dense), finetuned=True), Grammar()
+    assert source.model(task, source.tokenizer(task), 0).num_labels == 2
