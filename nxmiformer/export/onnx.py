@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nxmiformer.export.format import Format, Outputs, Run, compared, no_tokens
-from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear
+from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear, SymbolicRange
+from nxmiformer.layers.everything import hand_on, range_quantizers
 from nxmiformer.layers.examples import inputs_of, made_up
 from nxmiformer.layers.found import compressed_layers, foreign
 from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.padding import unwatch
 from nxmiformer.plan.compression import CompressionPlan
 
 if TYPE_CHECKING:
@@ -61,6 +63,9 @@ class Onnx(Format):
                 )
         if model.dtype != torch.float32:
             yield f"the model computes in {model.dtype}, and its ONNX form in float32: pack it in float32"
+        for name, quantizer in range_quantizers(model).items():
+            if bool((quantizer.low > quantizer.high).any()):
+                yield f"{name}: it has seen no input, and so has no ends: train the model for a step at least"
         yield from no_tokens(model)
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
@@ -125,9 +130,14 @@ def traced(model: PreTrainedModel) -> "ir.Model":
         outputs = list(compared(model(**given)))  # while it can still be run
     for name, layer in compressed_layers(model).items():
         stand_in = SymbolicLinear(layer) if isinstance(layer, CompressedLinear) else SymbolicEmbedding(layer)
+        hand_on(layer, stand_in)
         model.set_submodule(name, stand_in)
-    # Of the attentions of `transformers`, the one whose graph is the shortest: the other guards against rows of NaN.
-    model.config._attn_implementation = "eager"
+    if ranges := range_quantizers(model):
+        unwatch(model)
+        for name, quantizer in ranges.items():
+            model.set_submodule(name, SymbolicRange(quantizer))
+    else:  # of the attentions of `transformers`, the one whose graph is the shortest: the other guards against NaN
+        model.config._attn_implementation = "eager"
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     lengths = {"decoder_input_ids": torch.export.Dim("target")}
     with _quiet():

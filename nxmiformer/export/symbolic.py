@@ -13,6 +13,7 @@ from torch.onnx.ops import symbolic
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.ranges import Levels, RangeQuantizer
 from nxmiformer.sets import Grid
 
 CODES = "codes"  # what the buffer with the codes of a weight is called
@@ -54,6 +55,38 @@ class SymbolicQuantizer(nn.Module):
             return self.peak
         each = torch.maximum(x.amax(-1), -x.amin(-1))  # to read twice is faster than to write |x|
         return each if self.ranges == "token" else each.amax(-1)
+
+
+class SymbolicRange(nn.Module):
+    """The quantizer of an input of a product, as it is in evaluation mode, in ONNX operators: to integers and back."""
+
+    scale: Tensor
+    base: Tensor
+    zero: Tensor
+
+    def __init__(self, quantizer: RangeQuantizer) -> None:
+        super().__init__()
+        self.spec, self.active, self.count = quantizer.spec, quantizer.active, quantizer.count
+        shape = (self.count,) if self.count > 1 else ()
+        levels = Levels.between(
+            quantizer.low.cpu().view(shape), quantizer.high.cpu().view(shape), self.spec.bits, quantizer.zero
+        )
+        self.register_buffer("scale", levels.scale)
+        self.register_buffer("base", torch.as_tensor(levels.base, dtype=torch.float32, device="cpu"))
+        self.register_buffer("zero", (levels.scale * 0 - levels.least).to(torch.uint8))
+
+    def forward(self, x: Tensor, sees: Tensor | None = None) -> Tensor:
+        if not self.active:
+            return x
+        x, axis = x - self.base, x.ndim - 1
+        if self.spec.bits < 8:  # the integers have 8 bits
+            least = -self.zero.float()
+            x = torch.minimum(torch.maximum(x, least * self.scale), (least + self.spec.top) * self.scale)
+        codes = symbolic("QuantizeLinear", (x, self.scale, self.zero), {"axis": axis}, dtype=torch.uint8, shape=x.shape)
+        y = symbolic(
+            "DequantizeLinear", (codes, self.scale, self.zero), {"axis": axis}, dtype=torch.float32, shape=x.shape
+        )
+        return y + self.base
 
 
 class SymbolicLinear(nn.Module):
