@@ -107,7 +107,7 @@ def packing(
         make_eager(model)
     plan.check(model)
     verify(model, plan)
-    _check_dtype(model)
+    check_dtype(model)
     if parents:
         path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, replaceable, "a packed model") as directory:
@@ -127,15 +127,15 @@ def check_packable(
         ValueError: as `save_packed`, or as `load_packed`.
     """
     plan.check(model)
-    _check_dtype(model)
+    check_dtype(model)
     with TemporaryDirectory() as temporary:
         directory = Path(temporary)
-        manifest = _write_frame(model, plan, directory, tokenizer)
+        manifest = write_frame(model, plan, directory, tokenizer)
         check_known(manifest, directory)
         check(directory, manifest, plan, planned_header(model, plan))
 
 
-def _check_dtype(model: PreTrainedModel) -> None:
+def check_dtype(model: PreTrainedModel) -> None:
     odd = [f"{name} is {p.dtype}" for name, p in model.named_parameters() if p.dtype != model.dtype]
     if odd:
         raise ValueError(f"a packed model has one dtype: the model's is {model.dtype}, and {', '.join(odd)}")
@@ -149,12 +149,12 @@ def write_packed(
     rest, _ = rest_of(model, plan)
     plain = {key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for key, tensor in rest.items()}
     save_file({**packed, **plain}, directory / WEIGHTS, metadata={"format": "pt"})
-    manifest = _write_frame(model, plan, directory, tokenizer)
-    _seal(directory, {**manifest, "files": digests_of(directory)}, plan)
+    manifest = write_frame(model, plan, directory, tokenizer)
+    seal(directory, {**manifest, "files": digests_of(directory)}, plan)
     return sum(tensor.numel() * tensor.element_size() for tensor in packed.values())
 
 
-def _write_frame(
+def write_frame(
     model: PreTrainedModel, plan: CompressionPlan, directory: Path, tokenizer: PreTrainedTokenizerBase | None
 ) -> dict[str, Any]:
     """Write plan, config and tokenizer; give the manifest, which names no files yet."""
@@ -176,7 +176,7 @@ def _write_frame(
     }
 
 
-def _seal(
+def seal(
     directory: Path, manifest: dict[str, Any], plan: CompressionPlan, results: Mapping[str, str] | None = None
 ) -> None:
     """Write the card, and the manifest with its digest."""
@@ -196,7 +196,7 @@ def add_results(path: str | Path, results: Mapping[str, str]) -> None:
         PackedError: as `load_packed`, but that the weights are not read.
     """
     path = Path(path)
-    _seal(path, read_manifest(path), CompressionPlan.load(path / PLAN), results)
+    seal(path, read_manifest(path), CompressionPlan.load(path / PLAN), results)
 
 
 def _write_config(model: PreTrainedModel, attention: str | None, directory: Path) -> None:

@@ -1,0 +1,136 @@
+"""How much memory the way through a decoder takes: counted before it begins, and measured."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from nxmiformer.blockwise.decoder import Decoder
+from nxmiformer.blockwise.settings import Blockwise
+from nxmiformer.sets.base import Shape
+
+STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+DOUBLE, SINGLE = 8, 4  # bytes
+
+# What a layer (m, n) takes while it is reconstructed, beside its weight and its moment. The eigenvectors of a matrix
+# (n, n) in float64: the matrix, its damped and its scaled copy, and LAPACK's (or cuSOLVER's) own three. Then, in
+# iterations, the eigenvectors in float32 and so many matrices (m, n): see `nxmiformer.optim.reconstruct.Problem`.
+EIGEN, MATRICES = 6 * DOUBLE, 14 * SINGLE
+# Of a forward pass without gradients, times the widths of the block and of its widest layer, a token; and with them,
+# times the inputs and outputs of all layers: what is kept for the backward pass, and the gradients of one layer.
+PASSING, KEPT = 4, 1.5
+STATES = 5  # of a block that trains, times its size: what it was, its gradient, Adam's two, the points that are seen
+LOGITS = 4  # copies of them at the end of a score, in float32
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """Bytes at the most demanding moment of each kind of work; one is done at a time.
+
+    Attributes:
+        around: what is in no block, with what it gives a batch: the first and the last thing that is done.
+        moments: a block, the moments of its layers' inputs, and a batch on its way through.
+        reconstruction: a block, the moments that are still to be used, and the work on one layer.
+        training: a block with its gradients and the optimizer's state, and what a batch leaves for the backward pass.
+        packing: a block, and its packed tensors twice, as a file of them is written.
+        disk: of the hidden states, in files: it is no memory.
+    """
+
+    around: int
+    moments: int
+    reconstruction: int
+    training: int
+    packing: int
+    disk: int
+
+    @property
+    def peak(self) -> int:
+        """The most of them."""
+        return max(self.around, self.moments, self.reconstruction, self.training, self.packing)
+
+
+def foretell(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) -> Foretold:
+    """Count what the way takes.
+
+    Args:
+        tokens: of a window.
+        scored: tokens of a batch that is scored.
+    """
+    model, item = decoder.model, decoder.model.dtype.itemsize
+    embedding = model.get_input_embeddings().weight
+    width, batch = embedding.shape[1], settings.batch * tokens
+    fixed = sum(buffer.numel() * buffer.element_size() for _, buffer in model.named_non_persistent_buffers())
+    sizes = [_bytes(decoder, index) for index in range(len(decoder.blocks))]
+    around, block = _bytes(decoder, None), max(sizes)
+    shapes = {index: [decoder.plan.layers[name].shape for name in decoder.layers(index)] for index in range(len(sizes))}
+    passing = item * PASSING * batch * (width + max((max(s) for each in shapes.values() for s in each), default=width))
+    kept = round(item * KEPT * batch * max(sum(map(sum, each)) for each in shapes.values()))
+    flows = (2 if settings.steps else 1) * 2
+    return Foretold(
+        around=fixed + max(2 * around, around + block + passing, around + LOGITS * SINGLE * scored * embedding.shape[0]),
+        moments=fixed + block + max(_moments(each) for each in shapes.values()) + passing,
+        reconstruction=fixed + block + max(_reconstruction(each) for each in shapes.values()),
+        training=fixed + block * (1 + STATES) + kept if settings.steps else 0,
+        packing=fixed + 3 * block,
+        disk=flows * settings.windows * tokens * width * item,
+    )
+
+
+def _bytes(decoder: Decoder, index: int | None) -> int:
+    state = decoder.model.state_dict()
+    return sum(state[name].numel() * state[name].element_size() for name in decoder.tensors(index))
+
+
+def _moments(shapes: list[Shape]) -> int:
+    """Of all layers, and one product on its way to them."""
+    squares = [columns**2 for _, columns in shapes]
+    return SINGLE * (sum(squares) + 2 * max(squares, default=0))
+
+
+def _reconstruction(shapes: list[Shape]) -> int:
+    """The most that a layer takes, with the moments of those after it."""
+    left = SINGLE * sum(columns**2 for _, columns in shapes)
+    most = 0
+    for rows, columns in shapes:
+        eigen, iterations = EIGEN * columns**2, SINGLE * columns**2 + MATRICES * rows * columns
+        most = max(most, left + max(eigen, iterations))
+        left -= SINGLE * columns**2
+    return most
+
+
+class Measured:
+    """The most memory that was taken since it began, in bytes; None where it cannot be told."""
+
+    peak: int | None = None
+
+
+@contextmanager
+def measuring(device: torch.device) -> Iterator[Measured]:
+    """Measure the peak of what the block takes beside what there was: of a GPU what torch has taken of its memory, of a
+    CPU what the process has, under Linux."""
+    found = Measured()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield found
+        found.peak = torch.cuda.max_memory_allocated(device) - before
+        return
+    start = _reset()
+    yield found
+    if start is not None:
+        found.peak = max(0, _resident("VmHWM") - start)
+
+
+def _reset() -> int | None:
+    """Forget the peak so far; give what is taken at the moment."""
+    with suppress(OSError):
+        PEAK.write_text("5")
+        return _resident("VmRSS")
+    return None
+
+
+def _resident(key: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
+    return int(line.split()[1]) * 1024

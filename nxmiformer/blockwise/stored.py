@@ -1,0 +1,122 @@
+"""The tensors of a model where they lie on disk, read one by one when they are asked for."""
+
+import abc
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from nxmiformer.export.joined import entries
+from nxmiformer.export.weights import part_keys
+from nxmiformer.models.source import Pretrained, Source
+from nxmiformer.plan.compression import CompressionPlan
+
+ONE, MANY = "model.safetensors", "model.safetensors.index.json"
+READ = ["*.json", "*.safetensors", "*.model", "*.txt"]  # of a checkpoint on the hub
+
+
+class Stored(abc.ABC):
+    """Tensors by the names that the model has for them."""
+
+    @abc.abstractmethod
+    def tensor(self, name: str) -> Tensor:
+        """The tensor as it is stored, on the CPU."""
+
+
+class Checkpoint(Stored):
+    """The safetensors of a dense checkpoint.
+
+    Args:
+        path: its directory.
+        shapes: the tensors that are wanted, and their shapes.
+        prefix: what the names of a checkpoint of the backbone alone are without.
+
+    Raises:
+        ValueError: there are no safetensors, or tensors are missing or of another shape; each is named.
+    """
+
+    def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> None:
+        self.path, self.files = path, _files(path)
+        found = {name: entry for file in self.files for name, entry in entries(file).items()}
+        self.places: dict[str, tuple[Path, str]] = {}
+        wrong = []
+        for name, shape in shapes.items():
+            key = name if name in found else name.removeprefix(f"{prefix}.")
+            if key not in found:
+                wrong.append(f"{name} is missing")
+            elif tuple(found[key].shape) != shape:
+                wrong.append(f"{name} is {tuple(found[key].shape)}, not {shape}")
+            else:
+                self.places[name] = found[key].file, key
+        if wrong:
+            raise ValueError(
+                f"model.path={path}: block by block, tensors are read by the names that the model has for them, and "
+                f"{len(wrong)} are not there as that: {', '.join(wrong[:8])}; from_pretrained and save_pretrained of "
+                f"transformers write them so"
+            )
+
+    def tensor(self, name: str) -> Tensor:
+        file, key = self.places[name]
+        with safe_open(file, framework="pt") as stored:
+            found: Tensor = stored.get_tensor(key)
+        if found.is_floating_point() and not found.isfinite().all():
+            raise ValueError(f"model.path={self.path}: {name} has values that are not finite")
+        return found
+
+
+class Packed(Stored):
+    """The tensors of a packed file, compressed weights unpacked.
+
+    Args:
+        dtype: of the model that was packed.
+    """
+
+    def __init__(self, file: Path, plan: CompressionPlan, dtype: torch.dtype) -> None:
+        self.file, self.plan, self.dtype, self.keys = file, plan, dtype, entries(file)
+
+    def tensor(self, name: str) -> Tensor:
+        layer = name.removesuffix(".weight")
+        spec = self.plan.layers.get(layer) if name.endswith(".weight") else None
+        with safe_open(self.file, framework="pt") as stored:
+            if spec is None:
+                found: Tensor = stored.get_tensor(name)
+                return found
+            parts = {part: stored.get_tensor(key) for part, key in part_keys(layer, self.keys).items()}
+        weight = spec.weight.unpack(parts, spec.shape, self.dtype)
+        return weight.t().contiguous() if spec.transposed else weight  # as it is read whole
+
+
+def checkpoint(source: Source) -> Path:
+    """The directory of the checkpoint, fetched from the hub where it is there.
+
+    Raises:
+        ValueError: the model is made, and not read.
+    """
+    if not isinstance(source, Pretrained):
+        raise ValueError(f"job=blockwise reads a checkpoint block by block, and {source.name} is none: model=pretrained")
+    local = Path(source.path).expanduser()
+    if local.is_dir():
+        return local
+    return Path(snapshot_download(source.path, revision=source.revision, allow_patterns=READ))
+
+
+def shapes_of(model: PreTrainedModel, shared: Mapping[str, str]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of the model that is in its files, one of those that share it."""
+    return {name: tuple(each.shape) for name, each in model.state_dict().items() if name not in shared}
+
+
+def _files(path: Path) -> list[Path]:
+    if (path / MANY).is_file():
+        names: dict[str, str] = json.loads((path / MANY).read_text(encoding="utf-8"))["weight_map"]
+        return [path / name for name in dict.fromkeys(names.values())]
+    if (path / ONE).is_file():
+        return [path / ONE]
+    raise ValueError(
+        f"model.path={path}: there is no {ONE} and no {MANY}; save_pretrained of transformers writes them, of a "
+        f"checkpoint in another format too"
+    )
