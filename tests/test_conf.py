@@ -26,7 +26,7 @@ def options(group):
 
 OTHERS = [
     f"{group}={name}"
-    for group in ("bench", "budget", "format", "job", "model", "tracker", "train")
+    for group in ("bench", "blockwise", "budget", "format", "job", "model", "tracker", "train")
     for name in options(group)
 ]
 
@@ -47,6 +47,7 @@ GROUPS = sorted(path.name for path in ROOT.iterdir() if path.is_dir() and list(p
 def test_every_group_is_known_here():
     assert GROUPS == [
         "bench",
+        "blockwise",
         "budget",
         "experiment",
         "format",

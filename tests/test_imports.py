@@ -23,6 +23,7 @@ models
 train
 search
 export
+blockwise
 runs
 figures
 report

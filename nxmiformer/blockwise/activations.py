@@ -60,6 +60,8 @@ class Writer:
     def take(self, hidden: Tensor) -> None:
         """The next batch."""
         if tuple(hidden.shape) != self.of.shapes[self.taken] or hidden.dtype != self.of.dtype:
-            raise ValueError(f"batch {self.taken} is {tuple(hidden.shape)} of {hidden.dtype}, not {self.of.shapes[self.taken]}")
+            raise ValueError(
+                f"batch {self.taken} is {tuple(hidden.shape)} of {hidden.dtype}, not {self.of.shapes[self.taken]}"
+            )
         self.file.write(hidden.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         self.taken += 1

@@ -15,18 +15,41 @@ from nxmiformer.methods.base import Length
 from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.optim.reconstruct import Problem
 
-Forward = Callable[[int, Tensor], Tensor]  # of a batch's number and its hidden states before the block, those after it
+# A parameter's step is of its own size, and of this where that is less, as in Adafactor (Shazeer and Stern 2018, arXiv
+# 1804.04235, section 8): blocks and models differ in theirs.
+LEAST = 1e-3
+
 Read = Callable[[int], Tensor]  # of a batch's number, hidden states
 
 
+class Batches(NamedTuple):
+    """What a block is worked on with.
+
+    Attributes:
+        count: of batches; each has a number.
+        before: gives the hidden states (windows, tokens, width) of one before the block.
+        wanted: gives those that the dense block makes of what comes into it in the dense model.
+        forward: runs the block on a batch's number and hidden states.
+    """
+
+    count: int
+    before: Read
+    wanted: Read
+    forward: Callable[[int, Tensor], Tensor]
+
+    def output(self, number: int) -> Tensor:
+        """What the block makes of a batch."""
+        return self.forward(number, self.before(number))
+
+
 class Tuned(NamedTuple):
-    """The block's output before and after its training: ||output - target||^2 / ||target||^2 over all windows."""
+    """The block's output before and after its training: ||output - wanted||^2 / ||wanted||^2 over all windows."""
 
     before: float
     after: float
 
 
-def reconstruct(block: nn.Module, batches: int, read: Read, forward: Forward, settings: Blockwise) -> Iterator[tuple[str, float]]:
+def reconstruct(block: nn.Module, batches: Batches, settings: Blockwise) -> Iterator[tuple[str, float]]:
     """Move every compressed linear layer of the block, in place, to a point of its set that its output changes the
     least by on what goes into it while the others are dense. Yields each layer's name in the block, and the relative
     error of its output.
@@ -36,11 +59,17 @@ def reconstruct(block: nn.Module, batches: int, read: Read, forward: Forward, se
     """
     if not linear_layers(block):
         return
-    hidden = ({"hidden": read(number), "number": torch.tensor(number, device="cpu")} for number in range(batches))
-    moments = input_moments(block, hidden, lambda each: forward(int(each["number"]), each["hidden"]))
+    numbers = ({"number": torch.tensor(number, device="cpu")} for number in range(batches.count))
+    moments = input_moments(block, numbers, lambda each: batches.output(int(each["number"])))
+    moment: Tensor | None = None
+    problem: Problem | None = None
     for name, layer in linear_layers(block).items():
         try:
-            problem = Problem(layer.matrix.detach(), moments.pop(name), settings.damping)
+            weight, last, moment = layer.matrix.detach(), moment, moments.pop(name)
+            if problem is not None and last is not None and torch.equal(last, moment):  # query, key and value
+                problem = problem.like(weight)
+            else:
+                problem = Problem(weight, moment, settings.damping)
             point = problem.point(layer.quantizer.constraint, settings.iterations)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
@@ -49,27 +78,23 @@ def reconstruct(block: nn.Module, batches: int, read: Read, forward: Forward, se
         yield name, problem.error(point)
 
 
-def tune(block: nn.Module, batches: int, read: Read, target: Read, forward: Forward, settings: Blockwise, seed: int) -> Tuned:
+def tune(block: nn.Module, batches: Batches, settings: Blockwise, seed: int) -> Tuned:
     """Train the block, from points of its sets to points of its sets, on the mean squared error of its output; where
-    that is no less on all windows afterwards, the block is as it was.
-
-    Args:
-        target: the output that the dense block has on the dense block's inputs.
-        seed: of the order of the batches.
-    """
-    before = output_error(block, batches, read, target, forward)
+    that is no less on all windows afterwards, the block is as it was. `seed` is that of the order of the batches."""
+    before = output_error(batches)
     kept = {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
     method = FixedMask()
     method.attach(block, Length(settings.steps, settings.steps))
     block.requires_grad_(True)
-    optimizer = method.optimizer(torch.optim.Adam([p for _, p in method.parameters()], lr=settings.lr))
+    rates = [{"params": [p], "lr": settings.lr * max(LEAST, _size(p))} for _, p in method.parameters()]
+    optimizer = method.optimizer(torch.optim.Adam(rates))
     schedule = LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     for step in range(settings.steps):
-        number = int(torch.randint(batches, (), generator=generator, device="cpu"))
+        number = int(torch.randint(batches.count, (), generator=generator, device="cpu"))
         method.before_step(step)
-        wanted = target(number)
-        loss = F.mse_loss(forward(number, read(number)).float(), wanted.float()) / wanted.float().square().mean()
+        wanted = batches.wanted(number)
+        loss = F.mse_loss(batches.output(number).float(), wanted.float()) / wanted.float().square().mean()
         loss.backward()
         method.before_clip()
         optimizer.step()
@@ -77,7 +102,7 @@ def tune(block: nn.Module, batches: int, read: Read, target: Read, forward: Forw
         schedule.step()
     block.requires_grad_(False)
     method.finalize()
-    after = output_error(block, batches, read, target, forward)
+    after = output_error(batches)
     if not after < before:
         after = before
         with torch.no_grad():
@@ -88,12 +113,17 @@ def tune(block: nn.Module, batches: int, read: Read, target: Read, forward: Forw
     return Tuned(before, after)
 
 
+def _size(parameter: Tensor) -> float:
+    """Its root mean square."""
+    return parameter.detach().float().square().mean().sqrt().item()
+
+
 @torch.no_grad()
-def output_error(block: nn.Module, batches: int, read: Read, target: Read, forward: Forward) -> float:
-    """||output - target||^2 / ||target||^2 of the block over all windows."""
+def output_error(batches: Batches) -> float:
+    """||output - wanted||^2 / ||wanted||^2 of the block over all windows."""
     error = norm = 0.0
-    for number in range(batches):
-        wanted = target(number).double()
-        error += (forward(number, read(number)).double() - wanted).square().sum().item()
+    for number in range(batches.count):
+        wanted = batches.wanted(number).double()
+        error += (batches.output(number).double() - wanted).square().sum().item()
         norm += wanted.square().sum().item()
     return error / norm if norm else 0.0

@@ -1,17 +1,18 @@
 """A decoder without its weights, whose blocks are given theirs one at a time, and what each is called with."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from nxmiformer.blockwise.stored import Stored
+from nxmiformer.export.manifest import GENERATION
 from nxmiformer.export.weights import put, rest_of
 from nxmiformer.layers.found import compressed_layers
 from nxmiformer.plan.compression import CompressionPlan
@@ -52,6 +53,8 @@ def blank(path: Path, head: str, dtype: torch.dtype) -> PreTrainedModel:
     with torch.device("meta"), no_init_weights():
         model: PreTrainedModel = getattr(transformers, head).from_config(config, dtype=dtype)
     model.tie_weights()
+    if model.can_generate() and (path / GENERATION).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
     return model.eval().requires_grad_(False)
 
 
@@ -164,6 +167,7 @@ class Decoder:
         Raises:
             ValueError: they see more, or are not called one after another.
         """
+
         class Stop(Exception):
             pass
 
@@ -174,11 +178,8 @@ class Decoder:
             raise Stop
 
         ids, kind = ids.to(self.device), type(self.model).__name__
-        with _replaced(self.blocks, stopping):
-            try:
-                self.model(input_ids=ids, use_cache=False)
-            except Stop:
-                pass
+        with _replaced(self.blocks, stopping), suppress(Stop):
+            self.model(input_ids=ids, use_cache=False)
         ((hidden, call),) = found
         with self.loaded(0, stored):
             self.tuples = not isinstance(self.blocks[0](hidden, *call.args, **call.named), Tensor)

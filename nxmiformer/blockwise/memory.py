@@ -22,7 +22,7 @@ EIGEN, MATRICES = 6 * DOUBLE, 14 * SINGLE
 # times the inputs and outputs of all layers: what is kept for the backward pass, and the gradients of one layer.
 PASSING, KEPT = 4, 1.5
 STATES = 5  # of a block that trains, times its size: what it was, its gradient, Adam's two, the points that are seen
-LOGITS = 4  # copies of them at the end of a score, in float32
+LOGITS = 3  # copies of them at the end of a score, in float32: the model's, those of the tokens scored, their losses
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Foretold:
     """Bytes at the most demanding moment of each kind of work; one is done at a time.
 
     Attributes:
-        around: what is in no block, with what it gives a batch: the first and the last thing that is done.
+        around: what is in no block, beside the first block: it is what begins.
         moments: a block, the moments of its layers' inputs, and a batch on its way through.
         reconstruction: a block, the moments that are still to be used, and the work on one layer.
         training: a block with its gradients and the optimizer's state, and what a batch leaves for the backward pass.
-        packing: a block, and its packed tensors twice, as a file of them is written.
+        scoring: what is in no block, and the logits of a batch.
         disk: of the hidden states, in files: it is no memory.
     """
 
@@ -42,13 +42,13 @@ class Foretold:
     moments: int
     reconstruction: int
     training: int
-    packing: int
+    scoring: int
     disk: int
 
     @property
-    def peak(self) -> int:
-        """The most of them."""
-        return max(self.around, self.moments, self.reconstruction, self.training, self.packing)
+    def blocks(self) -> int:
+        """The most that is taken until all blocks are compressed."""
+        return max(self.around, self.moments, self.reconstruction, self.training)
 
 
 def foretell(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) -> Foretold:
@@ -69,11 +69,11 @@ def foretell(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) ->
     kept = round(item * KEPT * batch * max(sum(map(sum, each)) for each in shapes.values()))
     flows = (2 if settings.steps else 1) * 2
     return Foretold(
-        around=fixed + max(2 * around, around + block + passing, around + LOGITS * SINGLE * scored * embedding.shape[0]),
+        around=fixed + around + block + passing,
         moments=fixed + block + max(_moments(each) for each in shapes.values()) + passing,
         reconstruction=fixed + block + max(_reconstruction(each) for each in shapes.values()),
         training=fixed + block * (1 + STATES) + kept if settings.steps else 0,
-        packing=fixed + 3 * block,
+        scoring=fixed + around + max(block + passing, LOGITS * SINGLE * scored * embedding.shape[0]),
         disk=flows * settings.windows * tokens * width * item,
     )
 

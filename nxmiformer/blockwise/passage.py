@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nxmiformer.applied.convert import matrix
-from nxmiformer.blockwise.block import reconstruct, tune
+from nxmiformer.blockwise.block import Batches, reconstruct, tune
 from nxmiformer.blockwise.decoder import Decoder
 from nxmiformer.blockwise.flow import Flow
 from nxmiformer.blockwise.settings import Blockwise
 from nxmiformer.blockwise.stored import Packed, Stored
-from nxmiformer.export.joined import metadata
+from nxmiformer.export.joined import metadata, write
 from nxmiformer.export.weights import PARTS
 from nxmiformer.files import tidy, whole
 
@@ -107,27 +106,23 @@ class Passage:
         """Compress and pack one block, and take the windows through it."""
         began = time.perf_counter()
         decoder, block, last = self.decoder, self.decoder.blocks[index], index + 1 == len(self.decoder.blocks)
-        before, after = self.compressed.at(index), self.exact.at(index + 1)
-
-        def read(number: int) -> Tensor:
-            return before.read(number, decoder.device)
-
-        def target(number: int) -> Tensor:
-            return after.read(number, decoder.device)
-
-        def forward(number: int, hidden: Tensor) -> Tensor:
-            return self.compressed.through(index, number, hidden)
-
+        before, after, device = self.compressed.at(index), self.exact.at(index + 1), decoder.device
+        batches = Batches(
+            len(before),
+            lambda number: before.read(number, device),
+            lambda number: after.read(number, device),
+            lambda number, hidden: self.compressed.through(index, number, hidden),
+        )
         facts: dict[str, Any] = {}
         with decoder.loaded(index, self.dense):
             if self.settings.steps and not after.path.is_file():
                 self.exact.advance(index)
             decoder.quantize_inputs(False, block)
-            facts["layers"] = dict(reconstruct(block, len(before), read, forward, self.settings))
+            facts["layers"] = dict(reconstruct(block, batches, self.settings))
             if self.settings.steps and facts["layers"]:
                 decoder.quantize_inputs(True, block)
                 seed = self.seed * 1_000_003 + index
-                facts["output"] = tune(block, len(before), read, target, forward, self.settings, seed)._asdict()
+                facts["output"] = tune(block, batches, self.settings, seed)._asdict()
             facts["seconds"] = time.perf_counter() - began
             self._write(index, facts)
         if not last:
@@ -156,4 +151,4 @@ class Passage:
                 raise ValueError(f"{layer}: its weight is not in {spec.weight}")
             tensors |= {layer + PARTS[part]: tensor for part, tensor in spec.weight.pack(weight).items()}
         with whole(self.file(index)) as new:
-            save_file(tensors, new, metadata={"facts": json.dumps(facts)})
+            write(tensors, new, {"facts": json.dumps(facts)})

@@ -34,6 +34,7 @@ def score(
         quantized: whether the layers quantize their inputs.
         passed: is called after each block.
     """
+    directory.mkdir(parents=True, exist_ok=True)
     numbers = batches(examples.lengths(), size)
     whole = [_cut(examples.batch(each, decoder.device), examples.lengths()[each[0]]) for each in numbers]
     flow = Flow(decoder, [each["input_ids"] for each in whole], directory, "scored", quantized)

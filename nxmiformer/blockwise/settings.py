@@ -15,7 +15,8 @@ class Blockwise:
         iterations: of ADMM, in each stage of a layer's reconstruction; see `nxmiformer.optim.reconstruct`.
         damping: of a layer's moment; see there.
         steps: optimizer steps of a block after its reconstruction, on the mean squared error of its output; 0: none.
-        lr: learning rate of the first of them, of Adam; it falls linearly to nothing.
+        lr: learning rate of the first of them, of Adam, in units of each parameter's root mean square; it falls
+            linearly to nothing.
     """
 
     windows: int = 128
@@ -23,7 +24,7 @@ class Blockwise:
     iterations: int = 20
     damping: float = 0.01
     steps: int = 0
-    lr: float = 1e-4
+    lr: float = 5e-3
 
     def __post_init__(self) -> None:
         check_fields(self)

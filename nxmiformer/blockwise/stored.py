@@ -49,8 +49,8 @@ class Checkpoint(Stored):
             key = name if name in found else name.removeprefix(f"{prefix}.")
             if key not in found:
                 wrong.append(f"{name} is missing")
-            elif tuple(found[key].shape) != shape:
-                wrong.append(f"{name} is {tuple(found[key].shape)}, not {shape}")
+            elif tuple(found[key].facts.shape) != shape:
+                wrong.append(f"{name} is {tuple(found[key].facts.shape)}, not {shape}")
             else:
                 self.places[name] = found[key].file, key
         if wrong:
@@ -98,7 +98,9 @@ def checkpoint(source: Source) -> Path:
         ValueError: the model is made, and not read.
     """
     if not isinstance(source, Pretrained):
-        raise ValueError(f"job=blockwise reads a checkpoint block by block, and {source.name} is none: model=pretrained")
+        raise ValueError(
+            f"job=blockwise reads a checkpoint block by block, and {source.name} is none: model=pretrained"
+        )
     local = Path(source.path).expanduser()
     if local.is_dir():
         return local

@@ -11,11 +11,11 @@ NEXT = "next:"  # what parts the places from the commands
 PASSED = ("job", "budget", "search", "plan", "sensitivity", "name", "out", "resume", "overwrite")  # of a search's words
 
 
-def compressed(run: Path) -> list[str]:
-    """The last lines of a run in this directory."""
+def compressed(run: Path, report: str = "report.html") -> list[str]:
+    """The last lines of a run in this directory, whose report has this name."""
     packed = _near(run / "packed")
     return _told(
-        {"report": _near(run / "report.html"), "packed model": packed},
+        {"report": _near(run / report), "packed model": packed},
         {
             command([], "job=export", "format=onnx", f"path={_near(run)}"): "in another format",
             command([], "job=bench", f"path={_near(run)}"): "its speed and its memory",

@@ -39,6 +39,6 @@ def assembling(
         seal(directory, {**manifest, "files": digests_of(directory)}, plan)
         check(directory, read_manifest(directory), plan)
         found = entries(directory / WEIGHTS)
-        weights = sum(found[key].size for name in plan.layers for key in part_keys(name, found).values())
+        weights = sum(found[key].facts.size for name in plan.layers for key in part_keys(name, found).values())
         kept = [file for file in files_in(directory) if file.name != CARD]
         yield directory, PackedSize(weights, sum(file.stat().st_size for file in kept))

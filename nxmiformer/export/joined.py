@@ -1,6 +1,5 @@
-"""One file of tensors out of several, with no more in memory than a part of one of them.
-
-The bytes are those that `safetensors` writes for all the tensors together.
+"""Files of tensors with the bytes that `safetensors` writes, and nothing copied in memory for it: of tensors that are
+there, and of those in several files.
 """
 
 import json
@@ -9,29 +8,57 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
+
 # As `safetensors` orders tensors: the last of these first, so that none begins between the bytes of a wider one's kind.
-KINDS = ("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "I16", "U16", "F16", "BF16", "I32", "U32", "F32", "F64", "I64", "U64")
+KINDS = (
+    "BOOL",
+    "U8",
+    "I8",
+    "F8_E5M2",
+    "F8_E4M3",
+    "I16",
+    "U16",
+    "F16",
+    "BF16",
+    "I32",
+    "U32",
+    "F32",
+    "F64",
+    "I64",
+    "U64",
+)
+NAMES = {torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32"}
+NAMES |= {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
 ALIGNMENT = 8  # bytes, of the header
 
 
-class Entry(NamedTuple):
-    """A tensor in a file: its header's words, and where its bytes begin in the file."""
+class Facts(NamedTuple):
+    """What a header says of a tensor, and how many bytes it has."""
 
-    file: Path
     dtype: str
     shape: list[int]
-    start: int
     size: int
+
+
+class Entry(NamedTuple):
+    """A tensor in a file, and where its bytes begin there."""
+
+    file: Path
+    start: int
+    facts: Facts
 
 
 def entries(file: Path) -> dict[str, Entry]:
     """The tensors of a safetensors file by name."""
     content, first = _header(file)
     content.pop("__metadata__", None)
-    return {
-        name: Entry(file, each["dtype"], each["shape"], first + (offsets := each["data_offsets"])[0], offsets[1] - offsets[0])
-        for name, each in content.items()
-    }
+    found = {}
+    for name, each in content.items():
+        start, end = each["data_offsets"]
+        found[name] = Entry(file, first + start, Facts(each["dtype"], each["shape"], end - start))
+    return found
 
 
 def metadata(file: Path) -> dict[str, str]:
@@ -52,24 +79,44 @@ def join(files: Sequence[Path], out: Path, told: Mapping[str, str]) -> None:
             if name in found:
                 raise ValueError(f"{name} is in {found[name].file} and in {file}")
             found[name] = entry
-    ordered = sorted(found.items(), key=lambda pair: (-KINDS.index(pair[1].dtype), pair[0]))
+    order, header = _laid_out({name: entry.facts for name, entry in found.items()}, told)
+    with out.open("wb") as stream:
+        stream.write(header)
+        for name in order:
+            _copy(found[name], stream)
+
+
+def write(tensors: Mapping[str, Tensor], out: Path, told: Mapping[str, str]) -> None:
+    """Write the tensors, contiguous ones on the CPU, to the new file `out`, which says `told` of itself."""
+    facts = {
+        name: Facts(NAMES[each.dtype], list(each.shape), each.numel() * each.element_size())
+        for name, each in tensors.items()
+    }
+    order, header = _laid_out(facts, told)
+    with out.open("wb") as stream:
+        stream.write(header)
+        for name in order:
+            stream.write(tensors[name].detach().flatten().view(torch.uint8).numpy().data)
+
+
+def _laid_out(tensors: Mapping[str, Facts], told: Mapping[str, str]) -> tuple[list[str], bytes]:
+    """The order of the tensors in a file, and what it begins with."""
+    order = sorted(tensors, key=lambda name: (-KINDS.index(tensors[name].dtype), name))
     header: dict[str, Any] = {"__metadata__": dict(told)} if told else {}
     end = 0
-    for name, entry in ordered:
-        header[name] = {"dtype": entry.dtype, "shape": entry.shape, "data_offsets": [end, end + entry.size]}
-        end += entry.size
+    for name in order:
+        dtype, shape, size = tensors[name]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + size]}
+        end += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNMENT)
-    with out.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for _, entry in ordered:
-            _copy(entry, stream)
+    return order, len(text).to_bytes(8, "little") + text
 
 
 def _copy(entry: Entry, stream: Any) -> None:
     with entry.file.open("rb") as source:
         source.seek(entry.start)
-        shutil.copyfileobj(_Part(source, entry.size), stream, 2**20)
+        shutil.copyfileobj(_Part(source, entry.facts.size), stream, 2**20)
 
 
 class _Part:

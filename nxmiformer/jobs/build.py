@@ -14,6 +14,7 @@ from nxmiformer.jobs.work import KINDS
 
 PARTS = {"task": "task", "model": "source", "plan": "planning", "recipe": "recipe", "train": "settings"}
 PARTS |= {"budget": "budget", "search": "search", "format": "format", "bench": "bench"}
+PARTS |= {"blockwise": "blockwise"}
 PLAIN = ("name", "seed", "report_on", "resume", "overwrite", "dense_cache", "path", "out")
 TRACKER = Mapping[str, Mapping[str, Any] | None]
 

@@ -31,14 +31,14 @@ def contents(
         model: the model before any change.
         teacher: the dense model that `model.teacher` names.
     """
-    taught = {} if teacher is None else {"teacher": _digest(_tensors(teacher.state_dict()))}
+    taught = {} if teacher is None else {"teacher": digest(_tensors(teacher.state_dict()))}
     supports = {f"{name}.support": support_of(module) for name, module in model.named_modules()}
     stored = {name: support for name, support in supports.items() if support is not None}
-    rows = {name: _digest(_json(list(split[key])) for key in task.reads) for name, split in splits.items()}
+    rows = {name: digest(_json(list(split[key])) for key in task.reads) for name, split in splits.items()}
     return {
-        "weights": _digest(_tensors({**model.state_dict(), **stored})),
-        "architecture": _digest([str(type(model)).encode(), str(model).encode(), _json(_config(model))]),
-        "tokenizer": _digest([_json(_vocabulary(tokenizer))]),
+        "weights": digest(_tensors({**model.state_dict(), **stored})),
+        "architecture": digest([str(type(model)).encode(), str(model).encode(), _json(_config(model))]),
+        "tokenizer": digest([_json(_vocabulary(tokenizer))]),
         **taught,
         **rows,
     }
@@ -52,7 +52,8 @@ def read_contents(job: Job) -> dict[str, str]:
     return contents(model, tokenizer, task, task.splits(), job.source.taught(job.task, tokenizer))
 
 
-def _digest(parts: Iterable[bytes | memoryview]) -> str:
+def digest(parts: Iterable[bytes | memoryview]) -> str:
+    """The first digits of the SHA-256 of the parts, as a list."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(len(part).to_bytes(8))  # so that no two lists of parts are one text

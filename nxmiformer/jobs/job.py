@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nxmiformer.bench.clock import Bench
+from nxmiformer.blockwise.settings import Blockwise
 from nxmiformer.export.format import Format
 from nxmiformer.models.source import Source
 from nxmiformer.plan.origin import Planning
@@ -16,7 +17,8 @@ from nxmiformer.train.recipe import Recipe
 from nxmiformer.train.settings import Settings
 
 PASSING = frozenset(  # keys of a configuration that train nothing
-    {"resume", "overwrite", "dense_cache", "tracker", "name", "hydra", "report_on", "format", "bench", "path", "out"}
+    {"resume", "overwrite", "dense_cache", "tracker", "name", "hydra", "report_on"}
+    | {"format", "bench", "blockwise", "path", "out"}
 )
 
 
@@ -37,6 +39,7 @@ class Job:
         search: the search that finds it.
         format: the format that an export writes.
         bench: what a bench times.
+        blockwise: how a decoder is compressed block by block.
         path: the packed model that an export or a bench reads.
         out: the directory that it writes; None: beside `path`, named after the format, or "bench".
         label: prefix of its progress lines, which distinguishes the jobs of a sweep.
@@ -61,6 +64,7 @@ class Job:
     search: Search | None = None
     format: Format | None = None
     bench: Bench = field(default_factory=Bench)
+    blockwise: Blockwise = field(default_factory=Blockwise)
     path: str | None = None
     out: str | None = None
     label: str = ""

@@ -70,7 +70,8 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     accelerator = job.settings.accelerator()
     checkpoints = Checkpoints(job.directory, identity)
     position, resumed = _going_on(job, checkpoints, model)
-    _begin(job, checkpoints)
+    begin(job, checkpoints.identity)
+    checkpoints.tidy()
     facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
     wrapped = accelerator.prepare_model(model)
     with _tracker(job, position if resumed is not None else None, display) as tracker:
@@ -127,15 +128,14 @@ def check_same(message: str, theirs: Any, ours: Any, whose: str) -> None:
         raise RefusedError("\n  ".join([f"{message}:", *differences]))
 
 
-def _begin(job: Job, checkpoints: Checkpoints) -> None:
+def begin(job: Job, identity: Mapping[str, Any]) -> None:
     """Leave the first bytes in the job's directory, its record before anything else; clear away what a kill left."""
     job.directory.mkdir(parents=True, exist_ok=True)
-    content = {**provenance(), "directory": str(Path.cwd()), "config": job.config, "identity": checkpoints.identity}
+    content = {**provenance(), "directory": str(Path.cwd()), "config": job.config, "identity": identity}
     (job.directory / REPORT).unlink(missing_ok=True)  # where there is one, the run beside it has ended
     write_text(job.directory / RECORD, json.dumps(content, indent=1) + "\n")
     for directory in (job.directory, job.directory / "figures"):
         tidy(directory)
-    checkpoints.tidy()
     for name, text in job.notes.items():
         (job.directory / name).parent.mkdir(exist_ok=True)
         write_text(job.directory / name, text)

@@ -11,13 +11,14 @@ from nxmiformer.console import ending
 from nxmiformer.errors import RefusedError
 from nxmiformer.files import alone
 from nxmiformer.jobs.bench import bench
+from nxmiformer.jobs.blockwise import blockwise
 from nxmiformer.jobs.compress import finished, run
 from nxmiformer.jobs.export import export
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.place import claimed, occupied, recorded
 from nxmiformer.jobs.search import found, planned, search
 from nxmiformer.jobs.sweep import Ended
-from nxmiformer.report.table import bench_summary, export_summary, search_summary, summary
+from nxmiformer.report.table import bench_summary, blockwise_summary, export_summary, search_summary, summary
 from nxmiformer.runs.numbers import read_run
 from nxmiformer.runs.speeds import best
 from nxmiformer.runs.words import outcome
@@ -39,7 +40,7 @@ def work(kind: str, build: Callable[[], Job], directory: Path, ended: Ended, swe
 
 def _place(kind: str, job: Job, sweeping: bool) -> AbstractContextManager[None]:
     """The job's directory, where it leaves something there; what a sweep is to overwrite has been moved already."""
-    if kind not in ("compress", "search"):
+    if kind not in ("compress", "search", "blockwise"):
         return nullcontext()
     if job.resume and not sweeping and not occupied(job.directory):
         raise RefusedError(f"there is nothing in {job.directory} to continue: leave out resume=true to start it")
@@ -89,9 +90,18 @@ def _bench(job: Job, ended: Ended) -> list[str]:
     return ending.benched(Path(content["out"]), str(job.path))
 
 
+def _blockwise(job: Job, ended: Ended) -> list[str]:
+    """Compress a decoder block by block, unless it is done; its value is the score of the packed model."""
+    content, console = blockwise(job), Console()
+    console.print(blockwise_summary(content))
+    ended.value = float(content["scores"]["packed"][content["task"]["metric"]])
+    return ending.compressed(job.directory, "blocks.json")
+
+
 KINDS: dict[str, Callable[[Job, Ended], list[str]]] = {
     "compress": _compress,
     "search": _search,
     "export": _export,
     "bench": _bench,
+    "blockwise": _blockwise,
 }

@@ -85,11 +85,22 @@ class Problem:
         root = h.diagonal().sqrt()
         eigenvalues, vectors = torch.linalg.eigh(h / root[:, None] / root)
         eigenvalues = eigenvalues.clamp(min=0)  # but for the rounding of the moment there is none below
-        self.dtype, compute = w.dtype, torch.float64 if w.dtype == torch.float64 else torch.float32
-        self.weight, self.importance = w, h.diagonal().to(compute).expand_as(w).contiguous()
+        compute = torch.float64 if w.dtype == torch.float64 else torch.float32
         self.root, self.eigenvalues, self.vectors = (x.to(compute) for x in (root, eigenvalues, vectors))
+        self.diagonal = h.diagonal().to(compute)
+        self._take(w)
+
+    @torch.no_grad()
+    def like(self, w: Tensor) -> "Problem":
+        """The problem of another weight (out, in) with the same inputs, whose eigenvectors are these; of this dtype."""
+        other = copy.copy(self)
+        other._take(w)
+        return other
+
+    def _take(self, w: Tensor) -> None:
+        self.dtype, self.weight, self.importance = w.dtype, w, self.diagonal.expand_as(w).contiguous()
         self.w = self._turn(w)
-        self.norm = self._square(self.w).clamp(min=torch.finfo(compute).tiny)
+        self.norm = self._square(self.w).clamp(min=torch.finfo(self.root.dtype).tiny)
 
     def of(self, rows: Tensor) -> "Problem":
         """The problem of these rows (n,) of the weight alone: each row is one of its own."""

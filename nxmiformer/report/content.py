@@ -111,6 +111,25 @@ def storage(run: Run) -> Table:
     )
 
 
+def blocks(found: Mapping[str, Any]) -> Table:
+    """Each block of a decoder that was compressed block by block."""
+    rows = []
+    for number, block in enumerate(found["blocks"]):
+        errors, output = list(block["layers"].values()), block.get("output")
+        rows.append(
+            (
+                str(number),
+                f"{block['seconds']:.1f} s",
+                f"{sum(errors) / len(errors):.4f}" if errors else "",
+                f"{max(errors):.4f}" if errors else "",
+                *((f"{output['before']:.4f}", f"{output['after']:.4f}") if output else ("", "")),
+            )
+        )
+    header = ("block", "time", "layers' error, mean", "largest", "block's error", "trained")
+    trained = any(row[4] for row in rows)
+    return Table(header if trained else header[:4], tuple(row if trained else row[:4] for row in rows))
+
+
 def sweep(jobs: Sequence[Mapping[str, Any]]) -> Table:
     """The jobs of a sweep, each by its directory and those of its overrides that not all have."""
     common = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()

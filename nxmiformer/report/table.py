@@ -53,6 +53,15 @@ def bench_summary(found: Mapping[str, Any]) -> Group:
     )
 
 
+def blockwise_summary(found: Mapping[str, Any]) -> Group:
+    """The scores, the time by block and the memory, from the content of a `blocks.json`."""
+    return Group(
+        Text(words.blockwise_headline(found), style="bold"),
+        Text(words.blockwise_memory(found)),
+        _table(content.blocks(found)),
+    )
+
+
 def sweep_summary(jobs: Sequence[Mapping[str, Any]]) -> Group:
     """A line for each job of a sweep: what it was given that not all were, how it ended, and its figures."""
     states = Counter(job["state"] for job in jobs)

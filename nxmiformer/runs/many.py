@@ -12,7 +12,7 @@ import pandas as pd
 from nxmiformer.runs.numbers import METRICS, REPORT, STAGES, Report, read_report, read_rows
 from nxmiformer.runs.parse import shaped
 
-RECORD, FAILED, SEARCHED = "run.json", "failed.json", "search.json"
+RECORD, FAILED, SEARCHED, BLOCKWISE = "run.json", "failed.json", "search.json", "blocks.json"
 PARTS = ("packed", "dense", "checkpoints", "trials")  # of a run or a search: no run to be compared is in them
 WHAT = ("name", "task", "model", "plan", "fingerprint", "phases", "seed")
 FOUND = ("status", "error", "report_on", "metric", *STAGES, "above_chance", "retention")
@@ -41,7 +41,7 @@ class Record:
 
 def load_runs(directory: str | Path) -> pd.DataFrame:
     """Every run of `directory`, a row each: a run's own directory, a multirun's, or one that holds many of either. A
-    finished search does not count as a run, nor do its trials.
+    finished search does not count as a run, nor do its trials, nor a decoder that was compressed block by block.
 
     Columns, missing where a run does not have the value::
 
@@ -100,7 +100,7 @@ def _places(root: Path) -> list[Path]:
     for place, folders, files in os.walk(root):
         if {RECORD, REPORT, FAILED} & set(files):
             folders[:] = [folder for folder in folders if folder not in PARTS]
-            if SEARCHED not in files or {REPORT, FAILED} & set(files):
+            if not {SEARCHED, BLOCKWISE} & set(files) or {REPORT, FAILED} & set(files):
                 found.append(Path(place))
     if not found:
         reason = "there is no such directory" if not root.is_dir() else f"nothing in it has {RECORD} or {REPORT}"

@@ -197,3 +197,23 @@ def export_headline(content: Mapping[str, Any]) -> str:
         f"{form} gives {percent(agreement['equal'], 2)} of {agreement['units']} predictions as the packed model "
         f"does, in a file of {size(nbytes[form])}"
     )
+
+
+def blockwise_headline(content: Mapping[str, Any]) -> str:
+    """What a decoder that was compressed block by block scores, from the content of its `blocks.json`."""
+    metric, nbytes = content["task"]["metric"], content["bytes"]
+    dense, packed = (content["scores"][name][metric] for name in ("dense", "packed"))
+    return (
+        f"{score(metric, packed)} {metric} in {size(nbytes['packed_model'])}, dense {score(metric, dense)} in "
+        f"{size(nbytes['dense_model'])}, on windows of {content['tokens']} tokens"
+    )
+
+
+def blockwise_memory(content: Mapping[str, Any]) -> str:
+    """The memory that was foretold, and the one that was measured, beside what was taken before."""
+    told, found = content["memory"]["foretold"], content["memory"]["measured"]
+    parts = []
+    for part in ("blocks", "scoring"):
+        taken = "not measured here" if found[part] is None else f"{size(found[part])} measured"
+        parts.append(f"{part} {size(told[part])} foretold, {taken}")
+    return f"Memory: {'; '.join(parts)}."
