@@ -412,7 +412,7 @@ def test_a_job_leaves_a_packed_model_with_its_scores_and_is_not_done_twice(place
     assert "for the blocks, " in told
     assert "of hidden states" in told
     assert blockwise(job(place, directory, "resume=true")) == content
-    with pytest.raises(RefusedError, match="blockwise.steps"):
+    with pytest.raises(RefusedError, match=r"blockwise\.steps"):
         blockwise(job(place, directory, "resume=true", "blockwise.steps=3"))
     assert {each.name for each in directory.iterdir()} == names
     with pytest.raises(FileNotFoundError, match="holds no run"):
