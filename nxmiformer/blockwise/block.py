@@ -26,13 +26,13 @@ class Batches(NamedTuple):
     """What a block is worked on with.
 
     Attributes:
-        count: of batches; each has a number.
+        number: of batches, which are numbered from 0.
         before: gives the hidden states (windows, tokens, width) of one before the block.
         wanted: gives those that the dense block makes of what comes into it in the dense model.
         forward: runs the block on a batch's number and hidden states.
     """
 
-    count: int
+    number: int
     before: Read
     wanted: Read
     forward: Callable[[int, Tensor], Tensor]
@@ -59,7 +59,7 @@ def reconstruct(block: nn.Module, batches: Batches, settings: Blockwise) -> Iter
     """
     if not linear_layers(block):
         return
-    numbers = ({"number": torch.tensor(number, device="cpu")} for number in range(batches.count))
+    numbers = ({"number": torch.tensor(number, device="cpu")} for number in range(batches.number))
     moments = input_moments(block, numbers, lambda each: batches.output(int(each["number"])))
     moment: Tensor | None = None
     problem: Problem | None = None
@@ -91,7 +91,7 @@ def tune(block: nn.Module, batches: Batches, settings: Blockwise, seed: int) -> 
     schedule = LambdaLR(optimizer, lambda step: 1 - step / settings.steps)
     generator = torch.Generator(device="cpu").manual_seed(seed)
     for step in range(settings.steps):
-        number = int(torch.randint(batches.count, (), generator=generator, device="cpu"))
+        number = int(torch.randint(batches.number, (), generator=generator, device="cpu"))
         method.before_step(step)
         wanted = batches.wanted(number)
         loss = F.mse_loss(batches.output(number).float(), wanted.float()) / wanted.float().square().mean()
@@ -122,7 +122,7 @@ def _size(parameter: Tensor) -> float:
 def output_error(batches: Batches) -> float:
     """||output - wanted||^2 / ||wanted||^2 of the block over all windows."""
     error = norm = 0.0
-    for number in range(batches.count):
+    for number in range(batches.number):
         wanted = batches.wanted(number).double()
         error += (batches.output(number).double() - wanted).square().sum().item()
         norm += wanted.square().sum().item()

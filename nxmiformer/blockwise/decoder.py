@@ -103,6 +103,12 @@ class Decoder:
         model.initialize_weights()
         self.tuples = False  # whether blocks give tuples; known once one has been run
 
+    @property
+    def embedding(self) -> tuple[int, int]:
+        """How many words the model has, and how wide its hidden states are."""
+        words, width = self.model.get_input_embeddings().get_parameter("weight").shape
+        return words, width
+
     def tensors(self, index: int | None) -> list[str]:
         """The names of the stored tensors of a block, or of all that is in none."""
         start, every = f"{self.name}.", [name for name in self.model.state_dict() if name not in self.shared]

@@ -25,10 +25,8 @@ class Flow:
 
     def at(self, index: int) -> Activations:
         """The hidden states before a block; those after the last are before the one that would come next."""
-        model = self.decoder.model
-        width = model.get_input_embeddings().weight.shape[1]
-        shapes = [(*each.shape, width) for each in self.ids]
-        return Activations(self.directory / f"{self.name}-{index:04d}", shapes, model.dtype)
+        shapes = [(*each.shape, self.decoder.embedding[1]) for each in self.ids]
+        return Activations(self.directory / f"{self.name}-{index:04d}", shapes, self.decoder.model.dtype)
 
     def reached(self, most: int) -> int | None:
         """The last block, up to `most`, that the hidden states before are there of."""

@@ -59,8 +59,7 @@ def foretell(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) ->
         scored: tokens of a batch that is scored.
     """
     model, item = decoder.model, decoder.model.dtype.itemsize
-    embedding = model.get_input_embeddings().weight
-    width, batch = embedding.shape[1], settings.batch * tokens
+    (words, width), batch = decoder.embedding, settings.batch * tokens
     fixed = sum(buffer.numel() * buffer.element_size() for _, buffer in model.named_non_persistent_buffers())
     sizes = [_bytes(decoder, index) for index in range(len(decoder.blocks))]
     around, block = _bytes(decoder, None), max(sizes)
@@ -73,7 +72,7 @@ def foretell(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) ->
         moments=fixed + block + max(_moments(each) for each in shapes.values()) + passing,
         reconstruction=fixed + block + max(_reconstruction(each) for each in shapes.values()),
         training=fixed + block * (1 + STATES) + kept if settings.steps else 0,
-        scoring=fixed + around + max(block + passing, LOGITS * SINGLE * scored * embedding.shape[0]),
+        scoring=fixed + around + max(block + passing, LOGITS * SINGLE * scored * words),
         disk=flows * settings.windows * tokens * width * item,
     )
 

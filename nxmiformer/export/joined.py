@@ -125,8 +125,8 @@ class _Part:
     def __init__(self, file: Any, left: int) -> None:
         self.file, self.left = file, left
 
-    def read(self, most: int) -> bytes:
-        found: bytes = self.file.read(min(most, self.left))
+    def read(self, most: int = -1, /) -> bytes:
+        found: bytes = self.file.read(self.left if most < 0 else min(most, self.left))
         self.left -= len(found)
         return found
 
