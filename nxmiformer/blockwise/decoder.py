@@ -129,7 +129,7 @@ class Decoder:
         blanks = {name: state[name] for name in names}
         try:
             for name in names:
-                self._put(name, blanks[name], stored.tensor(name).to(self.device, blanks[name].dtype))
+                self._put(name, blanks[name], stored.tensor(name, blanks[name].dtype).to(self.device))
             yield
         finally:
             for name in names:
@@ -149,8 +149,8 @@ class Decoder:
 
     @torch.no_grad()
     def seen(self, ids: Tensor, hidden: Tensor | None = None) -> Seen:
-        """Run the model, all of it that is in no block being loaded, on tokens (batch, tokens); instead of the blocks'
-        own, `hidden` is what comes out of them, or what goes in."""
+        """Run the model, all of it that is in no block being loaded, on tokens (batch, tokens), past the blocks: what
+        comes out of them is `hidden`, or, without the head, what goes in."""
         calls: list[Call] = []
         entered: list[Tensor] = []
 
@@ -162,7 +162,8 @@ class Decoder:
             return (after,) if self.tuples else after
 
         with _replaced(self.blocks, passing):
-            outputs = self.model(input_ids=ids.to(self.device), use_cache=False)
+            model = self.model.base_model if hidden is None else self.model
+            outputs = model(input_ids=ids.to(self.device), use_cache=False)
         return Seen(outputs, entered[0], calls)
 
     @torch.no_grad()

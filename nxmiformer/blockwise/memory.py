@@ -22,6 +22,7 @@ EIGEN, MATRICES = 6 * DOUBLE, 14 * SINGLE
 # times the inputs and outputs of all layers: what is kept for the backward pass, and the gradients of one layer.
 PASSING, KEPT = 4, 1.5
 STATES = 5  # of a block that trains, times its size: what it was, its gradient, Adam's two, the points that are seen
+PROCESS = 15 * 10**6  # of a CPU's: code that is first used here, and what the allocator keeps; found by a tiny model
 LOGITS = 3  # copies of them at the end of a score, in float32: the model's, those of the tokens scored, their losses
 
 
@@ -61,6 +62,7 @@ def foretell(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) ->
     model, item = decoder.model, decoder.model.dtype.itemsize
     (words, width), batch = decoder.embedding, settings.batch * tokens
     fixed = sum(buffer.numel() * buffer.element_size() for _, buffer in model.named_non_persistent_buffers())
+    fixed += PROCESS if decoder.device.type == "cpu" else 0
     sizes = [_bytes(decoder, index) for index in range(len(decoder.blocks))]
     around, block = _bytes(decoder, None), max(sizes)
     shapes = {index: [decoder.plan.layers[name].shape for name in decoder.layers(index)] for index in range(len(sizes))}

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from nxmiformer.export.joined import entries
+from nxmiformer.export.joined import TYPES, Entry, entries, read
 from nxmiformer.export.weights import part_keys
 from nxmiformer.models.source import Pretrained, Source
 from nxmiformer.plan.compression import CompressionPlan
@@ -24,8 +23,8 @@ class Stored(abc.ABC):
     """Tensors by the names that the model has for them."""
 
     @abc.abstractmethod
-    def tensor(self, name: str) -> Tensor:
-        """The tensor as it is stored, on the CPU."""
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The tensor in this dtype, on the CPU."""
 
 
 class Checkpoint(Stored):
@@ -43,7 +42,7 @@ class Checkpoint(Stored):
     def __init__(self, path: Path, shapes: Mapping[str, tuple[int, ...]], prefix: str) -> None:
         self.path, self.files = path, _files(path)
         found = {name: entry for file in self.files for name, entry in entries(file).items()}
-        self.places: dict[str, tuple[Path, str]] = {}
+        self.places: dict[str, Entry] = {}
         wrong = []
         for name, shape in shapes.items():
             key = name if name in found else name.removeprefix(f"{prefix}.")
@@ -51,8 +50,10 @@ class Checkpoint(Stored):
                 wrong.append(f"{name} is missing")
             elif tuple(found[key].facts.shape) != shape:
                 wrong.append(f"{name} is {tuple(found[key].facts.shape)}, not {shape}")
+            elif found[key].facts.dtype not in TYPES:
+                wrong.append(f"{name} is of {found[key].facts.dtype}")
             else:
-                self.places[name] = found[key].file, key
+                self.places[name] = found[key]
         if wrong:
             raise ValueError(
                 f"model.path={path}: block by block, tensors are read by the names that the model has for them, and "
@@ -60,13 +61,11 @@ class Checkpoint(Stored):
                 f"transformers write them so"
             )
 
-    def tensor(self, name: str) -> Tensor:
-        file, key = self.places[name]
-        with safe_open(file, framework="pt") as stored:
-            found: Tensor = stored.get_tensor(key)
-        if found.is_floating_point() and not found.isfinite().all():
-            raise ValueError(f"model.path={self.path}: {name} has values that are not finite")
-        return found
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        try:
+            return read(self.places[name], dtype)
+        except ValueError as error:
+            raise ValueError(f"model.path={self.path}: {name}: {error}") from error
 
 
 class Packed(Stored):
@@ -79,15 +78,13 @@ class Packed(Stored):
     def __init__(self, file: Path, plan: CompressionPlan, dtype: torch.dtype) -> None:
         self.file, self.plan, self.dtype, self.keys = file, plan, dtype, entries(file)
 
-    def tensor(self, name: str) -> Tensor:
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         layer = name.removesuffix(".weight")
         spec = self.plan.layers.get(layer) if name.endswith(".weight") else None
-        with safe_open(self.file, framework="pt") as stored:
-            if spec is None:
-                found: Tensor = stored.get_tensor(name)
-                return found
-            parts = {part: stored.get_tensor(key) for part, key in part_keys(layer, self.keys).items()}
-        weight = spec.weight.unpack(parts, spec.shape, self.dtype)
+        if spec is None:
+            return read(self.keys[name], dtype)
+        parts = {part: read(self.keys[key]) for part, key in part_keys(layer, self.keys).items()}
+        weight = spec.weight.unpack(parts, spec.shape, self.dtype).to(dtype)
         return weight.t().contiguous() if spec.transposed else weight  # as it is read whole
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,7 +32,9 @@ KINDS = (
 )
 NAMES = {torch.bool: "BOOL", torch.uint8: "U8", torch.int8: "I8", torch.int16: "I16", torch.int32: "I32"}
 NAMES |= {torch.float16: "F16", torch.bfloat16: "BF16", torch.float32: "F32", torch.float64: "F64", torch.int64: "I64"}
+TYPES = {name: dtype for dtype, name in NAMES.items()}
 ALIGNMENT = 8  # bytes, of the header
+PIECE = 2**20  # bytes, or elements, that are read at once
 
 
 class Facts(NamedTuple):
@@ -64,6 +67,25 @@ def entries(file: Path) -> dict[str, Entry]:
 def metadata(file: Path) -> dict[str, str]:
     """What a safetensors file says of itself."""
     found: dict[str, str] = _header(file)[0].get("__metadata__", {})
+    return found
+
+
+def read(entry: Entry, dtype: torch.dtype | None = None) -> Tensor:
+    """A tensor, on the CPU, in `dtype` where that is given. It is read piece by piece, and no file is mapped, whose
+    pages would count as memory of the process.
+
+    Raises:
+        ValueError: a float is not finite.
+    """
+    kind = TYPES[entry.facts.dtype]
+    found = torch.empty(entry.facts.shape, dtype=dtype or kind, device="cpu")
+    with entry.file.open("rb") as file:
+        file.seek(entry.start)
+        for part in found.view(-1).split(PIECE) if found.numel() else ():
+            piece = torch.from_numpy(np.fromfile(file, np.uint8, len(part) * kind.itemsize)).view(kind)
+            if piece.is_floating_point() and not piece.isfinite().all():
+                raise ValueError(f"{entry.file}: a value is not finite")
+            part.copy_(piece)
     return found
 
 
@@ -116,7 +138,7 @@ def _laid_out(tensors: Mapping[str, Facts], told: Mapping[str, str]) -> tuple[li
 def _copy(entry: Entry, stream: Any) -> None:
     with entry.file.open("rb") as source:
         source.seek(entry.start)
-        shutil.copyfileobj(_Part(source, entry.facts.size), stream, 2**20)
+        shutil.copyfileobj(_Part(source, entry.facts.size), stream, PIECE)
 
 
 class _Part:

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from nxmiformer import cli, load_packed
 from nxmiformer.applied.convert import convert
 from nxmiformer.blockwise.decoder import Decoder, blank, blocks_of
-from nxmiformer.blockwise.memory import foretell
+from nxmiformer.blockwise.memory import PROCESS, foretell
 from nxmiformer.blockwise.passage import Passage
 from nxmiformer.blockwise.score import batches, score
 from nxmiformer.blockwise.settings import Blockwise
@@ -297,6 +297,14 @@ def test_a_checkpoint_without_its_tensors_is_refused_with_their_names(tmp_path):
         opened(tmp_path, tmp_path / "run")
 
 
+def test_a_value_that_is_not_finite_is_told_with_its_tensor(tmp_path):
+    broken = untied()
+    torch.nn.init.constant_(broken.model.layers[1].mlp.up_proj.weight, float("nan"))
+    broken.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"layers\.1\.mlp\.up_proj\.weight: .*safetensors: a value is not finite"):
+        list(opened(tmp_path, tmp_path / "run", iterations=1).run())
+
+
 def test_a_checkpoint_in_several_files_or_of_the_backbone_alone_is_read_as_one_file(tmp_path):
     saved(llama, tmp_path / "one")
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "one")
@@ -308,7 +316,7 @@ def test_a_checkpoint_in_several_files_or_of_the_backbone_alone_is_read_as_one_f
         passage = opened(tmp_path / "one", tmp_path / "run")
         shapes = shapes_of(passage.decoder.model, passage.decoder.shared)
         stored = Checkpoint(tmp_path / name, shapes, "model")
-        assert all(torch.equal(stored.tensor(each), expected[each]) for each in shapes)
+        assert all(torch.equal(stored.tensor(each, torch.float32), expected[each]) for each in shapes)
 
 
 def test_windows_are_whole_and_drawn_by_the_seed():
@@ -367,7 +375,7 @@ def test_the_tensors_that_are_there_at_once_are_no_more_than_foretold_and_not_mu
     with Tally() as tally:
         list(passage.run())
     workspace = 2 * 8 * 256**2  # LAPACK's own, of the largest layer, is in no tensor
-    assert 0.85 * told.blocks < tally.peak + workspace <= told.blocks
+    assert 0.85 < (tally.peak + workspace) / (told.blocks - PROCESS) <= 1
 
 
 # The job.

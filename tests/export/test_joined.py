@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from nxmiformer.export.joined import entries, join, metadata, write
+from nxmiformer.export.joined import entries, join, metadata, read, write
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.uint8, torch.int8, torch.int16]
 DTYPES += [torch.int32, torch.int64, torch.bool]
@@ -30,7 +30,11 @@ def test_the_bytes_of_joined_or_written_files_are_those_of_one_file_of_all_tenso
     write(made, place / "written", {"format": "pt"})
     for name in ("joined", "written"):
         assert (place / name).read_bytes() == (place / "whole").read_bytes()
-    assert entries(place / "joined").keys() == made.keys()
+    found = entries(place / "joined")
+    assert found.keys() == made.keys()
+    for name, entry in found.items():
+        assert torch.equal(read(entry), made[name])
+        assert torch.equal(read(entry, torch.float64), made[name].double())
     assert metadata(place / "joined") == {"format": "pt"}
 
 
