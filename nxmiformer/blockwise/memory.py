@@ -27,7 +27,7 @@ LOGITS = 3  # copies of them at the end of a score, in float32: the model's, tho
 
 
 @dataclass(frozen=True)
-class Foretold:
+class Predicted:
     """Bytes at the most demanding moment of each kind of work; one is done at a time.
 
     Attributes:
@@ -52,7 +52,7 @@ class Foretold:
         return max(self.around, self.moments, self.reconstruction, self.training)
 
 
-def foretell(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) -> Foretold:
+def predict(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) -> Predicted:
     """Count what the way takes.
 
     Args:
@@ -69,7 +69,7 @@ def foretell(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) ->
     passing = item * PASSING * batch * (width + max((max(s) for each in shapes.values() for s in each), default=width))
     kept = round(item * KEPT * batch * max(sum(map(sum, each)) for each in shapes.values()))
     flows = (2 if settings.steps else 1) * 2
-    return Foretold(
+    return Predicted(
         around=fixed + around + block + passing,
         moments=fixed + block + max(_moments(each) for each in shapes.values()) + passing,
         reconstruction=fixed + block + max(_reconstruction(each) for each in shapes.values()),

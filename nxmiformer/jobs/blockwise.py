@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nxmiformer.applied.convert import convert
 from nxmiformer.blockwise.decoder import Decoder, blank, blocks_of
-from nxmiformer.blockwise.memory import foretell, measuring
+from nxmiformer.blockwise.memory import measuring, predict
 from nxmiformer.blockwise.passage import ACTIVATIONS, BLOCKS, Passage
 from nxmiformer.blockwise.score import score
 from nxmiformer.blockwise.stored import Checkpoint, Packed, checkpoint, shapes_of
@@ -66,7 +66,7 @@ def blockwise(job: Job) -> dict[str, Any]:
     passage, settings = opened.passage, job.blockwise
     decoder = passage.decoder
     decoder.plan.save(job.directory / "plan.json")
-    told = foretell(decoder, settings, job.settings.max_length, settings.batch * job.settings.max_length)
+    told = predict(decoder, settings, job.settings.max_length, settings.batch * job.settings.max_length)
     display.say(
         f"memory of {decoder.device.type}, beside what is taken: {size(told.blocks)} for the blocks, "
         f"{size(told.scoring)} for the scores; on disk: {size(told.disk)} of hidden states"
@@ -77,7 +77,7 @@ def blockwise(job: Job) -> dict[str, Any]:
     with measuring(decoder.device) as scoring:
         content = _packed(job, opened, display)
     content["memory"] = {
-        "foretold": {**asdict(told), "blocks": told.blocks},
+        "predicted": {**asdict(told), "blocks": told.blocks},
         "measured": {"blocks": blocks.peak, "scoring": scoring.peak},
     }
     content["seconds"] = time.perf_counter() - began
@@ -104,7 +104,9 @@ def _opened(job: Job, display: Display) -> Opened:
     model = blank(path, job.task.head, getattr(torch, job.source.dtype))
     blocks_of(model)
     agree(model, tokenizer, tokens)
+    _refuse_everything(job.planning.everything)
     plan = job.planning(model)
+    _refuse_everything(plan.everything)
     convert(model, plan)
     _refuse_static(model)
     check_packable(model, plan, tokenizer)
@@ -129,6 +131,12 @@ def _opened(job: Job, display: Display) -> Opened:
     return Opened(passage, dense, data[job.report_on], tokenizer, json.loads(json.dumps(identity)))
 
 
+def _refuse_everything(everything: object) -> None:
+    """Raise a ValueError where ranges of all inputs are to be learned while a model trains, which it does not here."""
+    if everything is not None:
+        raise ValueError("plan.everything is learned in training: job=blockwise takes plan.activations alone")
+
+
 def _refuse_static(model: torch.nn.Module) -> None:
     """Raise a ValueError where ranges of inputs are to be learned while a model trains, which it does not here."""
     layers = compressed_layers(model).values()
@@ -145,7 +153,7 @@ def _finished(job: Job, identity: Mapping[str, Any]) -> dict[str, Any] | None:
     if not (job.resume and (job.directory / RECORD).exists()):
         return None
     theirs = record(job.directory).get("identity", {})
-    check_same(f"{job.directory} is that of another job", theirs, identity, "the job there")
+    check_same(f"{job.directory} belongs to another job", theirs, identity, "the job there")
     path = job.directory / BLOCKWISE
     if not path.exists():
         return None

@@ -210,10 +210,10 @@ def blockwise_headline(content: Mapping[str, Any]) -> str:
 
 
 def blockwise_memory(content: Mapping[str, Any]) -> str:
-    """The memory that was foretold, and the one that was measured, beside what was taken before."""
-    told, found = content["memory"]["foretold"], content["memory"]["measured"]
+    """The memory that was predicted, and the one that was measured, beside what was taken before."""
+    told, found = content["memory"]["predicted"], content["memory"]["measured"]
     parts = []
     for part in ("blocks", "scoring"):
         taken = "not measured here" if found[part] is None else f"{size(found[part])} measured"
-        parts.append(f"{part} {size(told[part])} foretold, {taken}")
+        parts.append(f"{part} {size(told[part])} predicted, {taken}")
     return f"Memory: {'; '.join(parts)}."

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 from nxmiformer import cli, load_packed
 from nxmiformer.applied.convert import convert
 from nxmiformer.blockwise.decoder import Decoder, blank, blocks_of
-from nxmiformer.blockwise.memory import PROCESS, foretell
+from nxmiformer.blockwise.memory import PROCESS, predict
 from nxmiformer.blockwise.passage import Passage
 from nxmiformer.blockwise.score import batches, score
 from nxmiformer.blockwise.settings import Blockwise
@@ -368,10 +368,10 @@ def coarse(model, activations):
     return CompressionPlan.uniform(model, find_targets(model), Then(NM(2, 4), Grid(4, scale="absmax")), activations)
 
 
-def test_the_tensors_that_are_there_at_once_are_no_more_than_foretold_and_not_much_less(tmp_path):
+def test_the_tensors_that_are_there_at_once_are_no_more_than_predicted_and_not_much_less(tmp_path):
     settings = {"iterations": 1, "steps": 1, "planning": coarse}
     passage = opened(saved(wide, tmp_path / "dense"), tmp_path / "run", None, **settings)
-    told = foretell(passage.decoder, passage.settings, IDS[0].shape[1], IDS[0].numel())
+    told = predict(passage.decoder, passage.settings, IDS[0].shape[1], IDS[0].numel())
     with Tally() as tally:
         list(passage.run())
     workspace = 2 * 8 * 256**2  # LAPACK's own, of the largest layer, is in no tensor
@@ -431,6 +431,7 @@ def test_a_job_leaves_a_packed_model_with_its_scores_and_is_not_done_twice(place
 
 REFUSED = {
     "task=masked": "job=blockwise compresses decoders of plain text: task=causal, not task=masked",
+    "plan.everything=int8": "plan.everything is learned in training",
     "plan.activations.ranges=ema": "plan.activations.ranges=ema is learned in training",
     "model.dtype=bfloat16": "blockwise.steps=2 trains in model.dtype: float32, not bfloat16",
     "blockwise.windows=99": "blockwise.windows=99: the training texts have ",
