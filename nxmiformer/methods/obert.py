@@ -30,7 +30,7 @@ class Obert(Gradual):
     """Prune where the loss rises least, let the weights that stay make up for it, and train under that support.
 
     The rise is that of a quadratic whose Hessian is the empirical Fisher information of the task's loss, in blocks of
-    each weight (Kurtic et al. 2022, arXiv 2203.07259). It is taken anew at every pruning. Gradients are those of the
+    each weight (Kurtic et al. 2022, arXiv 2203.07259). Every pruning computes it again. Gradients are those of the
     loss in evaluation mode, one of each batch, and only their Gram matrices are kept; what is pruned already has none.
     A weight that has no sparsity set is left as it is.
 
