@@ -9,12 +9,10 @@ from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
-from nxmiformer.layers.projection import Moved, project
+from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Length, Method
-from nxmiformer.methods.ranking import Ranking, check_global, check_ranking, ranked
 from nxmiformer.optim.group_lasso import norms, shrink, slope, weights
 from nxmiformer.sets.base import Shape
-from nxmiformer.sets.block import spread
 
 How = Literal["proximal", "gradient"]
 
@@ -39,10 +37,6 @@ class GroupLasso(Method):
         how: "proximal": the closed form after each optimizer step, which does reach zero; "gradient": added to the
             gradient before it is clipped, as the authors do.
         sized: whether the penalty is times the square root of a group's size.
-        ranking: "layer": each layer keeps its own share of its groups; "global": the groups of all layers compete for
-            `density` by the root mean square of their weights, which ranks groups of one size by their norms, and a
-            layer's set is the most that it may keep.
-        density: share of all weights that a global ranking keeps.
     """
 
     penalty: float = 0.02
@@ -51,8 +45,6 @@ class GroupLasso(Method):
     reweights: int = 4
     how: How = "proximal"
     sized: bool = True
-    ranking: Ranking = "layer"
-    density: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +58,6 @@ class GroupLasso(Method):
             raise ValueError(f"reweights is how often gamma is recomputed, 0 or more, not {self.reweights}")
         if self.how not in get_args(How):
             raise unknown("way to apply the penalty", self.how, get_args(How))
-        check_ranking(self.ranking, self.density)
 
     def prepare(self, layer: Compressed) -> None:
         layer.quantizer.frozen = False
@@ -74,8 +65,6 @@ class GroupLasso(Method):
 
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
-        if self.density is not None:
-            check_global({name: layer for name, layer, _ in self._grouped()}, self.density)
         self._reweight()
 
     def before_step(self, step: int, ahead: bool = True) -> None:
@@ -127,15 +116,7 @@ class GroupLasso(Method):
 
     def hand_over(self) -> Moved:
         """Project onto the sparsity sets: whole blocks are pruned, and the remaining weights are not rounded."""
-        return self.to_supports() if self.density is None else self._to_ranked(self.density)
-
-    def _to_ranked(self, density: float) -> Moved:
-        """Keep the blocks that are largest of those of all layers; a layer without a support goes to its set."""
-        found = list(self._grouped())
-        sizes = {name: spread(norms(w.matrix.detach(), t) / (t[0] * t[1]) ** 0.5, t) for name, w, t in found}
-        sets = ranked(sizes, {name: layer.quantizer.constraint.sparsity for name, layer, _ in found}, density)
-        kept = {layer.quantizer: sets[name] for name, layer, _ in found}
-        return project(self.model, lambda q, w: (kept.get(q) or q.constraint).project(w))
+        return self.to_supports()
 
     def metrics(self, layers: bool = False) -> dict[str, float]:
         """The share of the groups that are zero already."""
