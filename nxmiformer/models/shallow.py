@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -14,7 +15,8 @@ def shallow(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
     other weights are the model's: "direct" layer dropping (Kurtic et al. 2022, arXiv 2203.07259, section 4.3).
 
     Raises:
-        ValueError: a number is not one of a layer, or does not rise; or the model is no single stack of layers.
+        ValueError: a number is not one of a layer, or does not rise; the model is not one stack of layers; or a layer
+            would be of another kind in its new place.
     """
     depth = _depth(model.config)
     if not kept or sorted(set(kept)) != list(kept) or not 0 <= kept[0] <= kept[-1] < depth:
@@ -28,11 +30,28 @@ def shallow(model: PreTrainedModel, kept: Sequence[int]) -> PreTrainedModel:
         config.layer_types = [kinds[number] for number in kept]
     config.num_hidden_layers = len(kept)
     smaller = type(model)(config).to(model.dtype)  # type: ignore[arg-type]
+    for new, old in enumerate(kept):
+        pair = (each.get_submodule(f"{stack}.{number}") for each, number in ((smaller, new), (model, old)))
+        if len({str(_kinds(layer)) for layer in pair}) > 1:
+            raise ValueError(f"layer {old} of a {type(model).__name__} is of another kind than layer {new} would be")
     smaller.load_state_dict(
         {f"{stack}.{new}{rest}": value for new, old in enumerate(kept) for rest, value in _of(model, f"{stack}.{old}")}
         | {name: value for name, value in model.state_dict().items() if not name.startswith(f"{stack}.")}
     )
     return smaller.train(model.training)
+
+
+def _kinds(layer: nn.Module) -> list[Any]:
+    """What the modules of a layer are and how they compute, but for the layer's number and its mode."""
+    own = ("training", "layer_idx", "layer_id")
+    return [
+        (name, type(each), [*each._parameters], {k: v for k, v in vars(each).items() if _plain(v) and k not in own})
+        for name, each in layer.named_modules()
+    ]
+
+
+def _plain(value: object) -> bool:
+    return isinstance(value, int | float | str | bool)
 
 
 def _of(model: nn.Module, layer: str) -> list[tuple[str, object]]:

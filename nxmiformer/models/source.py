@@ -84,6 +84,10 @@ class Pretrained(Source):
             raise ValueError(f"model.path={self.path}: there is no such directory")
         if self.dtype not in DTYPES:
             raise unknown("model.dtype", self.dtype, DTYPES)
+        if self.finetuned and self.keep_layers is not None:
+            raise ValueError(
+                "model.finetuned=true takes no dense step, and model.keep_layers needs some: leave out one of them"
+            )
         if not self.name:
             object.__setattr__(self, "name", Path(self.path).name)
 
@@ -150,7 +154,9 @@ class Pretrained(Source):
     def taught(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
         if self.teacher is None:
             return None
-        return replace(self, path=self.teacher, name="", teacher=None, finetuned=True).model(task, tokenizer, 0)
+        return replace(self, path=self.teacher, name="", teacher=None, finetuned=True, keep_layers=None).model(
+            task, tokenizer, 0
+        )
 
     @contextmanager
     def _own_code(self) -> Iterator[None]:

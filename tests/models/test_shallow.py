@@ -5,6 +5,7 @@ import torch
 import transformers
 
 from nxmiformer.models.shallow import shallow
+from nxmiformer.models.source import Pretrained
 
 SMALL = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
 MODELS = {
@@ -56,3 +57,16 @@ def test_two_stacks_and_layers_that_are_one_and_the_same_are_refused():
     albert = transformers.AlbertModel(transformers.AlbertConfig(**SMALL, embedding_size=8))
     with pytest.raises(ValueError, match="has 0 lists of 4 modules"):
         shallow(albert, [0])
+
+
+def test_a_layer_that_would_be_of_another_kind_in_its_new_place_is_refused():
+    config = transformers.GPTNeoConfig(
+        vocab_size=20, hidden_size=8, num_layers=4, num_heads=2, attention_types=[[["global", "local"], 2]]
+    )
+    with pytest.raises(ValueError, match="layer 1 of a GPTNeoForCausalLM is of another kind than layer 0 would be"):
+        shallow(transformers.GPTNeoForCausalLM(config), [1, 2])
+
+
+def test_layers_are_dropped_of_a_model_that_is_still_to_be_trained():
+    with pytest.raises(ValueError, match=r"model\.finetuned=true takes no dense step"):
+        Pretrained("bert-base-uncased", finetuned=True, keep_layers=[0, 1])
