@@ -36,7 +36,8 @@ class Predicted:
         reconstruction: a block, the moments that are still to be used, and the work on one layer.
         training: a block with its gradients and the optimizer's state, and what a batch leaves for the backward pass.
         scoring: what is in no block, and the logits of a batch.
-        disk: of the hidden states, in files: it is no memory.
+        disk: of the hidden states of calibration, in files: it is no memory. Scoring takes two files of all scored
+            tokens.
     """
 
     around: int

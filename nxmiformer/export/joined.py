@@ -54,9 +54,15 @@ class Entry(NamedTuple):
 
 
 def entries(file: Path) -> dict[str, Entry]:
-    """The tensors of a safetensors file by name."""
+    """The tensors of a safetensors file by name.
+
+    Raises:
+        ValueError: the file is longer or shorter than its header says.
+    """
     content, first = _header(file)
     content.pop("__metadata__", None)
+    if first + max((each["data_offsets"][1] for each in content.values()), default=0) != file.stat().st_size:
+        raise ValueError(f"{file} is damaged: it has other bytes than its header names")
     found = {}
     for name, each in content.items():
         start, end = each["data_offsets"]

@@ -92,6 +92,10 @@ def _opened(job: Job, display: Display) -> Opened:
         raise ValueError(f"job=blockwise compresses decoders of plain text: task=causal, not task={job.task.name}")
     path = checkpoint(job.source)
     assert isinstance(job.source, Pretrained)
+    if job.source.keep_layers is not None:
+        raise ValueError("model.keep_layers: job=blockwise compresses all layers; job=compress can begin with some")
+    if job.budget.given:
+        raise ValueError("job=blockwise does not search: leave out the budget, and give a plan")
     if job.blockwise.steps and job.source.dtype != "float32":
         raise ValueError(
             f"blockwise.steps={job.blockwise.steps} trains in model.dtype: float32, not {job.source.dtype}"
@@ -119,12 +123,14 @@ def _opened(job: Job, display: Display) -> Opened:
         "weights": digest([digest_of(file).encode() for file in dense.files]),
         "config": digest_of(path / CONFIG),
         "windows": digest([json.dumps([each.tolist() for each in ids]).encode()]),
+        "scored": digest(str(each["input_ids"]).encode() for each in data[job.report_on].features),
     }
     identity = {
         "config": without_paths({key: job.config.get(key) for key in DECIDING}),
         "plan": plan.fingerprint,
         "seed": job.seed,
         "tokens": tokens,
+        "report_on": job.report_on,
         "content": content,
     }
     passage = Passage(decoder, dense, ids, job.blockwise, job.directory, job.seed)

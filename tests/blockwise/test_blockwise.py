@@ -431,6 +431,8 @@ def test_a_job_leaves_a_packed_model_with_its_scores_and_is_not_done_twice(place
 
 REFUSED = {
     "task=masked": "job=blockwise compresses decoders of plain text: task=causal, not task=masked",
+    "budget.ratio=0.2": "job=blockwise does not search",
+    "model.keep_layers=[0]": "job=blockwise compresses all layers",
     "plan.everything=int8": "plan.everything is learned in training",
     "plan.activations.ranges=ema": "plan.activations.ranges=ema is learned in training",
     "model.dtype=bfloat16": "blockwise.steps=2 trains in model.dtype: float32, not bfloat16",

@@ -43,3 +43,12 @@ def test_a_name_in_two_files_is_refused(tmp_path):
         save_file({"weight": torch.zeros(2)}, tmp_path / name)
     with pytest.raises(ValueError, match=r"weight is in .*one and in .*two"):
         join([tmp_path / "one", tmp_path / "two"], tmp_path / "both", {})
+
+
+@pytest.mark.parametrize("change", [lambda data: data[:-3], lambda data: data + b"\0"])
+def test_a_file_that_is_cut_short_or_too_long_is_refused(tmp_path, change):
+    file = tmp_path / "a.safetensors"
+    save_file({"w": torch.ones(4, device="cpu")}, file)
+    file.write_bytes(change(file.read_bytes()))
+    with pytest.raises(ValueError, match="is damaged: it has other bytes than its header names"):
+        entries(file)
