@@ -65,7 +65,8 @@ class Study:
             return False
         folder = self.outputs / name
         self._write(dict(zip(CELL, ("masked", plan, "prune_once", steps, 0), strict=True)), folder)
-        made = ["job=export", "format=sparse", f"path={folder}", *self.sweep["corpus"]]
+        corpus = [word.format(**self.places) for word in self.sweep["corpus"]]
+        made = ["job=export", "format=sparse", f"path={folder}", *corpus]
         return (folder / "sparse").exists() or self._command(folder, made, {}, "export.txt")
 
     def teacher(self, task: str, seed: int) -> bool:
@@ -93,7 +94,6 @@ class Study:
         name = f"{task}-{plan}-{method}-{steps}-{seed}"
         overrides = [*self.sweep["plans"][plan]["task"], *self.sweep["methods"][method], *start]
         if not self._run(name, self.words_of_task(task, seed, overrides)):
-            print(f"failed: {name}, see {self.outputs / name}/log.txt", file=sys.stderr, flush=True)
             return False
         return self._write(cell, self.outputs / name)
 
@@ -123,11 +123,13 @@ class Study:
     def _command(self, folder: Path, words: list[str], more: dict[str, str], log: str) -> bool:
         folder.mkdir(parents=True, exist_ok=True)
         command = ["nxmiformer", *words, *(f"{key}={value}" for key, value in more.items())]
-        command = [word.format(**self.places) if "{" in word else word for word in command]
         with (folder / log).open("w") as file:
             print(*command, file=file, flush=True)
             environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            return subprocess.run(command, stdout=file, stderr=file, env=environment).returncode == 0
+            done = subprocess.run(command, stdout=file, stderr=file, env=environment).returncode == 0
+        if not done:
+            print(f"failed: {folder.name}, see {folder / log}", file=sys.stderr, flush=True)
+        return done
 
     def _write(self, cell: Row, folder: Path) -> bool:
         """Add the row of a run, as its report has it."""

@@ -17,6 +17,7 @@ from nxmiformer.jobs.opening import check_same, identity_of, opened, record
 from nxmiformer.jobs.phases import check_taught, train
 from nxmiformer.jobs.record import report
 from nxmiformer.jobs.rehearsal import rehearse
+from nxmiformer.layers.everything import check_ranges
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_report
@@ -42,6 +43,7 @@ def run(job: Job) -> dict[str, Any]:
         with compiling(job.settings.compile):
             train(job, stage, job.recipe.phases, position, resumed)
         verify(stage.model, plan)
+        check_ranges(stage.model)
         content = _pack(job, stage, plan, began - position.seconds)
         write_text(job.directory / REPORT, json.dumps(content, indent=1) + "\n")
         write_report(job.directory)

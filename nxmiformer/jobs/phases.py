@@ -80,7 +80,10 @@ def leave_dense(job: Job, stage: Stage) -> None:
     with quiet(), replacing(job.directory / "dense", lambda _: True, "a dense model") as directory:
         quantizers = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, RANGES))
         weights = {name: each for name, each in model.state_dict().items() if not name.startswith(quantizers)}
-        model.save_pretrained(directory, state_dict=weights)
+        if "save_pretrained" in vars(model):  # it was read from a packed model, and saves itself whole
+            model.save_pretrained(directory)
+        else:
+            model.save_pretrained(directory, state_dict=weights)
         stage.tokenizer.save_pretrained(directory)
 
 

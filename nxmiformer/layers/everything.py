@@ -125,6 +125,16 @@ def range_quantizers(model: nn.Module) -> dict[str, RangeQuantizer]:
     return {name: module for name, module in named if isinstance(module, RangeQuantizer)}
 
 
+def check_ranges(model: nn.Module) -> None:
+    """Raise a ValueError for quantizers that have seen no input in training, which would follow each batch instead."""
+    blind = [name for name, each in range_quantizers(model).items() if not bool((each.low <= each.high).all())]
+    if blind:
+        raise ValueError(
+            f"plan.everything: {len(blind)} ranges have seen no input, such as {', '.join(blind[:4])}: take a recipe "
+            f"that trains, for more steps than method.delay"
+        )
+
+
 def _quantize_input(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (module.ranges[INPUT](args[0]), *args[1:])
 

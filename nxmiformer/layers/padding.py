@@ -54,6 +54,8 @@ def watch(model: nn.Module, padding: Padding) -> None:
     for module in _models(model):
         vars(module)["padding"] = padding
         begin = _begin_decoder if any(module is each for each in decoders) else _begin
+        if any(each is not module for each in module.modules() if each in decoders):
+            begin = _begin_both  # what is behind the decoder sees the decoder's text
         module.register_forward_pre_hook(begin, with_kwargs=True)
         module.register_forward_hook(_end, always_call=True)
 
@@ -62,7 +64,7 @@ def unwatch(model: nn.Module) -> None:
     """Take back what `watch` did."""
     for module in _models(model):
         if vars(module).pop("padding", None) is not None:
-            drop(module, _begin, _begin_decoder, _end)
+            drop(module, _begin, _begin_decoder, _begin_both, _end)
 
 
 def drop(module: nn.Module, *hooks: Any) -> None:
@@ -89,6 +91,12 @@ def _begin(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
 
 def _begin_decoder(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     module.padding.enter(_given(module, args, kwargs), decoder=True)
+
+
+def _begin_both(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    given = _given(module, args, kwargs)
+    written = {"attention_mask": given.get("decoder_attention_mask"), "labels": given.get("labels")}
+    module.padding.enter(written, decoder=True)
 
 
 def _end(module: Any, *_: Any) -> None:

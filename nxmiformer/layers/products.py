@@ -91,13 +91,15 @@ class _Watch(TorchFunctionMode):
         self.model, self.names = model, {module: name for name, module in model.named_modules()}
         stacks = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
         self.blocks = tuple(f"{name}." for name, _ in stacks)
-        self.firsts = {stack[0] for _, stack in stacks if len(stack)}
+        inside = {name for name, _ in stacks if any(name.startswith(f"{other}.") for other, _ in stacks)}
+        self.firsts = {stack[0] for name, stack in stacks if len(stack) and name not in inside}
         self.parts: dict[str, dict[str, int]] = {}
         self.odd: list[str] = []
         self.inside: list[nn.Module] = []
         self.attending = False
         self.done: dict[int, Tensor] = {}  # what is quantized, by its memory
-        self.dropped: dict[int, nn.Module] = {}  # the dropout that was given it, by its memory
+        # The dropout that was given it, by its memory; held, so that its memory does not become another's.
+        self.dropped: dict[int, tuple[Tensor, nn.Module]] = {}
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -132,9 +134,9 @@ class _Watch(TorchFunctionMode):
         if not isinstance(x, Tensor) or not x.is_floating_point():
             return
         if isinstance(module, nn.Dropout):
-            self.dropped.setdefault(x.untyped_storage().data_ptr(), module)
+            self.dropped.setdefault(x.untyped_storage().data_ptr(), (x, module))
         if module in self.firsts and not self.is_quantized(x):  # before the dropout, where that is a module
-            self.record(self.dropped.get(x.untyped_storage().data_ptr(), module), INPUT, x)
+            self.record(self.dropped.get(x.untyped_storage().data_ptr(), (x, module))[1], INPUT, x)
             self.quantized(x)
         if isinstance(module, nn.Linear | Conv1D) and not self.is_quantized(x):
             self.record(module, INPUT, x)

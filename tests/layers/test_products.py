@@ -7,6 +7,7 @@ from kinds import FEED, KINDS, NARROW, SIDES, TOKENS, made
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from nxmiformer.layers.attention import NAME, attend
+from nxmiformer.layers.everything import INPUT
 from nxmiformer.layers.products import counted, find_products
 
 ATTENTION = {"query", "key", "value", "numerator", "denominator", "weights", "output"}
@@ -126,3 +127,14 @@ def test_a_model_that_computes_something_else_by_our_attention_is_refused(monkey
 def test_a_model_of_somebody_else_is_refused():
     with pytest.raises(ValueError, match="in models of transformers, not in a Linear"):
         find_products(torch.nn.Linear(2, 2))
+
+
+def test_the_sum_of_embeddings_is_quantized_before_each_stack_and_no_block_after_the_first_is():
+    sizes = {"vocab_size": 24, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2, "num_layers": 2}
+    for _ in range(4):
+        model = transformers.T5ForConditionalGeneration(
+            transformers.T5Config(**sizes, **TOKENS, decoder_start_token_id=0)
+        )
+        inputs = {name for name, parts in find_products(model).items() if INPUT in parts}
+        assert {name for name in inputs if "block" not in name} >= {"encoder.dropout", "decoder.dropout"}
+        assert not [name for name in inputs if name.endswith(("layer.0", "layer.1", "layer.2"))]

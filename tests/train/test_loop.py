@@ -224,7 +224,7 @@ def test_training_that_goes_astray_does_not_overwrite_the_last_good_checkpoint(t
         return made[-1]
 
     with pytest.raises(
-        ValueError, match=r"phase 'dense'.* (is nan|is not finite|are not finite) at step \d: lower its .*; or go on"
+        ValueError, match=r"phase 'dense'.* (is nan|is not finite|are not finite) at step \d: lower its .*; or continue"
     ) as error:
         train_phase(run, "dense", Phase(Spoiling(), adam, steps=7, schedule="constant"), None, Position())
     kept = run.checkpoints.path("latest")
