@@ -95,7 +95,7 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, plan: CompressionPlan, device: torch.device) -> None:
         self.model, self.plan, self.device, self.name = model, plan, device, blocks_of(model)
         self.blocks: list[nn.Module] = list(model.get_submodule(self.name).children())
-        self.rest, self.shared = rest_of(model, plan)
+        _, self.shared = rest_of(model, plan)
         for known in model.state_dict(keep_vars=True).values():
             known._is_hf_initialized = True
         for name, buffer in list(model.named_non_persistent_buffers()):
