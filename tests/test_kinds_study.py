@@ -77,7 +77,17 @@ def test_a_cell_that_has_its_row_is_not_run_again(tmp_path):
         outputs=tmp_path, results=results, data="", models="", prepared="", precision="", plans="ab", methods=METHODS
     )
     study = script["Study"](sweep, arguments)
-    dense = script["Future"]()
-    dense.set_result(True)
     left = [("text", "a", "one_shot", 0), ("text", "b", "admm", 0), ("text", "b", "one_shot", 0)]
-    assert study.cells(dense, ("text", 0)) == left
+    assert study.cells("text", 0) == left
+
+
+def test_no_dense_model_is_trained_where_every_chosen_cell_has_its_row(tmp_path):
+    script = runpy.run_path(str(STUDY / "run.py"))
+    sweep = {"kinds": {"text": {"plans": ["a", "b"], "methods": METHODS}}}
+    results = tmp_path / "results.csv"
+    results.write_text("kind,plan,method,seed\ntext,a,admm,0\ntext,int8,one_shot,0\ntext,a,admm,1\n")
+    arguments = script["argparse"].Namespace(
+        outputs=tmp_path, results=results, data="", models="", prepared="", precision="", plans="a", methods=["admm"]
+    )
+    study = script["Study"](sweep, arguments)
+    assert [study.left("text", seed) for seed in (0, 1, 2)] == [False, True, True]

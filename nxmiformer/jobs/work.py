@@ -19,6 +19,7 @@ from nxmiformer.jobs.place import claimed, occupied, recorded
 from nxmiformer.jobs.search import found, planned, search
 from nxmiformer.jobs.sweep import Ended
 from nxmiformer.report.table import bench_summary, blockwise_summary, export_summary, search_summary, summary
+from nxmiformer.runs.many import BLOCKWISE
 from nxmiformer.runs.numbers import read_run
 from nxmiformer.runs.speeds import best
 from nxmiformer.runs.words import outcome
@@ -92,7 +93,10 @@ def _bench(job: Job, ended: Ended) -> list[str]:
 
 def _blockwise(job: Job, ended: Ended) -> list[str]:
     """Compress a decoder block by block, unless it is done; its value is the score of the packed model."""
+    before = job.resume and (job.directory / BLOCKWISE).exists()  # `blockwise` refuses it where it is another job's
     content, console = blockwise(job), Console()
+    if before:
+        ended.state = "skipped"
     console.print(blockwise_summary(content))
     ended.value = float(content["scores"]["packed"][content["task"]["metric"]])
     return ending.compressed(job.directory, "blocks.json")

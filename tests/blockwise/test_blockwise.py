@@ -32,6 +32,8 @@ from nxmiformer.errors import RefusedError
 from nxmiformer.export.assembled import assembling
 from nxmiformer.export.joined import join
 from nxmiformer.jobs.blockwise import blockwise
+from nxmiformer.jobs.sweep import Ended
+from nxmiformer.jobs.work import work
 from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.moments import input_moments
@@ -419,7 +421,10 @@ def test_a_job_leaves_a_packed_model_with_its_scores_and_is_not_done_twice(place
     told = capsys.readouterr().err
     assert "for the blocks, " in told
     assert "of hidden states" in told
-    assert blockwise(job(place, directory, "resume=true")) == content
+    ended = Ended()
+    work("blockwise", lambda: job(place, directory, "resume=true"), directory, ended, sweeping=True)
+    assert (ended.state, ended.value) == ("skipped", content["scores"]["packed"]["perplexity"])
+    assert json.loads((directory / "blocks.json").read_text()) == content
     with pytest.raises(RefusedError, match=r"blockwise\.steps"):
         blockwise(job(place, directory, "resume=true", "blockwise.steps=3"))
     assert {each.name for each in directory.iterdir()} == names
