@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nxmiformer.layers.compressed import PLAIN, Compressed, obstacle
 from nxmiformer.layers.embedding import CompressedEmbedding
 from nxmiformer.layers.everything import install, remove
+from nxmiformer.layers.factored import Factored, unfactor
 from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.inputs import Latest
 from nxmiformer.layers.linear import CompressedLinear
@@ -78,6 +79,7 @@ def strip(model: nn.Module) -> nn.Module:
     """Turn every compressed layer back, in place, into what it was before `convert`. Its parameters stay as they
     are."""
     remove(model)
+    unfactor(model)
     for layer in {id(layer): layer for layer in compressed_layers(model).values()}.values():
         layer.release()
     return model
@@ -126,5 +128,8 @@ def verify(model: nn.Module, plan: CompressionPlan) -> None:
 
 def matrix(model: nn.Module, name: str, spec: LayerSpec) -> Tensor:
     """The weight of layer `name` as (out_features, in_features), detached, whether the model is converted or not."""
-    weight = unwrapped(model).get_parameter(f"{name}.weight").detach()
+    layer = unwrapped(model).get_submodule(name)
+    if isinstance(layer, Factored):
+        return layer.matrix
+    weight = layer.get_parameter("weight").detach()
     return weight.t() if spec.transposed else weight

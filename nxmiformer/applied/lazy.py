@@ -6,11 +6,10 @@ from typing import NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.compressed import Compressed, foreign_forward, joined
-from nxmiformer.layers.embedding import CompressedEmbedding
+from nxmiformer.layers.compressed import become
+from nxmiformer.layers.embedding import CompressedEmbedding, shares, sharing
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.memory import Memory
-from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.plan.compression import LayerSpec
 
 PACKED = "the weights are packed: nxmiformer.applied.lazy.make_eager(model) unpacks them for good"
@@ -129,12 +128,11 @@ def lazy_layers(model: nn.Module) -> dict[str, Lazy]:
 def make_lazy(model: nn.Module, name: str, weight: PackedWeight) -> None:
     """Make the layer `name` unpack this weight when it is used, in place."""
     layer = model.get_submodule(name)
-    shares = isinstance(layer, nn.Embedding) and not isinstance(layer, Compressed)  # the weight of one that is
-    if shares and layer.max_norm is None and foreign_forward(layer) is None:
-        layer = CompressedEmbedding.adopt(layer, WeightQuantizer(weight.spec.weight))
-    if not isinstance(layer, Compressed):
+    if not shares(layer):
         raise ValueError(f"{name} is a {type(layer).__name__} with a packed weight, and cannot unpack it lazily")
-    _become(layer, LazyLinear if isinstance(layer, CompressedLinear) else LazyEmbedding, weight)
+    layer = sharing(layer, weight.spec.weight)
+    become(layer, LazyLinear if isinstance(layer, CompressedLinear) else LazyEmbedding, weight)
+    layer.eval()
 
 
 def make_eager(model: nn.Module) -> None:
@@ -146,12 +144,5 @@ def make_eager(model: nn.Module) -> None:
             if id(packed) not in weights:
                 weights[id(packed)] = nn.Parameter(packed())
             kind = CompressedLinear if isinstance(layer, LazyLinear) else CompressedEmbedding
-            _become(layer, kind, weights[id(packed)])
-
-
-def _become(layer: Compressed, kind: type[Compressed], weight: PackedWeight | nn.Parameter) -> None:
-    """Make a compressed layer one of another kind, with this weight."""
-    del layer.weight
-    layer.__class__ = joined(kind, layer.plain)
-    layer.weight = weight  # type: ignore[assignment]
-    layer.eval()
+            become(layer, kind, weights[id(packed)])
+            layer.eval()

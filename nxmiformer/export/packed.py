@@ -49,6 +49,7 @@ from nxmiformer.export.skeleton import check, planned_header, read_plan
 from nxmiformer.export.weights import fill, packed_parts, rest_of
 from nxmiformer.files import digest_of, digests_of, files_in, replacing, write_text
 from nxmiformer.layers.compact import sizes_of
+from nxmiformer.layers.factored import Factored, unfactor
 from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.plan.compression import CompressionPlan
 
@@ -102,9 +103,10 @@ def packing(
     Args:
         parents: make the directories above.
     """
-    if lazy_layers(model):
+    if lazy_layers(model) or any(isinstance(module, Factored) for module in model.modules()):
         model = copy.deepcopy(model)
         make_eager(model)
+        unfactor(model)
     plan.check(model)
     verify(model, plan)
     check_dtype(model)
@@ -213,6 +215,9 @@ def _write_config(model: PreTrainedModel, attention: str | None, directory: Path
 
 def load_packed(path: str | Path, lazy: bool = False) -> PreTrainedModel:
     """The model that `save_packed` wrote, in evaluation mode. Its logits are the same, bit for bit.
+
+    Layers in a `Kronecker` set have the factors in place of the weight, as parameters, and compute with them. Where the
+    saved model multiplied by the weight, the logits are the same within rounding.
 
     Its compressed layers quantize their inputs as before. `transformers.AutoTokenizer.from_pretrained(path)` gives the
     tokenizer.

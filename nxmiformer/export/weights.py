@@ -1,6 +1,6 @@
 """The file of weights: the parts of each compressed weight, and all other tensors unchanged."""
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import matrix
 from nxmiformer.applied.lazy import PackedWeight, make_lazy
+from nxmiformer.layers.factored import FactoredWeight, put_factors
 from nxmiformer.layers.memory import Memory
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.sets import Kronecker
 
 # What `pack` gives, and how it is called after the layer. The values, which are flat, have the name of the weight:
 # whoever reads them as a dense one finds another shape, and an error, where he would have drawn what is not there.
@@ -80,6 +82,8 @@ def fill_layers(
         parts = {part: stored.get_tensor(key) for part, key in part_keys(name, keys).items()}
         packed = PackedWeight(parts, spec, dtype).to(device, model.dtype)
         names = [f"{name}.weight", *tied.pop(f"{name}.weight")]
+        if isinstance(spec.weight, Kronecker) and _factored(model, names, packed):
+            continue
         if lazy:
             for each in names:
                 make_lazy(model, each.removesuffix(".weight"), packed)
@@ -95,6 +99,20 @@ def fill_layers(
             put(model, each, model.get_parameter(key))
     if lazy:
         model.requires_grad_(False)
+
+
+def _factored(model: PreTrainedModel, names: Sequence[str], packed: PackedWeight) -> bool:
+    """Give the layers that share a weight, by the weight's `names`, its factors, lazy or not: these are what is
+    packed. Say whether the layers can compute with them."""
+    points, spec = packed.spec.weight, packed.spec
+    assert isinstance(points, Kronecker)
+    try:
+        factors = points.unpack_factors(packed.parts, spec.shape, packed.stored)
+    except ValueError as error:
+        raise ValueError(f"{names[0].removesuffix('.weight')}: {error}") from error
+    left, right = (factor.to(packed.dtype, copy=True) for factor in factors)  # of their own memory, not of one part's
+    modules = (model.get_submodule(name.removesuffix(".weight")) for name in names)
+    return put_factors(modules, FactoredWeight(points, left, right, spec.transposed))
 
 
 class Below:

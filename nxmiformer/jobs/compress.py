@@ -1,5 +1,6 @@
 """One run: train and compress a model, verify and pack it, and write a report."""
 
+import copy
 import json
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from nxmiformer.jobs.phases import check_taught, train
 from nxmiformer.jobs.record import report
 from nxmiformer.jobs.rehearsal import rehearse
 from nxmiformer.layers.everything import check_ranges
+from nxmiformer.layers.factored import Factored, factor
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_report
@@ -89,11 +91,18 @@ def _pack(job: Job, stage: Stage, plan: CompressionPlan, began: float) -> dict[s
 
 
 def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """The scores of the model as trained, and as read back from its packed files; their logits must be the same."""
+    """The scores of the model as trained, and as read back from its packed files; their logits must be the same.
+
+    Where what is read computes with factors, the trained model is compared, and scored, as it does with them.
+    """
     examples, size, accelerator = stage.data[job.report_on], job.settings.eval_batch_size, stage.accelerator
-    models = stage.model, load_packed(packed).to(accelerator.device)
+    trained, read = stage.model, load_packed(packed).to(accelerator.device)
+    if any(isinstance(module, Factored) for module in read.modules()):
+        trained = copy.deepcopy(trained)
+        factor(trained)
+    models = trained, read
     answers = [Answers(stage.task, examples, model) for model in models]
-    with evaluating(stage.model), accelerator.autocast():  # what they write, too
+    with evaluating(trained), accelerator.autocast():  # what they write, too
         forwards, name = [forward_of(each, accelerator) for each in models], f"{job.report_on}, trained and packed"
         for pair in side_by_side(forwards, answers, size, accelerator.device, stage.display, name):
             ours, theirs = (units.logits for _, _, units in pair)

@@ -61,6 +61,10 @@ class Compressed(nn.Module):
         """The weight as (out_features, in_features), a view."""
         return self.weight
 
+    def take(self, point: Tensor) -> None:
+        """Let the weight be this point (out_features, in_features) of the layer's set."""
+        self.matrix.copy_(point)
+
     def forward(self, x: Tensor) -> Tensor:
         return self.compute(x)
 
@@ -90,6 +94,13 @@ def _blank(ours: Any, plain: Any) -> nn.Module:
     kind = joined(ours, plain)
     made: nn.Module = kind.__new__(kind)
     return made
+
+
+def become(layer: Compressed, kind: type[Compressed], weight: nn.Module | nn.Parameter) -> None:
+    """Make a compressed layer one of another kind, with this weight, in place."""
+    del layer.weight
+    layer.__class__ = joined(kind, layer.plain)
+    layer.weight = weight  # type: ignore[assignment]
 
 
 def obstacle(module: nn.Module) -> str | None:

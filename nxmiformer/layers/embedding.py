@@ -3,7 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.compressed import Compressed, foreign_forward
+from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.sets import ConstraintSet, Kronecker
 
 
@@ -31,3 +32,16 @@ class CompressedEmbedding(Compressed, nn.Embedding):
             return F.embedding(ids, self.quantizer(self.weight), self.padding_idx)
         rows = nn.Embedding.forward(self, ids)
         return self.quantizer(rows.flatten(0, -2), ids.flatten()).view(rows.shape)
+
+
+def shares(module: nn.Module) -> bool:
+    """Whether a module that has the weight of a compressed layer can have whatever the layer has in place of it."""
+    plain = isinstance(module, nn.Embedding) and not isinstance(module, Compressed)
+    return isinstance(module, Compressed) or (plain and module.max_norm is None and foreign_forward(module) is None)
+
+
+def sharing(module: nn.Module, constraint: ConstraintSet) -> Compressed:
+    """A module that `shares`, compressed: an embedding may not be yet."""
+    if isinstance(module, Compressed):
+        return module
+    return CompressedEmbedding.adopt(module, WeightQuantizer(constraint))

@@ -1,9 +1,41 @@
 """Layers that compute with the factors of their weight, without the weight."""
 
+from typing import NamedTuple, Self
+
 import torch
 from torch import Tensor, nn
 
 from nxmiformer.sets.kronecker import kron
+
+
+class Multiplier(NamedTuple):
+    """What `multiply` multiplies by, in the order of fewer multiplications.
+
+    Attributes:
+        first, second: (n, terms m) and (terms k, p), of the right factors and then the left, or the other way round.
+        terms: of the sum.
+        right: whether the right factors come first.
+    """
+
+    first: Tensor
+    second: Tensor
+    terms: int
+    right: bool
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> Self:
+        """Of left (terms, m1, n1) and right (terms, m2, n2)."""
+        first, then = (right, left) if (ahead := _right_first(left, right)) else (left, right)
+        return cls(first.flatten(0, 1).t(), then.transpose(1, 2).flatten(0, 1), left.shape[0], ahead)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x (..., n k) times the transpose of the matrix."""
+        (n, wide), (deep, p) = self.first.shape, self.second.shape
+        m, k = wide // self.terms, deep // self.terms
+        rows = x.reshape(-1, k, n) if self.right else x.reshape(-1, n, k).transpose(1, 2)
+        half = (rows @ self.first).view(-1, k, self.terms, m).permute(0, 3, 2, 1).reshape(-1, deep)
+        y = (half @ self.second).view(-1, m, p)
+        return (y.transpose(1, 2) if self.right else y).reshape(*x.shape[:-1], m * p)
 
 
 def multiply(x: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -12,19 +44,13 @@ def multiply(x: Tensor, left: Tensor, right: Tensor, bias: Tensor | None = None)
     With x as matrices X (n1, n2), the row of one is A X B^T (m1, m2). The order of the two products is that of fewer
     multiplications; each is one product of two matrices, of all rows and terms at once.
     """
-    (terms, m1, n1), (_, m2, n2) = left.shape, right.shape
-    rows = x.reshape(-1, n1, n2)
-    if m2 * n1 * (n2 + m1) <= m1 * n2 * (n1 + m2):
-        half = rows @ right.reshape(terms * m2, n2).t()  # (tokens, n1, terms m2)
-        half = half.view(-1, n1, terms, m2).permute(0, 3, 2, 1).reshape(-1, terms * n1)
-        y = half @ left.transpose(1, 2).reshape(terms * n1, m1)  # (tokens m2, m1)
-        y = y.view(-1, m2, m1).transpose(1, 2)
-    else:
-        half = rows.transpose(1, 2) @ left.reshape(terms * m1, n1).t()  # (tokens, n2, terms m1)
-        half = half.view(-1, n2, terms, m1).permute(0, 3, 2, 1).reshape(-1, terms * n2)
-        y = (half @ right.transpose(1, 2).reshape(terms * n2, m2)).view(-1, m1, m2)
-    y = y.reshape(*x.shape[:-1], m1 * m2)
+    y = Multiplier.of(left, right)(x)
     return y if bias is None else y + bias
+
+
+def _right_first(left: Tensor, right: Tensor) -> bool:
+    (_, m1, n1), (_, m2, n2) = left.shape, right.shape
+    return bool(m2 * n1 * (n2 + m1) <= m1 * n2 * (n1 + m2))
 
 
 def multiplications(left: Tensor, right: Tensor) -> int:
@@ -33,12 +59,41 @@ def multiplications(left: Tensor, right: Tensor) -> int:
     return int(terms) * min(m2 * n1 * (n2 + m1), m1 * n2 * (n1 + m2))
 
 
+class Tables(NamedTuple):
+    """What `look_up` looks up in.
+
+    Attributes:
+        above: (m1, n1 terms), of the left factors.
+        below: (m2, terms n2), of the right ones; (terms, n2) where they have one row.
+        terms: of the sum.
+        rows: m2.
+    """
+
+    above: Tensor
+    below: Tensor
+    terms: int
+    rows: int
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> Self:
+        """Of left (terms, m1, n1) and right (terms, m2, n2)."""
+        terms, rows, _ = right.shape
+        below = right[:, 0] if rows == 1 else right.transpose(0, 1).flatten(1)
+        return cls(left.permute(1, 2, 0).flatten(1), below, terms, rows)
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """The rows (..., n1 n2) with these numbers."""
+        if self.rows == 1:  # one matrix for all rows
+            above, below = nn.functional.embedding(ids, self.above), self.below
+        else:
+            above = nn.functional.embedding(ids // self.rows, self.above)
+            below = nn.functional.embedding(ids % self.rows, self.below).unflatten(-1, (self.terms, -1))
+        return (above.unflatten(-1, (-1, self.terms)) @ below).flatten(-2)
+
+
 def look_up(ids: Tensor, left: Tensor, right: Tensor) -> Tensor:
     """The rows (..., n1 n2) with these numbers of the sum of left[k] (m1, n1) (x) right[k] (m2, n2)."""
-    above = nn.functional.embedding(ids // right.shape[1], left.transpose(0, 1).flatten(1))  # (..., terms n1)
-    below = nn.functional.embedding(ids % right.shape[1], right.transpose(0, 1).flatten(1))
-    above, below = (each.unflatten(-1, (left.shape[0], -1)) for each in (above, below))
-    return torch.einsum("...ki,...kj->...ij", above, below).flatten(-2)
+    return Tables.of(left, right)(ids)
 
 
 class Factors(nn.Module):
@@ -46,11 +101,15 @@ class Factors(nn.Module):
 
     def __init__(self, left: Tensor, right: Tensor) -> None:
         super().__init__()
-        # of one norm in each term: the gradients of the two are then of one size
+        self.left, self.right = nn.Parameter(left), nn.Parameter(right)
+
+    @classmethod
+    def balanced(cls, left: Tensor, right: Tensor) -> Self:
+        """Those of one norm in each term, whose product is the same: their gradients are of one size."""
         norms = left.flatten(1).norm(dim=1), right.flatten(1).norm(dim=1)
         share = torch.where(norms[1] > 0, norms[0] / norms[1], 1).sqrt()[:, None, None]
         share = torch.where(share > 0, share, 1)
-        self.left, self.right = nn.Parameter(left / share), nn.Parameter(right * share)
+        return cls(left / share, right * share)
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What a linear layer with the weight computes."""

@@ -53,7 +53,7 @@ def project(model: nn.Module, nearest: Callable[[WeightQuantizer, Tensor], Tenso
             raise ValueError(f"{name}: {error}") from error
         pair = torch.stack([(weight - point).float().square().sum(), weight.float().square().sum()])
         squares[name] = pair.double().cpu()  # where those of other layers are, which may be on other devices
-        weight.copy_(point)
+        layer.take(point)
         layer.quantizer.seen = None
     total = sum(squares.values(), torch.zeros(2, dtype=torch.float64, device="cpu"))
     return Moved({name: _ratio(pair) for name, pair in squares.items()}, _ratio(total))

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.everything import range_quantizers
+from nxmiformer.layers.factored import unfactor
 from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.projection import Moved, project, projected
@@ -71,6 +72,7 @@ class Method(abc.ABC):
 
     def attach(self, model: nn.Module, length: Length) -> None:
         """Attach to the model's compressed layers."""
+        unfactor(model)
         self.model, self.length = model, length
         self.layers = distinct_layers(model)
         for layer in self.layers.values():

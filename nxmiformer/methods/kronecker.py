@@ -34,7 +34,7 @@ class Kronecker(Method):
             points.check(weight)
             found = points.factors(points.project(weight))
             assert found is not None
-            layer.quantizer.factors = Factors(*found).train(layer.training)
+            layer.quantizer.factors = Factors.balanced(*found).train(layer.training)
             layer.quantizer.seen = None
 
     def _factored(self) -> Iterator[tuple[Compressed, Products]]:
