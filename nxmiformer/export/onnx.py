@@ -1,7 +1,8 @@
 """ONNX files, which ONNX Runtime reads.
 
-The graph has standard operators only. Weights are integers with the scales of their sets; A pattern of zeros is stored
-as zero codes, as ONNX has no shorter form. What the plan leaves dense stays float32.
+The graph has standard operators only. Weights are integers with the scales of their sets. A pattern of zeros is stored
+as zero codes, as ONNX has no shorter form. Sums of Kronecker products are their factors, in float32, and the graph has
+the two products. What the plan leaves dense stays float32.
 """
 
 import copy
@@ -18,13 +19,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nxmiformer.export.format import Format, Outputs, Run, compared, no_tokens
-from nxmiformer.export.symbolic import CODES, SymbolicEmbedding, SymbolicLinear, SymbolicRange
+from nxmiformer.export.symbolic import CODES, SymbolicRange, stand_in_for
 from nxmiformer.layers.everything import hand_on, range_quantizers
 from nxmiformer.layers.examples import inputs_of, made_up
+from nxmiformer.layers.factored import factor
 from nxmiformer.layers.found import compressed_layers, foreign
-from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.padding import unwatch
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.sets import Kronecker
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -55,7 +57,7 @@ class Onnx(Format):
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
         yield from foreign(model)
         for name, spec in plan.layers.items():
-            if spec.weight.grid is None:
+            if spec.weight.grid is None and not isinstance(spec.weight, Kronecker):
                 advice = "" if spec.weight.sparsity is None else "; give it a grid too"
                 yield (
                     f"{name}: {spec.weight} has float values, and ONNX has no smaller form of floats that a "
@@ -128,8 +130,9 @@ def traced(model: PreTrainedModel) -> "ir.Model":
         given["decoder_input_ids"] = given["decoder_input_ids"][:, :-1]
     with torch.no_grad():
         outputs = list(compared(model(**given)))  # while it can still be run
+    factor(model)
     for name, layer in compressed_layers(model).items():
-        stand_in = SymbolicLinear(layer) if isinstance(layer, CompressedLinear) else SymbolicEmbedding(layer)
+        stand_in = stand_in_for(layer)
         hand_on(layer, stand_in)
         model.set_submodule(name, stand_in)
     if ranges := range_quantizers(model):

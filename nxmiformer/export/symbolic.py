@@ -2,7 +2,8 @@
 
 They can be traced by `torch.onnx.export`, not run. A linear layer with one scale a row and quantized inputs multiplies
 integers: MatMulInteger, of uint8 codes around 128 (which CPUs multiply fastest with int8 ones) and int8 weights. Any
-other grid is decoded to floats, which a runtime does once, while it reads the file.
+other grid is decoded to floats, which a runtime does once, while it reads the file. Factors of Kronecker products are
+floats.
 """
 
 import torch
@@ -11,7 +12,9 @@ from torch.nn import functional as F
 from torch.onnx.ops import symbolic
 
 from nxmiformer.layers.compressed import Compressed
+from nxmiformer.layers.factored import FactoredEmbedding, FactoredLinear
 from nxmiformer.layers.inputs import ActivationQuantizer
+from nxmiformer.layers.kronecker import Multiplier, Tables
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.ranges import Levels, RangeQuantizer
 from nxmiformer.sets import Grid
@@ -146,6 +149,52 @@ class SymbolicEmbedding(nn.Module):
         codes, scales = F.embedding(ids, self.codes).float(), F.embedding(ids, self.scales)
         groups = self.scales.shape[1]
         return (codes.unflatten(-1, (groups, -1)) * scales[..., None]).flatten(-2)
+
+
+class SymbolicFactors(nn.Module):
+    """A linear layer that multiplies by the factors of its weight, in ONNX operators: two products of matrices."""
+
+    def __init__(self, layer: FactoredLinear) -> None:
+        super().__init__()
+        self.inputs = None if layer.inputs is None else SymbolicQuantizer(layer.inputs)
+        self.bias, self.rows = layer.bias, layer.out_features
+        first, second, *self.order = Multiplier.of(layer.weight.left.detach(), layer.weight.right.detach())
+        self.register_buffer("first", first.contiguous())
+        self.register_buffer("second", second.contiguous())
+
+    @property
+    def weight(self) -> Tensor:
+        """Without values, as that of `SymbolicLinear`."""
+        return torch.empty(self.rows, 0, dtype=torch.float32, device="meta")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.inputs is not None:
+            codes, scale, zero = self.inputs(x.flatten(0, -2))
+            x = _dequantized(codes, scale, zero).view(x.shape)
+        y = Multiplier(self.first, self.second, *self.order)(x)
+        return y if self.bias is None else y + self.bias
+
+
+class SymbolicTables(nn.Module):
+    """An embedding that multiplies the factors of the rows that are looked up, in ONNX operators."""
+
+    def __init__(self, layer: FactoredEmbedding) -> None:
+        super().__init__()
+        above, below, *self.sizes = Tables.of(layer.weight.left.detach(), layer.weight.right.detach())
+        self.register_buffer("above", above.contiguous())
+        self.register_buffer("below", below.contiguous())
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return Tables(self.above, self.below, *self.sizes)(ids)
+
+
+def stand_in_for(layer: Compressed) -> nn.Module:
+    """What computes in ONNX operators what the layer does."""
+    if isinstance(layer, FactoredLinear):
+        return SymbolicFactors(layer)
+    if isinstance(layer, FactoredEmbedding):
+        return SymbolicTables(layer)
+    return SymbolicLinear(layer) if isinstance(layer, CompressedLinear) else SymbolicEmbedding(layer)
 
 
 def _dequantized(codes: Tensor, scale: Tensor, zero: Tensor | None) -> Tensor:
