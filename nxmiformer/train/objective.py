@@ -1,6 +1,7 @@
 """What training minimises."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ from nxmiformer.sets.fields import check_fields
 from nxmiformer.tasks.task import Task
 from nxmiformer.tasks.units import Units, whole_units
 from nxmiformer.train.hidden import hidden_error
+from nxmiformer.train.scores import keeping_scores, scores_error
 
 UnitsOf = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Units]  # of a model's outputs, and their batch
 
@@ -26,6 +28,8 @@ class Objective:
         hidden: weight of the mean squared error between the hidden states of all layers, of encoder and decoder,
             without padding. As TinyBERT (Jiao et al. 2020, arXiv 1909.10351, eq. 8), but without its projection, as the
             widths are equal.
+        attention: weight of the mean squared error between the attention scores of all layers before the softmax,
+            without padding; see `scores_error`.
         everywhere: whether logits are distilled at every token except padding, also where a task scores only some, as
             that of masked words does.
     """
@@ -34,11 +38,12 @@ class Objective:
     logits: float = 0.0
     temperature: float = 2.0
     hidden: float = 0.0
+    attention: float = 0.0
     everywhere: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self)
-        weights = {"task": self.task, "logits": self.logits, "hidden": self.hidden}
+        weights = {name: getattr(self, name) for name in ("task", "logits", "hidden", "attention")}
         if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):
             raise ValueError(f"the weights of an objective are >= 0 and not all zero, not {weights}")
         if self.temperature <= 0:
@@ -47,7 +52,7 @@ class Objective:
     @property
     def distils(self) -> bool:
         """Whether a teacher is needed."""
-        return self.logits > 0 or self.hidden > 0
+        return self.logits > 0 or self.hidden > 0 or self.attention > 0
 
     def __call__(
         self,
@@ -63,19 +68,25 @@ class Objective:
             units: what of the outputs is distilled.
             targets: names in the batch that the teacher is not to see.
         """
-        outputs = model(**batch, output_hidden_states=self.hidden > 0)
-        loss: Tensor = self.task * outputs.loss
+        asked = {"output_hidden_states": self.hidden > 0}
+        inputs = {name: value for name, value in batch.items() if name not in targets}
         if not self.distils:
+            loss: Tensor = self.task * model(**batch, **asked).loss
             return loss
         assert teacher is not None
-        with torch.no_grad():
-            inputs = {name: value for name, value in batch.items() if name not in targets}
-            target = teacher(**inputs, output_hidden_states=self.hidden > 0)
+        with keeping_scores(model, teacher) if self.attention else nullcontext([]) as scores:
+            outputs = model(**batch, **asked)
+            count = len(scores)
+            with torch.no_grad():
+                target = teacher(**inputs, **asked)
+        loss = self.task * outputs.loss
         if self.logits:
             ours, theirs = units(outputs, batch), units(target, batch)
             loss = loss + self.logits * ours.outcome.distillation(theirs.logits, ours.logits, self.temperature)
         if self.hidden:
             loss = loss + self.hidden * hidden_error(outputs, target, batch)
+        if self.attention:
+            loss = loss + self.attention * scores_error(scores[:count], scores[count:], batch)
         return loss
 
     def of(self, task: Task, model: nn.Module, teacher: nn.Module | None, batch: Mapping[str, Tensor]) -> Tensor:

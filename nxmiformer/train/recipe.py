@@ -23,6 +23,7 @@ from nxmiformer.sets.fields import check_fields
 from nxmiformer.train.hidden import HiddenStatesError, check_every_layer_runs
 from nxmiformer.train.objective import Objective
 from nxmiformer.train.rates import held, rewound
+from nxmiformer.train.scores import ScoresError, check_scores
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 FOLLOWING = ("reduce_lr_on_plateau", "greedy")  # schedules that want a score at every step, which no phase has
@@ -177,16 +178,22 @@ def check_distillation(phases: Mapping[str, Phase], model: PreTrainedModel, batc
     evaluation mode meanwhile, so that chance has no say in what is refused.
 
     Raises:
-        ValueError: a phase is to distil hidden states which the model does not have, or not always.
+        ValueError: a phase is to distil hidden states or attention scores which the model does not have, or not always.
     """
     for name, phase in phases.items():
+        if phase.objective.attention:
+            try:
+                check_scores(model, batch)
+            except ScoresError as error:
+                without = f"recipe.phases.{name}.objective.attention=0 leaves them out"
+                raise ValueError(f"phase {name} is to distil attention scores, but {error}; {without}") from error
         if not phase.objective.hidden:
             continue
         try:
             if phase.dropout:
                 check_every_layer_runs(model.config, f"recipe.phases.{name}.dropout=false")
             with evaluating(model):
-                replace(phase.objective, logits=0.0)(model, model, batch)
+                replace(phase.objective, logits=0.0, attention=0.0)(model, model, batch)
         except HiddenStatesError as error:
             without = f"recipe.phases.{name}.objective.hidden=0 leaves hidden states out"
             raise ValueError(f"phase {name} is to distil hidden states, but {error}; {without}") from error
