@@ -16,8 +16,9 @@ from nxmiformer.jobs.job import Job
 from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.ranges import RangeQuantizer
-from nxmiformer.methods.base import Length
+from nxmiformer.methods.base import Length, Method
 from nxmiformer.methods.dense import Dense
+from nxmiformer.methods.kronecker import Kronecker
 from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.methods.pattern_lock import PatternLock
 from nxmiformer.runs.words import no_better
@@ -105,18 +106,23 @@ def _taught(job: Job, stage: Stage) -> PreTrainedModel | None:
 
 
 def check_taught(job: Job, phases: Mapping[str, Phase]) -> None:
-    """Raise a ValueError if a fixed mask would be trained with a head that is not trained."""
+    """Raise a ValueError if a checkpoint's mask or factors would be taught by a head that nobody has trained."""
     dense = [phase for phase in phases.values() if isinstance(phase.method, Dense)]
     given = job.source.finetuned or dict(job.config.get("model", {})).get("teacher") is not None
     if given or any(phase.steps != 0 for phase in dense):
         return
     for name, phase in phases.items():
-        if isinstance(phase.method, PatternLock) and phase.objective.distils:
-            labels = f"recipe.phases.{name}.objective='{{task: 1.0, logits: 0.0}}'"
+        if _goes_on(phase.method) and phase.objective.distils:
+            labels = f"recipe.phases.{name}.objective='{{task: 1.0, logits: 0.0, hidden: 0.0, attention: 0.0}}'"
             raise ValueError(
                 f"phase {name!r} distils a dense model of the task: give model.teacher=RUN/dense of a run that trained "
                 f"one, or {labels} to learn from labels"
             )
+
+
+def _goes_on(method: Method) -> bool:
+    """Whether it trains what an earlier run has left in the checkpoint."""
+    return isinstance(method, PatternLock) or (isinstance(method, Kronecker) and method.carried)
 
 
 def _one_shot(job: Job, stage: Stage) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.kronecker import Factors
+from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.sets import Kronecker as Products
@@ -21,7 +22,13 @@ class Kronecker(Method):
     2022, arXiv 2109.06243). Such a layer computes with its factors alone, and its weight has no gradient.
 
     A layer of another set is trained straight-through, as by `SteQat`.
+
+    Attributes:
+        carried: refuse linear layers whose weights are no points of their sets yet: they would lose what an earlier run
+            has trained. Embeddings may be none, as that of a masked language model is its head too, and stays dense.
     """
+
+    carried: bool = False
 
     def prepare(self, layer: Compressed) -> None:
         layer.quantizer.frozen = False
@@ -29,9 +36,16 @@ class Kronecker(Method):
 
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
+        self._check_shared()
         for layer, points in self._factored():
             weight = layer.matrix.detach()
             points.check(weight)
+            if self.carried and isinstance(layer, CompressedLinear) and not points.contains(weight):
+                raise ValueError(
+                    f"{self._name(layer)}: the checkpoint's weight is none of {points}, so there are no factors to go "
+                    f"on with: give model.path a directory that job=export format=checkpoint left, and the plan of its "
+                    f"run, or take recipe=kronecker"
+                )
             found = points.factors(points.project(weight))
             assert found is not None
             layer.quantizer.factors = Factors.balanced(*found).train(layer.training)
@@ -41,6 +55,20 @@ class Kronecker(Method):
         for layer in self.layers.values():
             if isinstance(layer.quantizer.constraint, Products):
                 yield layer, layer.quantizer.constraint
+
+    def _name(self, layer: Compressed) -> str:
+        return next(name for name, each in self.layers.items() if each is layer)
+
+    def _check_shared(self) -> None:
+        """Raise a ValueError for a weight that a module which is not compressed reads too: it would not see factors."""
+        weights = {id(layer.weight): layer for layer, _ in self._factored()}
+        for name, module in self.model.named_modules():
+            layer = weights.get(id(module._parameters.get("weight")))
+            if layer is not None and not isinstance(module, Compressed):
+                raise ValueError(
+                    f"{self._name(layer)}: its weight is that of {name} too, which would not see the factors: leave it "
+                    f"dense, with plan.exclude or another plan.head"
+                )
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """All parameters except the weights that factors replace."""
