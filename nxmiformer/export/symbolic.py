@@ -154,11 +154,14 @@ class SymbolicEmbedding(nn.Module):
 class SymbolicFactors(nn.Module):
     """A linear layer that multiplies by the factors of its weight, in ONNX operators: two products of matrices."""
 
+    first: Tensor
+    second: Tensor
+
     def __init__(self, layer: FactoredLinear) -> None:
         super().__init__()
         self.inputs = None if layer.inputs is None else SymbolicQuantizer(layer.inputs)
         self.bias, self.rows = layer.bias, layer.out_features
-        first, second, *self.order = Multiplier.of(layer.weight.left.detach(), layer.weight.right.detach())
+        first, second, self.terms, self.right = Multiplier.of(layer.weight.left.detach(), layer.weight.right.detach())
         self.register_buffer("first", first.contiguous())
         self.register_buffer("second", second.contiguous())
 
@@ -171,21 +174,24 @@ class SymbolicFactors(nn.Module):
         if self.inputs is not None:
             codes, scale, zero = self.inputs(x.flatten(0, -2))
             x = _dequantized(codes, scale, zero).view(x.shape)
-        y = Multiplier(self.first, self.second, *self.order)(x)
+        y = Multiplier(self.first, self.second, self.terms, self.right)(x)
         return y if self.bias is None else y + self.bias
 
 
 class SymbolicTables(nn.Module):
     """An embedding that multiplies the factors of the rows that are looked up, in ONNX operators."""
 
+    above: Tensor
+    below: Tensor
+
     def __init__(self, layer: FactoredEmbedding) -> None:
         super().__init__()
-        above, below, *self.sizes = Tables.of(layer.weight.left.detach(), layer.weight.right.detach())
+        above, below, self.terms, self.rows = Tables.of(layer.weight.left.detach(), layer.weight.right.detach())
         self.register_buffer("above", above.contiguous())
         self.register_buffer("below", below.contiguous())
 
     def forward(self, ids: Tensor) -> Tensor:
-        return Tables(self.above, self.below, *self.sizes)(ids)
+        return Tables(self.above, self.below, self.terms, self.rows)(ids)
 
 
 def stand_in_for(layer: Compressed) -> nn.Module:

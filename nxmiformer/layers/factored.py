@@ -106,7 +106,7 @@ class Factored(Compressed):
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
 
 
-class FactoredLinear(Factored, CompressedLinear):
+class FactoredLinear(Factored, CompressedLinear):  # type: ignore[misc]
     """A compressed linear layer that multiplies by the factors of its weight."""
 
     dense = CompressedLinear
@@ -115,7 +115,7 @@ class FactoredLinear(Factored, CompressedLinear):
         return self.weight.multiply(x if self.inputs is None else self.inputs(x), self.bias)
 
 
-class FactoredEmbedding(Factored, CompressedEmbedding):
+class FactoredEmbedding(Factored, CompressedEmbedding):  # type: ignore[misc]
     """A compressed embedding that multiplies the factors of the rows that are looked up."""
 
     dense = CompressedEmbedding
@@ -152,7 +152,7 @@ def factor(model: nn.Module) -> None:
             found = points.factors(layer.matrix)
             if found is None:
                 raise ValueError(f"{name}: its weight is not a point of {points}: project it first")
-            put_factors(sharers[id(layer.weight)], FactoredWeight(points, *found, layer.transposed))
+            put_factors(sharers[id(layer.weight)], FactoredWeight(points, *found, bool(layer.transposed)))
 
 
 def unfactor(model: nn.Module) -> None:

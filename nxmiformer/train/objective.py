@@ -1,7 +1,7 @@
 """What training minimises."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,7 +74,10 @@ class Objective:
             loss: Tensor = self.task * model(**batch, **asked).loss
             return loss
         assert teacher is not None
-        with keeping_scores(model, teacher) if self.attention else nullcontext([]) as scores:
+        keeping: AbstractContextManager[list[Tensor]] = nullcontext([])
+        if self.attention:
+            keeping = keeping_scores(model, teacher)
+        with keeping as scores:
             outputs = model(**batch, **asked)
             count = len(scores)
             with torch.no_grad():
