@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
-FROM := $(BIN)/nxmiformer -m resume=true train.threads=1 train.batch_size=128 train.group_by_length=false train.max_length=64 \
-	model=pretrained model.finetuned=true model.path=outputs
+DENSE := train.threads=1 train.batch_size=128 train.group_by_length=false train.max_length=64 model=pretrained \
+	model.finetuned=true model.path=outputs/demo/dense
+RUNS := $(BIN)/nxmiformer -m resume=true hydra/launcher=joblib hydra.launcher.n_jobs=2 $(DENSE) \
+	recipe.phases.admm.steps=40 recipe.phases.finish.steps=80
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
@@ -26,21 +28,17 @@ check: .venv/installed  ## style and types: ruff and mypy
 docs: .venv/docs  ## the documentation, into docs/built/index.html; a warning is an error
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/built
 
-notebooks: .venv/notebooks outputs/demo/report.json outputs/search/plan.json  ## the runs that the notebooks read, in a quarter of an hour, and the notebooks
-	$(FROM)/demo/dense recipe.phases.admm.steps=80 recipe.phases.finish.steps=160 plan=int4,2of4_int4,1of4_int4,1of4_int8 \
-		seed=0,1 name='$${plan.name}-$${seed}' hydra.sweep.dir=multirun/plans experiment=demo
-	$(FROM)/search/dense recipe.phases.admm.steps=40 recipe.phases.finish.steps=80 budget.ratio=0.06,0.08,0.1 \
-		name='searched-$${budget.ratio}' hydra.sweep.dir=multirun/budgets/searched
-	$(FROM)/search/dense recipe.phases.admm.steps=40 recipe.phases.finish.steps=80 plan=1of4_int4,2of4_int4,int4 \
-		name='$${plan.name}' hydra.sweep.dir=multirun/budgets/uniform
+notebooks: .venv/notebooks outputs/demo/report.json outputs/search/plan.json  ## the runs that the notebooks read, in some minutes, and the notebooks
+	$(RUNS) plan=int4,2of4_int4,1of4_int4,1of4_int8 seed=0,1 name='$${plan.name}-$${seed}' hydra.sweep.dir=multirun/plans
+	$(RUNS) budget.ratio=0.06,0.08,0.1 name='searched-$${budget.ratio}' hydra.sweep.dir=multirun/budgets/searched
+	$(RUNS) plan=1of4_int4,2of4_int4,int4 name='$${plan.name}' hydra.sweep.dir=multirun/budgets/uniform
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
 outputs/demo/report.json:
 	$(MAKE) demo
 
-outputs/search/plan.json: .venv/installed
-	$(BIN)/nxmiformer job=search name=search overwrite=true budget.ratio=0.1 search.frontier=6 search.interactions=6 \
-		recipe.phases.dense.steps=900 train.threads=1
+outputs/search/plan.json: .venv/installed outputs/demo/report.json
+	$(BIN)/nxmiformer job=search name=search overwrite=true budget.ratio=0.1 search.frontier=6 search.interactions=6 $(DENSE)
 
 wheel: .venv/installed  ## dist/nxmiformer-*.whl
 	$(BIN)/python -m build --wheel --outdir dist
