@@ -89,7 +89,7 @@ class Answers(Table, Task):
         """The rows of whole contexts, at most `size` if more than one context has so few: a model knows a text that it
         has seen in training."""
         numbers: dict[str, int] = {}
-        owners = np.array([numbers.setdefault(text, len(numbers)) for text in rows["context"]])
+        owners = np.array([numbers.setdefault(text, len(numbers)) for text in rows["context"][:]])
         if len(numbers) < 2:
             raise ValueError(f"task.path={self.path}: all rows have one context, and nothing can be held out")
         draw = np.random.default_rng(0)

@@ -58,7 +58,7 @@ class LabelledTexts(Task):
         self, split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, config: PretrainedConfig
     ) -> Examples:
         """Texts truncated to `max_length` tokens, padded where the tokenizer pads."""
-        columns = [list(split[column]) for column in self.columns]
+        columns = [split[column][:] for column in self.columns]
         encoded = tokenizer(*columns, truncation=True, max_length=max_length)
         labels = self.targets_of(split)
         return Examples(

@@ -86,7 +86,7 @@ class Loaded(LabelledTexts):
         self, split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, config: PretrainedConfig
     ) -> Examples:
         """The rows as they are: a ValueError names the first that is longer than `max_length`."""
-        rows, labels = list(split["row"]), self.targets_of(split)
+        rows, labels = split["row"][:], self.targets_of(split)
         long = [number for number, row in enumerate(rows) if len(row["input_ids"]) > max_length]
         if long:
             raise ValueError(

@@ -64,7 +64,7 @@ class PlainText(Table, Task):
         check_texts(rows, [self.column], where)
         if self.joint is None:
             return rows
-        texts, size = list(rows[self.column]), min(BLOCK, max(1, len(rows) // BLOCKS))
+        texts, size = rows[self.column][:], min(BLOCK, max(1, len(rows) // BLOCKS))
         blocks = [self.joint.join(texts[first : first + size]) for first in range(0, len(texts), size)]
         return datasets.Dataset.from_dict({self.column: blocks})
 
@@ -80,7 +80,7 @@ class PlainText(Table, Task):
             ValueError: the tokenizer has no such token.
         """
         if self.joint is not None:
-            return array("i", _tokens([self.joint.join(split[self.column])], tokenizer)[0])
+            return array("i", _tokens([self.joint.join(split[self.column][:])], tokenizer)[0])
         if end is None:
             raise ValueError(
                 "the tokenizer has no token that separates documents, such as eos_token: give a separator, such as "

@@ -79,7 +79,7 @@ def read(split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length
             f"task=answers needs to know where tokens are in the text, which {type(tokenizer).__name__} does not say: "
             "give a model with a fast tokenizer (tokenizer.json)"
         )
-    questions, contexts = [text.lstrip() for text in split["question"]], list(split["context"])
+    questions, contexts = [text.lstrip() for text in split["question"][:]], split["context"][:]
     _check_room(questions, contexts, tokenizer, max_length, stride)
     encoded = tokenizer(
         questions,
@@ -90,7 +90,7 @@ def read(split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length
         return_overflowing_tokens=True,
     )
     owners = encoded.pop("overflow_to_sample_mapping")
-    found, answers = Read(rows_of(encoded), [], [], []), list(split["answers"])
+    found, answers = Read(rows_of(encoded), [], [], []), split["answers"][:]
     for owner, window in zip(owners, encoded.encodings, strict=True):
         places = _places(window)
         texts, starts = answers[owner]["text"], answers[owner]["answer_start"]

@@ -137,10 +137,10 @@ class Tokens(Table, Task):
                 f"task=tokens needs to know which word a token is of, which {type(tokenizer).__name__} does not say: "
                 "give a model with a fast tokenizer (tokenizer.json)"
             )
-        texts = list(split[self.words])
+        texts = split[self.words][:]
         encoded = _tokens(texts, tokenizer, max_length)
         features, truths = [], []
-        for number, (row, tags) in enumerate(zip(rows_of(encoded), split[self.tags], strict=True)):
+        for number, (row, tags) in enumerate(zip(rows_of(encoded), split[self.tags][:], strict=True)):
             first = dict(_first(encoded.word_ids(number)))
             labels = [tags[first[place]] if place in first else IGNORED for place in range(len(row["input_ids"]))]
             features.append({**row, "labels": labels})

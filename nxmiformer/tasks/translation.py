@@ -96,7 +96,7 @@ class Translation(Table, Task):
                 positions.
         """
         begin = self._begin(config)
-        sources, targets = ([*split[column]] for column in self.columns)
+        sources, targets = (split[column][:] for column in self.columns)
         texts = [self.prefix + text for text in sources]
 
         def read(texts: list[str], **limit: Any) -> BatchEncoding:
