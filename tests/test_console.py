@@ -1,5 +1,6 @@
 """What the command tells at once, without a model: against the files that it is read from, and against Hydra."""
 
+import gc
 import os
 import subprocess
 import sys
@@ -144,23 +145,37 @@ def test_a_reader_that_closes_the_pipe_ends_nothing_in_a_traceback():
     assert process.returncode in (0, 120), os.strerror(process.returncode)
 
 
+@pytest.fixture
+def seen(monkeypatch):
+    """What `look` gives when the command opens `cli`, which imports torch, and when it runs it."""
+
+    def call(look):
+        def opened(name):
+            if name != "main":
+                raise AttributeError(name)
+            found.append(look())
+            return lambda: found.append(look())
+
+        found, cli = [], types.ModuleType("nxmiformer.cli")
+        monkeypatch.setattr(cli, "__getattr__", opened, raising=False)
+        monkeypatch.setitem(sys.modules, "nxmiformer.cli", cli)
+        monkeypatch.setattr(sys, "argv", ["nxmiformer", "task=grammar"])
+        console.main()
+        return found
+
+    return call
+
+
 @pytest.mark.parametrize(("said", "found"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
-def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise_before_torch_is_read(said, found, monkeypatch):
-    """`cli` imports torch, so what it finds when it is opened is what OpenMP reads."""
-    seen = []
-
-    def opened(name):
-        if name != "main":
-            raise AttributeError(name)
-        seen.append(os.environ.get("OMP_WAIT_POLICY"))
-        return lambda: None
-
-    cli = types.ModuleType("nxmiformer.cli")
-    monkeypatch.setattr(cli, "__getattr__", opened, raising=False)
-    monkeypatch.setitem(sys.modules, "nxmiformer.cli", cli)
-    monkeypatch.setattr(sys, "argv", ["nxmiformer", "task=grammar"])
+def test_threads_sleep_while_they_wait_unless_the_user_says_otherwise_before_torch_is_read(
+    said, found, seen, monkeypatch
+):
+    """What it is when torch is imported is what OpenMP reads."""
     monkeypatch.setenv("OMP_WAIT_POLICY", said or "")
     if said is None:
         monkeypatch.delenv("OMP_WAIT_POLICY")
-    console.main()
-    assert seen == [found]
+    assert seen(lambda: os.environ.get("OMP_WAIT_POLICY")) == [found, found]
+
+
+def test_garbage_is_looked_for_while_the_command_runs_and_not_while_it_is_imported(seen):
+    assert seen(gc.isenabled) == [False, True]
