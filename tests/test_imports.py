@@ -10,6 +10,7 @@ ROOT = Path(nxmiformer.__file__).parent
 # The modules and packages at the root: each imports from itself and from those above it.
 ORDER = """
 errors
+ranks
 files
 console
 sets

@@ -21,6 +21,7 @@ from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import without_paths
 from nxmiformer.jobs.provenance import code, device_name, provenance
 from nxmiformer.layers.found import distinct_layers
+from nxmiformer.ranks import ranks
 from nxmiformer.runs.numbers import METRICS
 from nxmiformer.train.checkpoint import Checkpoints, Position, restore_rng
 from nxmiformer.train.loop import Stage
@@ -72,11 +73,15 @@ class Kept:
 def shared(job: Job, stage: Stage, phases: Mapping[str, Phase]) -> Iterator[Kept | None]:
     """The place of the dense model that the phases lead to, for this process alone while the block runs.
 
-    If another process is training it, this waits. None if there is nothing to train, no directory for it, or if the
-    job's configuration does not determine its phases.
+    If another process is training it, this waits. None if there is nothing to train, no directory for it, if the job's
+    configuration does not determine its phases, or if several processes train it, which add up in another order.
     """
     key = _key(job, stage, phases)
     if job.dense_cache is None or key is None:
+        yield None
+        return
+    if ranks().count > 1:
+        print("the dense model is not shared with other runs: several processes train it", flush=True)
         yield None
         return
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
@@ -118,7 +123,7 @@ def _key(job: Job, stage: Stage, phases: Mapping[str, Phase]) -> dict[str, Any] 
     """Everything that determines the result of the phases; None if they take no step, or if it is unknown."""
     described = job.config.get("recipe", {}).get("phases", {})
     settings, task = stage.settings, stage.task
-    epoch = settings.steps_per_epoch(len(stage.data["train"]), stage.accelerator.num_processes)
+    epoch = settings.steps_per_epoch(len(stage.data["train"]))
     if not (phases.keys() <= described.keys() and any(phase.length(epoch).steps for phase in phases.values())):
         return None
     content = stage.checkpoints.identity["content"]

@@ -223,7 +223,7 @@ def _content(
     job: Job, stage: Stage, evidence: Evidence, found: Found, plan: CompressionPlan, seconds: float
 ) -> dict[str, Any]:
     """The content of search.json; the dense model's score is on the examples that the plans were measured on."""
-    epoch = stage.settings.steps_per_epoch(len(stage.data["train"]), stage.accelerator.num_processes)
+    epoch = stage.settings.steps_per_epoch(len(stage.data["train"]))
     lengths = [(phase["steps"], phase["step_seconds"]) for phase in stage.facts["phases"].values()]
     steps, trained = sum(count for count, _ in lengths), sum(count * each for count, each in lengths)
     return {

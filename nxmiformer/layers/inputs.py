@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.layers.straight import straight
+from nxmiformer.ranks import ranks
 from nxmiformer.sets.fields import check_fields
 from nxmiformer.sets.fused import fused
 
@@ -154,6 +155,8 @@ class ActivationQuantizer(nn.Module):
         if self.spec.ranges == "token":
             return _peaks(x)
         now = x.abs().amax().float()
+        if self.training:
+            now = ranks().greatest(now)  # of the whole batch
         if self.spec.ranges == "tensor":
             return now
         if self.training and not recomputing():

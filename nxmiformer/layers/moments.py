@@ -8,13 +8,16 @@ from torch import Tensor, nn
 from nxmiformer.layers.found import compressed_layers, linear_layers
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.mode import evaluating
+from nxmiformer.layers.ranges import widened
+from nxmiformer.ranks import ranks
 
 Batch = Mapping[str, Tensor]
 
 
 @torch.no_grad()
 def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[[Batch], object]) -> dict[str, Tensor]:
-    """The second moment X^T X / n of the n inputs of each compressed linear layer, (in_features, in_features), float32.
+    """The second moment X^T X / n of the n inputs of each compressed linear layer, (in_features, in_features), float32
+    (float64 of inputs in float64). Several processes each look at batches of their own, and have the moments of all.
 
     Args:
         model: a converted model, which is in evaluation mode during this.
@@ -39,7 +42,7 @@ def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[
         x = inputs[0]
         if latest is None or x is not latest[0]:
             rows = x[real] if real is not None and x.shape[:-1] == real.shape else x.flatten(0, -2)
-            rows = rows.float()
+            rows = widened(rows)
             with torch.autocast(x.device.type, enabled=False):  # a product in bfloat16 is not positive semidefinite
                 latest = (x, rows.t() @ rows, len(rows))
         name = names[id(layer.weight)]
@@ -56,7 +59,25 @@ def input_moments(model: nn.Module, batches: Iterable[Batch], forward: Callable[
     finally:
         for hook in hooks:
             hook.remove()
+    counts = _of_all_ranks(distinct, sums, counts)
     unseen = [name for name, count in counts.items() if not count]
     if unseen:
         raise ValueError("no calibration input reached these layers: " + ", ".join(unseen))
     return {name: sums[name] / count for name, count in counts.items()}
+
+
+def _of_all_ranks(
+    layers: Mapping[str, CompressedLinear], sums: dict[str, Tensor], counts: Mapping[str, int]
+) -> dict[str, int]:
+    """Add up the sums of all ranks, in place, and give the counts. A rank may have looked at nothing."""
+    if ranks().count == 1:
+        return dict(counts)
+    for name, layer in layers.items():
+        found = sums.get(name)
+        if found is None:
+            found = widened(layer.weight.detach().new_zeros(layer.in_features, layer.in_features))
+        sums[name] = found.clone()  # layers of one input share a sum of one batch, which is to be added once to each
+    ranks().add([sums[name] for name in layers])
+    totals = torch.tensor(list(counts.values()), device="cpu")
+    ranks().add([totals])
+    return dict(zip(counts, totals.tolist(), strict=True))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nxmiformer.layers.inputs import recomputing
 from nxmiformer.layers.padding import Padding
+from nxmiformer.ranks import ranks
 from nxmiformer.sets.fields import check_fields
 
 _WORDS = re.compile(r"int(\d+)")
@@ -185,7 +186,10 @@ class RangeQuantizer(nn.Module):
         told = real is not None and x.ndim > 2 and x.shape[:2] == real.shape and bool(real.any())
         rows = x[real] if told else x
         rows = rows.reshape(-1, self.count) if self.count > 1 else rows.reshape(-1, 1)
-        return rows.amin(0).float(), rows.amax(0).float()
+        low, high = rows.amin(0).float(), rows.amax(0).float()
+        if self.training and not recomputing():  # of the whole batch
+            low, high = -ranks().greatest(-low), ranks().greatest(high)
+        return low, high
 
     def extra_repr(self) -> str:
         return f"{self.spec}, {self.count}{', positive' if self.positive else ''}"

@@ -15,6 +15,7 @@ from nxmiformer.layers.moments import input_moments
 from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Calibration, Method
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup, reconstruct
+from nxmiformer.ranks import ranks
 from nxmiformer.sets import ConstraintSet, Transposed
 
 Course = Literal["constant", "warmup", "ramp", "balanced", "support_change"]
@@ -80,7 +81,7 @@ class Admm(Method):
         if not self.calibration:
             return
         self._activate(False)
-        moments = input_moments(self.model, islice(given.batches, self.calibration), given.forward)
+        moments = input_moments(self.model, ranks().mine(islice(given.batches, self.calibration)), given.forward)
         for name, layer in self.layers.items():
             if name in moments:
                 self._reconstruct(name, layer, moments.pop(name))

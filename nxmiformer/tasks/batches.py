@@ -102,27 +102,26 @@ def shuffled(
     seed: int,
     start: int,
     device: torch.device | str,
-    rank: int = 0,
-    world: int = 1,
     grouped: bool = True,
+    share: slice = slice(None),
 ) -> Iterator[dict[str, Tensor]]:
-    """Endless training batches of `size` examples for each of `world` processes, from batch `start` on.
+    """Endless training batches of `size` examples, from batch `start` on; of each the rows of `share`, as they are in
+    the whole batch: padded to its width, and varied as there.
 
     The order depends on the seed and the epoch alone, so that a run can resume at any batch. It takes no random number
     from the global generators. If `grouped`, examples of like length go together within windows of batches: less
     padding, but batches that are alike inside. Only full batches are given; what an epoch leaves over is left to the
     next one's shuffle.
     """
-    whole = size * world
-    per_epoch = batches_per_epoch(len(examples), whole)
+    per_epoch = batches_per_epoch(len(examples), size)
     lengths = torch.tensor(examples.lengths() if grouped else [0] * len(examples), device="cpu")
     while True:
-        order = _epoch(lengths, whole, torch.Generator().manual_seed(seed * 1_000_003 + start // per_epoch))
+        order = _epoch(lengths, size, torch.Generator().manual_seed(seed * 1_000_003 + start // per_epoch))
         for position in range(start % per_epoch, per_epoch):
-            batch = examples.batch(order[position][rank * size : (rank + 1) * size], device)
+            batch = examples.batch(order[position], device)
             if examples.vary is not None:
-                batch = examples.vary(batch, torch.Generator().manual_seed((seed * 1_000_003 + start) * world + rank))
-            yield batch
+                batch = examples.vary(batch, torch.Generator().manual_seed(seed * 1_000_003 + start))
+            yield {name: rows[share] for name, rows in batch.items()}
             start += 1
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from nxmiformer.layers.ranges import widened
 from nxmiformer.tasks.outcomes import Classes, Number, Outcome
 
 Outputs = Mapping[str, Tensor]  # of a model, by the names that `transformers` gives them, such as `logits`
@@ -51,7 +52,7 @@ def whole_units(outputs: Outputs, batch: Mapping[str, Tensor], outcome: Outcome 
     """One unit an example, of `logits` (batch, outputs); by default one output is a number, more are classes."""
     logits = outputs["logits"]
     outcome = outcome or (Number() if logits.shape[-1] == 1 else Classes())
-    return Units(logits.float(), batch["labels"], torch.arange(len(logits), device=logits.device), outcome)
+    return Units(widened(logits), batch["labels"], torch.arange(len(logits), device=logits.device), outcome)
 
 
 def place_units(logits: Tensor, targets: Tensor) -> Units:
@@ -63,4 +64,4 @@ def place_units(logits: Tensor, targets: Tensor) -> Units:
     """
     counted = targets != IGNORED
     owner = torch.arange(len(targets), device=targets.device)[:, None].expand_as(targets)
-    return Units(logits[counted].float(), targets[counted], owner[counted], Classes())
+    return Units(widened(logits[counted]), targets[counted], owner[counted], Classes())

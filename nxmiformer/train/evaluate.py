@@ -1,6 +1,6 @@
 """Score a model on a split."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from nxmiformer.console.display import SILENT, Display
 from nxmiformer.layers.mode import evaluating
+from nxmiformer.ranks import ranks
 from nxmiformer.tasks.batches import Examples, sorted_batches
 from nxmiformer.tasks.task import Task
 from nxmiformer.tasks.units import Outputs, Units
@@ -18,9 +19,16 @@ Forward = Callable[[Mapping[str, Tensor]], Outputs]  # a batch's inputs by name 
 Look = tuple[list[int], dict[str, Tensor], Units]  # numbers of examples, their batch, and the units of its outputs
 
 
-def looks(forward: Forward, task: Task, examples: Examples, size: int, device: torch.device | str) -> Iterator[Look]:
-    """Every example once, in batches of like length, without gradients."""
-    for indices in sorted_batches(examples, size):
+def looks(
+    forward: Forward,
+    task: Task,
+    examples: Examples,
+    size: int,
+    device: torch.device | str,
+    share: Callable[[list[list[int]]], Iterable[list[int]]] = list,
+) -> Iterator[Look]:
+    """Every example once, in batches of like length, without gradients; of the batches those that `share` takes."""
+    for indices in share(sorted_batches(examples, size)):
         batch = examples.batch(indices, device)
         with torch.no_grad():
             units = task.units(forward(task.inputs(batch)), batch)
@@ -54,6 +62,11 @@ class Answers:
         """Take in the answers to a batch."""
         indices, batch, units = look
         self._found.update(zip(indices, self.task.answers(units, batch, self.model), strict=True))
+
+    def share(self) -> None:
+        """Take in the answers of all ranks, each of which has looked at other batches."""
+        for found in ranks().all(self._found):
+            self._found.update(found)
 
     @property
     def all(self) -> list[Any]:
@@ -91,10 +104,11 @@ def evaluate(
     display: Display = SILENT,
     name: str = "evaluation",
 ) -> dict[str, float]:
-    """The task's metrics on the examples."""
+    """The task's metrics on the examples; several processes share them out."""
     answers = Answers(task, examples, model)
     with evaluating(model), accelerator.autocast():  # what a model writes, too
-        forward = forward_of(model, accelerator)
-        for _ in side_by_side([forward], [answers], size, accelerator.device, display, name):
-            pass
+        seen = looks(forward_of(model, accelerator), task, examples, size, accelerator.device, ranks().mine)
+        for look in display.tracked(seen, name, len(range(0, len(examples), size * ranks().count)), brief=True):
+            answers.add(look)
+    answers.share()
     return answers.score()

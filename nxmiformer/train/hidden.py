@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PretrainedConfig
 
+from nxmiformer.layers.ranges import widened
+from nxmiformer.ranks import ranks
 from nxmiformer.tasks.units import IGNORED
 
 DECODER = "decoder_hidden_states"
@@ -19,7 +21,8 @@ class HiddenStatesError(ValueError):
 
 
 def hidden_error(student: Any, teacher: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """The mean over two models' hidden states, of encoders and of decoders, of their mean squared errors.
+    """The mean over two models' hidden states, of encoders and of decoders, of their mean squared errors; of several
+    processes, this one's part of it.
 
     Args:
         student: the outputs of a model that was asked for its hidden states.
@@ -39,8 +42,9 @@ def hidden_error(student: Any, teacher: Any, batch: Mapping[str, Tensor]) -> Ten
         raise HiddenStatesError(f"the student's hidden states are {shapes[0]}, and the teacher's {shapes[1]}")
     attention = batch.get("attention_mask")
     masks = {DECODER: _written(batch) if "decoder_input_ids" in batch else attention}
-    errors = [_error(s, t, masks.get(name, attention)) for name, s, t in zip(names, ours, theirs, strict=True)]
-    return torch.stack(errors).mean()
+    pairs = [_compared(s, t, masks.get(name, attention)) for name, s, t in zip(names, ours, theirs, strict=True)]
+    errors = [F.mse_loss(*pair) for pair in pairs]
+    return torch.stack(ranks().parts(errors, lambda: [len(pair[0]) for pair in pairs])).mean()
 
 
 def _states(outputs: Any) -> tuple[list[str], list[Tensor]]:
@@ -55,11 +59,12 @@ def _written(batch: Mapping[str, Tensor]) -> Tensor | None:
     return mask if mask is not None or labels is None else labels != IGNORED
 
 
-def _error(student: Tensor, teacher: Tensor, attention: Tensor | None) -> Tensor:
+def _compared(student: Tensor, teacher: Tensor, attention: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What of two states counts."""
     if attention is not None and student.ndim == 3 and student.shape[:2] == attention.shape:
         real = attention.bool()
         student, teacher = student[real], teacher[real]
-    return F.mse_loss(student.float(), teacher.float())
+    return widened(student), widened(teacher)
 
 
 def check_every_layer_runs(config: PretrainedConfig, remedy: str) -> None:

@@ -17,6 +17,7 @@ from nxmiformer.layers.everything import range_quantizers
 from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.moments import Batch
 from nxmiformer.methods.base import Calibration, Length, Method
+from nxmiformer.ranks import ranks
 from nxmiformer.tasks.batches import Examples, shuffled
 from nxmiformer.tasks.task import Chance, Task
 from nxmiformer.train.astray import check_finite
@@ -56,7 +57,7 @@ class Stage:
 
     def steps_per_epoch(self) -> int:
         """Optimizer steps of one pass over the training data."""
-        return self.settings.steps_per_epoch(len(self.data["train"]), self.accelerator.num_processes)
+        return self.settings.steps_per_epoch(len(self.data["train"]))
 
     def score(self, split: str) -> dict[str, float]:
         """The task's metrics on a split, as the model stands."""
@@ -69,7 +70,7 @@ class Stage:
 
     def save(self, name: str, position: Position, state: Mapping[str, Any]) -> None:
         """Write checkpoint `name`, once for all processes."""
-        if self.accelerator.is_main_process:
+        if ranks().writes:
             self.checkpoints.save(name, self.model, position, {**state, "facts": json.dumps(self.facts)})
 
 
@@ -136,18 +137,21 @@ def train_phase(
                 pass
             method.before_step(step, ahead=not settings.compile)
             loss = 0.0
-            for _ in range(settings.accumulation):
+            for micro in range(settings.accumulation):
+                place = stage.seed, position.phase, step, micro
                 with accelerator.accumulate(stage.wrapped):
-                    with accelerator.autocast():
+                    with ranks().drawing(place, accelerator.device), accelerator.autocast():
                         part = phase.objective.of(task, model, teacher, next(batches))
                     accelerator.backward(part)
                     loss += part.item() / settings.accumulation
                     if accelerator.sync_gradients:
+                        ranks().add_gradients(trained)
                         method.before_clip()
                         if settings.clip is not None:
                             accelerator.clip_grad_norm_(trained, settings.clip)
                     optimizer.step()
                     optimizer.zero_grad()
+            loss = sum(ranks().all(loss))
             due, last = partial(_due, step + 1), step + 1 == length.steps
             row: dict[str, float] = {
                 "loss": loss,
@@ -169,8 +173,8 @@ def train_phase(
                         stage.save("best", position, {})
                 row |= {f"holdout/{key}": value for key, value in scores.items()} | method.metrics(layers=True)
             if due(settings.log_every) or due(settings.evaluate_every) or last:
-                place = {"phase": name, "step": position.step, "total_step": position.total_step}
-                stage.tracker.log({**place, "seconds": position.seconds, **row})
+                at = {"phase": name, "step": position.step, "total_step": position.total_step}
+                stage.tracker.log({**at, "seconds": position.seconds, **row})
             progress.step(row)
             if due(settings.checkpoint_every) and not last:
                 stage.save("latest", position, training.state_dict())
@@ -204,7 +208,7 @@ def training_of(
 def _calibration(stage: Stage, objective: Objective, teacher: nn.Module | None, step: int) -> Calibration:
     """What a method may look at before optimizer step `step`.
 
-    Every process looks at the same batches, and comes to the same weights.
+    Every process is given the same batches; a method that sums over them shares them out.
     """
 
     @torch.no_grad()
@@ -238,9 +242,8 @@ def _batches(stage: Stage, position: Position) -> Iterator[dict[str, torch.Tenso
         seed=stage.seed * 1009 + position.phase,
         start=position.step * settings.accumulation,
         device=accelerator.device,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
         grouped=settings.group_by_length,
+        share=ranks().rows(settings.batch_size),
     )
 
 

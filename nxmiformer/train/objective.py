@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nxmiformer.ranks import ranks
 from nxmiformer.sets.fields import check_fields
 from nxmiformer.tasks.task import Task
 from nxmiformer.tasks.units import Units, whole_units
@@ -61,18 +62,25 @@ class Objective:
         batch: Mapping[str, Any],
         units: UnitsOf = whole_units,
         targets: Sequence[str] = ("labels",),
+        scored: UnitsOf | None = None,
     ) -> Tensor:
-        """The loss of one batch: keyword arguments of the model.
+        """The loss of one batch: keyword arguments of the model. On a rank's share of a batch it is the part of it in
+        the loss of the whole batch, whose terms are means over units, or tokens, of which ranks have different numbers.
 
         Args:
             units: what of the outputs is distilled.
             targets: names in the batch that the teacher is not to see.
+            scored: what the model's own loss is a mean over; None: `units`.
         """
         asked = {"output_hidden_states": self.hidden > 0}
-        inputs = {name: value for name, value in batch.items() if name not in targets}
+
+        def own(outputs: Any) -> Tensor:
+            loss: Tensor
+            (loss,) = ranks().parts([outputs.loss], lambda: [len((scored or units)(outputs, batch))])
+            return self.task * loss
+
         if not self.distils:
-            loss: Tensor = self.task * model(**batch, **asked).loss
-            return loss
+            return own(model(**batch, **asked))
         assert teacher is not None
         keeping: AbstractContextManager[list[Tensor]] = nullcontext([])
         if self.attention:
@@ -81,11 +89,12 @@ class Objective:
             outputs = model(**batch, **asked)
             count = len(scores)
             with torch.no_grad():
-                target = teacher(**inputs, **asked)
-        loss = self.task * outputs.loss
+                target = teacher(**{name: value for name, value in batch.items() if name not in targets}, **asked)
+        loss = own(outputs)
         if self.logits:
             ours, theirs = units(outputs, batch), units(target, batch)
-            loss = loss + self.logits * ours.outcome.distillation(theirs.logits, ours.logits, self.temperature)
+            distilled = ours.outcome.distillation(theirs.logits, ours.logits, self.temperature)
+            loss = loss + self.logits * ranks().parts([distilled], lambda: [len(ours)])[0]
         if self.hidden:
             loss = loss + self.hidden * hidden_error(outputs, target, batch)
         if self.attention:
@@ -95,4 +104,11 @@ class Objective:
     def of(self, task: Task, model: nn.Module, teacher: nn.Module | None, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of one batch of a task, which says what of it the models are given, and what is distilled."""
         units = task.everywhere if self.everywhere else task.units
-        return self(model, teacher, task.told(batch), lambda outputs, _: units(outputs, batch), task.targets)
+        return self(
+            model,
+            teacher,
+            task.told(batch),
+            lambda outputs, _: units(outputs, batch),
+            task.targets,
+            lambda outputs, _: task.units(outputs, batch),
+        )

@@ -16,7 +16,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from nxmiformer.console.quiet import quiet
 from nxmiformer.layers.attention import attend
 from nxmiformer.layers.mode import evaluating
+from nxmiformer.layers.ranges import widened
 from nxmiformer.layers.wrapped import unwrapped
+from nxmiformer.ranks import ranks
 
 PREFIX = "nxmiformer_scores_of_"  # of the attention that keeps scores, before the name of the one that computes
 _kept: ContextVar[list[Tensor] | None] = ContextVar("kept", default=None)
@@ -52,7 +54,7 @@ def keeping_scores(*models: nn.Module) -> Iterator[list[Tensor]]:
 def scores_error(student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
     """The mean over the attentions of the mean squared error of their scores, over the heads and the pairs of a query
     and a key of which neither is padding by the batch's `attention_mask` (batch, tokens). Pairs that a causal attention
-    does not let see each other count as equal.
+    does not let see each other count as equal. Of several processes, this one's part of it.
 
     Raises:
         ScoresError: there are no scores, or not those that the teacher has.
@@ -61,7 +63,9 @@ def scores_error(student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Ma
     if not student or shapes[0] != shapes[1]:
         raise ScoresError(f"the student's attention scores are {shapes[0]}, and the teacher's {shapes[1]}")
     real = batch.get("attention_mask")
-    return torch.stack([_error(s, t, real) for s, t in zip(student, teacher, strict=True)]).mean()
+    pairs = [_compared(s, t, real) for s, t in zip(student, teacher, strict=True)]
+    errors = [F.mse_loss(*pair) for pair in pairs]
+    return torch.stack(ranks().parts(errors, lambda: [pair[0].numel() for pair in pairs])).mean()
 
 
 @torch.no_grad()
@@ -132,8 +136,9 @@ def _scored(
     return function(module, query, key, value, attention_mask, scaling=scaling, **rest)
 
 
-def _error(student: Tensor, teacher: Tensor, real: Tensor | None) -> Tensor:
+def _compared(student: Tensor, teacher: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What of the scores of one attention counts."""
     if real is not None and (real.shape[0], real.shape[1], real.shape[1]) == (student.shape[0], *student.shape[2:]):
         both = real.bool()[:, :, None] & real.bool()[:, None, :]
         student, teacher = (scores.transpose(0, 1)[:, both] for scores in (student, teacher))
-    return F.mse_loss(student.float(), teacher.float())
+    return widened(student), widened(teacher)

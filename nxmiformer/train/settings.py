@@ -16,7 +16,7 @@ class Settings:
     """How training runs, whatever the method.
 
     Attributes:
-        batch_size: examples of one forward pass, on each process.
+        batch_size: examples of one forward pass, on all processes together; each takes its share.
         accumulation: forward passes of one optimizer step.
         eval_batch_size: examples of one forward pass in an evaluation.
         max_length: tokens that an example is truncated to.
@@ -65,6 +65,6 @@ class Settings:
         plugin = GradientAccumulationPlugin(num_steps=self.accumulation, sync_with_dataloader=False)
         return Accelerator(cpu=self.cpu, mixed_precision=self.precision, gradient_accumulation_plugin=plugin)
 
-    def steps_per_epoch(self, examples: int, world: int = 1) -> int:
+    def steps_per_epoch(self, examples: int) -> int:
         """Optimizer steps of one pass over so many training examples."""
-        return max(1, batches_per_epoch(examples, self.batch_size * world) // self.accumulation)
+        return max(1, batches_per_epoch(examples, self.batch_size) // self.accumulation)

@@ -35,8 +35,8 @@ def flat(lists):
     return list(itertools.chain.from_iterable(lists))
 
 
-def order(data, size, count, seed=0, start=0, rank=0, world=1):
-    return labels(shuffled(data, size, seed, start, "cpu", rank, world), count)
+def order(data, size, count, seed=0, start=0, share=slice(None)):
+    return labels(shuffled(data, size, seed, start, "cpu", share=share), count)
 
 
 def test_the_order_depends_on_the_seed_and_the_epoch_alone():
@@ -72,11 +72,13 @@ def test_what_an_epoch_leaves_over_is_not_always_the_same():
     assert len(left) > 5
 
 
-def test_the_ranks_part_the_batch_of_one_process_among_them():
-    data = examples(50)
-    whole = order(data, 6, 20)
-    parts = [order(data, 2, 20, rank=rank, world=3) for rank in range(3)]
-    assert [flat(pieces) for pieces in zip(*parts, strict=True)] == whole
+@pytest.mark.parametrize("vary", [None, lambda batch, draw: {**batch, "drawn": torch.rand(6, generator=draw)}])
+def test_shares_of_a_batch_are_its_rows_as_they_are_in_the_whole(vary):
+    data = dataclasses.replace(examples(50), vary=vary)
+    streams = [shuffled(data, 6, 0, 0, "cpu", share=share) for share in (slice(None), slice(0, 4), slice(4, 6))]
+    for whole, *parts in itertools.islice(zip(*streams, strict=True), 20):
+        for name, rows in whole.items():
+            assert torch.equal(torch.cat([part[name] for part in parts]), rows)
 
 
 def test_examples_of_like_length_go_together_within_a_window():
@@ -105,7 +107,7 @@ def test_too_few_examples_for_one_batch_are_an_error():
     with pytest.raises(ValueError, match="a batch of 8 needs at least as many training examples, and there are 7"):
         batches_per_epoch(7, 8)
     with pytest.raises(ValueError, match="a batch of 8 needs"):
-        next(shuffled(examples(7), 4, 0, 0, "cpu", world=2))
+        next(shuffled(examples(7), 8, 0, 0, "cpu"))
 
 
 def test_no_random_number_is_taken_from_the_global_generators():
@@ -215,9 +217,9 @@ def test_rows_of_each_name_are_padded_to_their_own_longest_and_on_the_side_that_
 def test_a_training_batch_is_varied_by_its_place_alone():
     data = dataclasses.replace(examples(12), vary=lambda batch, draw: {"drawn": torch.rand(3, generator=draw)})
 
-    def drawn(start, count, rank=0):
-        batches = shuffled(data, 3, 5, start, "cpu", rank, 2)
+    def drawn(start, count):
+        batches = shuffled(data, 3, 5, start, "cpu")
         return torch.stack([next(batches)["drawn"] for _ in range(count)])
 
     assert torch.equal(drawn(0, 6)[2:], drawn(2, 4))
-    assert len(torch.cat([drawn(0, 6), drawn(0, 6, rank=1)]).unique(dim=0)) == 12
+    assert len(drawn(0, 6).unique(dim=0)) == 6

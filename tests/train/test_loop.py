@@ -396,7 +396,6 @@ def test_a_phase_without_steps_applies_its_method_all_the_same(tmp_path):
 def test_an_epoch_is_as_many_steps_as_fill_their_batches():
     assert settings(batch_size=4).steps_per_epoch(43) == 10
     assert settings(batch_size=4, accumulation=3).steps_per_epoch(43) == 3
-    assert settings(batch_size=4, accumulation=3).steps_per_epoch(43, world=2) == 1
     assert settings(batch_size=4, accumulation=30).steps_per_epoch(43) == 1
     assert phase(steps=None, epochs=1.5).length(10) == (15, 10)
     assert phase(steps=4, epochs=1.5).length(10) == (4, 10)
