@@ -34,6 +34,7 @@ from nxmiformer.jobs.origin import as_trained
 from nxmiformer.jobs.place import occupied
 from nxmiformer.jobs.sweep import HELD, Ended, noted
 from nxmiformer.jobs.work import work
+from nxmiformer.ranks import LostError, joined, ranks
 
 CONF = Path(str(resources.files("nxmiformer.conf")))
 NAMELESS = "Config group override must be a string"  # Hydra, of task=null
@@ -43,6 +44,8 @@ LAUNCHERS = ("joblib", "submitit", "ray")  # of Hydra's, those that are extras
 @hydra.main(version_base="1.3", config_path="pkg://nxmiformer.conf", config_name="config")
 def _main(config: DictConfig) -> float:
     directory, sweeping = Path(HydraConfig.get().runtime.output_dir), HydraConfig.get().mode == RunMode.MULTIRUN
+    if ranks().count > 1:  # each has read the clock for its name
+        directory, config.name = ranks().first((directory, config.name))
 
     def job() -> Job:
         reads_packed = config.job in ("export", "bench")
@@ -98,12 +101,20 @@ def told() -> Iterator[None]:
 def main() -> None:
     """Run, and turn a mistake in the command line into one clear message and exit status 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra's errors through to here
-    world = os.environ.get("WORLD_SIZE", "1")  # as torchrun and `accelerate launch` set it
-    if world != "1":
-        sys.exit(_fail(f"WORLD_SIZE={world}: a run takes one process, as each would write the same files"))
+    try:
+        with joined():
+            _run()
+    except ValueError as error:
+        sys.exit(_fail(str(error)))
+
+
+def _run() -> None:
     try:
         with HELD:
             _main()
+    except LostError as error:
+        print(f"nxmiformer: {error}", file=sys.stderr)
+        sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(_fail(_explain(error)))
     except KeyboardInterrupt:
@@ -114,7 +125,7 @@ def main() -> None:
             raise
         if isinstance(error, ValueError | OSError):
             sys.exit(_fail(_nameless(sys.argv[1:]) if NAMELESS in str(error) else str(error)))
-        print(_unforeseen(error), file=sys.stderr)
+        _say(_unforeseen(error))
         sys.exit(1)
 
 
@@ -132,8 +143,13 @@ def _root(error: BaseException) -> BaseException:
 
 
 def _fail(message: str) -> int:
-    print(f"nxmiformer: {message}", file=sys.stderr)
+    _say(f"nxmiformer: {message}")
     return 2
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+    ranks().tell(message)
 
 
 def _explain(error: Exception) -> str:

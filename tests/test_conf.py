@@ -201,11 +201,13 @@ def command(monkeypatch, tmp_path, capsys):
     return call
 
 
-def test_one_of_several_processes_is_refused_before_it_touches_anything(command, monkeypatch, tmp_path):
+def test_one_of_several_processes_that_nobody_has_started_is_refused_before_it_touches_anything(
+    command, monkeypatch, tmp_path
+):
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, message = command("name=demo")
     assert code == 2
-    assert "WORLD_SIZE=2: a run takes one process" in message
+    assert "WORLD_SIZE=2, and RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set" in message
     assert list(tmp_path.iterdir()) == []
 
 

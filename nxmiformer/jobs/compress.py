@@ -3,6 +3,8 @@
 import copy
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from nxmiformer.export.packed import add_results, load_packed, packing
 from nxmiformer.files import set_aside, write_text
 from nxmiformer.jobs.contents import read_contents
 from nxmiformer.jobs.job import Job
-from nxmiformer.jobs.opening import check_same, identity_of, opened, record
+from nxmiformer.jobs.opening import Opened, check_same, identity_of, opened, record
 from nxmiformer.jobs.phases import check_taught, train
 from nxmiformer.jobs.record import report
 from nxmiformer.jobs.rehearsal import rehearse
@@ -22,6 +24,7 @@ from nxmiformer.layers.everything import check_ranges
 from nxmiformer.layers.factored import Factored, factor
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.ranks import ranks
 from nxmiformer.report.document import write_report
 from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
@@ -38,19 +41,33 @@ def run(job: Job) -> dict[str, Any]:
         ValueError: the plan does not fit the model, the checkpoint is of another run, or training diverged.
     """
     began = time.perf_counter()
-    check_taught(job, job.recipe.phases)
-    with opened(job, job.planning) as (stage, plan, position, resumed):
-        rehearse(stage, dict(list(job.recipe.phases.items())[position.phase :]), job.report_on, plan)
-        plan.save(job.directory / "plan.json")
-        with compiling(job.settings.compile):
-            train(job, stage, job.recipe.phases, position, resumed)
-        verify(stage.model, plan)
-        check_ranges(stage.model)
+    with _trained(job) as (stage, plan, position, _):
         content = _pack(job, stage, plan, began - position.seconds)
         write_text(job.directory / REPORT, json.dumps(content, indent=1) + "\n")
         write_report(job.directory)
         stage.tracker.report(job.directory)
     return content
+
+
+def follow(job: Job) -> None:
+    """Train along with the process that runs the job, which goes on alone when training has ended."""
+    with _trained(job):
+        pass
+
+
+@contextmanager
+def _trained(job: Job) -> Iterator[Opened]:
+    """The job as it was opened, and its model trained."""
+    check_taught(job, job.recipe.phases)
+    with opened(job, job.planning) as (stage, plan, position, resumed):
+        rehearse(stage, dict(list(job.recipe.phases.items())[position.phase :]), job.report_on, plan)
+        if ranks().writes:
+            plan.save(job.directory / "plan.json")
+        with compiling(job.settings.compile):
+            train(job, stage, job.recipe.phases, position, resumed)
+        verify(stage.model, plan)
+        check_ranges(stage.model)
+        yield Opened(stage, plan, position, resumed)
 
 
 def finished(job: Job) -> dict[str, Any] | None:

@@ -1,5 +1,6 @@
 """Compress a model from Python, as the command does."""
 
+import os
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -106,6 +107,8 @@ def compress(
     Raises:
         ValueError: something does not fit. The message says what, before any training.
     """
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("WORLD_SIZE is set: from Python one process compresses, several do by the command nxmiformer")
     learned = _task(model, train_data, eval_data, task, fields)
     words = [recipe] if isinstance(recipe, str) else []
     # Not the embedded model, which brings a way of training of its own.

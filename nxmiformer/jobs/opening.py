@@ -22,6 +22,7 @@ from nxmiformer.jobs.provenance import provenance
 from nxmiformer.models.fit import agree
 from nxmiformer.models.labels import classes_of
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.ranks import ranks
 from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.tasks.description import described_data
@@ -47,7 +48,7 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     Raises:
         RefusedError: the job resumes, and its directory belongs to another job; the message shows the difference.
     """
-    display = Display(job.label)
+    display = Display(job.label, ranks().writes)
     display.say(f"reading task {job.task.name} and model {job.source.name}")
     if job.settings.threads is not None:
         torch.set_num_threads(job.settings.threads)
@@ -70,10 +71,12 @@ def opened(job: Job, planning: Callable[[PreTrainedModel], CompressionPlan]) -> 
     accelerator = job.settings.accelerator()
     checkpoints = Checkpoints(job.directory, identity)
     position, resumed = _going_on(job, checkpoints, model)
-    begin(job, checkpoints.identity)
-    checkpoints.tidy()
+    _check_alike({"identity": checkpoints.identity, "goes on at": position.total_step})
+    if ranks().writes:  # all have read what this may remove
+        begin(job, checkpoints.identity)
+        checkpoints.tidy()
     facts = json.loads(resumed["facts"]) if resumed is not None else {"phases": {}, "scores": {}}
-    wrapped = accelerator.prepare_model(model)
+    wrapped = accelerator.prepare_model(model, evaluation_mode=True)  # which wraps nothing: the loop adds gradients
     with _tracker(job, position if resumed is not None else None, display) as tracker:
         stage = Stage(
             model, wrapped, tokenizer, task, data, job.settings, accelerator, checkpoints, tracker, job.seed, facts,
@@ -141,7 +144,16 @@ def begin(job: Job, identity: Mapping[str, Any]) -> None:
         write_text(job.directory / name, text)
 
 
+def _check_alike(facts: Mapping[str, Any]) -> None:
+    """Raise a ValueError unless all processes have read the same."""
+    differences = [line for theirs in ranks().all(facts) for line in difference(theirs, facts, whose="another process")]
+    if differences:
+        raise ValueError("\n  ".join(["the processes of this run read different files:", *differences]))
+
+
 def _tracker(job: Job, position: Position | None, display: Display) -> Tracker:
+    if not ranks().writes:
+        return Several([])
     trackers: list[Tracker] = [Jsonl(job.directory, None if position is None else position.total_step)]
     if job.wandb is not None:
         trackers.append(Wandb(job.directory, job.config, job.wandb, display))

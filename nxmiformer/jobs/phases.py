@@ -21,6 +21,7 @@ from nxmiformer.methods.dense import Dense
 from nxmiformer.methods.kronecker import Kronecker
 from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.methods.pattern_lock import PatternLock
+from nxmiformer.ranks import ranks
 from nxmiformer.runs.words import no_better
 from nxmiformer.train.checkpoint import Position
 from nxmiformer.train.loop import Stage, train_phase
@@ -78,6 +79,12 @@ def leave_dense(job: Job, stage: Stage) -> None:
     score, chance = stage.facts["scores"]["dense"][stage.task.metric], stage.chance(job.report_on)
     if not chance.beaten(score):
         log.info("%s", no_better(stage.task.metric, score, chance))
+    if ranks().writes:
+        _keep_dense(job, stage, model)
+    ranks().wait()  # for what all are to read
+
+
+def _keep_dense(job: Job, stage: Stage, model: PreTrainedModel) -> None:
     with quiet(), replacing(job.directory / "dense", lambda _: True, "a dense model") as directory:
         quantizers = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, RANGES))
         weights = {name: each for name, each in model.state_dict().items() if not name.startswith(quantizers)}

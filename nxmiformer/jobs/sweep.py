@@ -27,6 +27,7 @@ from nxmiformer.console.ending import interrupted
 from nxmiformer.errors import RefusedError
 from nxmiformer.files import LOCK, alone, write_text
 from nxmiformer.jobs.place import claimed, occupied
+from nxmiformer.ranks import ranks
 from nxmiformer.report.table import sweep_summary
 
 SWEPT, NOTES = "multirun.yaml", ".jobs"
@@ -98,6 +99,9 @@ class Around(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Take the sweep's directory, before Hydra writes to it; end with status 2 where it cannot be had."""
+        if ranks().count > 1:
+            print(f"nxmiformer: WORLD_SIZE={ranks().count}: a sweep takes one process, without -m", file=sys.stderr)
+            sys.exit(2)
         directory = Path(config.hydra.sweep.dir)
         resume, overwrite = config.get("resume") is True, config.get("overwrite") is True
         try:

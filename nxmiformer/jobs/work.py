@@ -12,12 +12,14 @@ from nxmiformer.errors import RefusedError
 from nxmiformer.files import alone
 from nxmiformer.jobs.bench import bench
 from nxmiformer.jobs.blockwise import blockwise
-from nxmiformer.jobs.compress import finished, run
+from nxmiformer.jobs.compress import finished, follow, run
 from nxmiformer.jobs.export import export
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.place import claimed, occupied, recorded
 from nxmiformer.jobs.search import found, planned, search
 from nxmiformer.jobs.sweep import Ended
+from nxmiformer.jobs.together import check_together
+from nxmiformer.ranks import ranks
 from nxmiformer.report.table import bench_summary, blockwise_summary, export_summary, search_summary, summary
 from nxmiformer.runs.many import BLOCKWISE
 from nxmiformer.runs.numbers import read_run
@@ -31,8 +33,12 @@ def work(kind: str, build: Callable[[], Job], directory: Path, ended: Ended, swe
     Raises:
         RefusedError: the job may not start or continue in the directory, and nothing there has been changed.
     """
+    if not ranks().writes:
+        _follow(kind, build())
+        return
     with alone(directory), recorded(directory, first=sweeping):
         job = build()
+        check_together(kind, job)
         with _place(kind, job, sweeping):
             lines = KINDS[kind](job, ended)
     for line in lines[: lines.index(ending.NEXT)] if sweeping else lines:
@@ -52,6 +58,7 @@ def _compress(job: Job, ended: Ended) -> list[str]:
     """Run the job, unless it is finished; its value is the score of the packed model. Each of these gives its last
     lines."""
     content, console = finished(job), Console()
+    ranks().first(content is None)  # which the others wait for
     if content is None:
         content = run(planned(job))
         console.print(summary(read_run(job.directory)))
@@ -60,6 +67,13 @@ def _compress(job: Job, ended: Ended) -> list[str]:
     ended.figures = outcome(content)
     ended.value = float(content["scores"]["packed"][content["task"]["metric"]])
     return ending.compressed(job.directory)
+
+
+def _follow(kind: str, job: Job) -> None:
+    """The share of a process that is not the first, which does what `_compress` does and says whether it is done."""
+    check_together(kind, job)
+    if ranks().first(False):  # the first knows
+        follow(job)
 
 
 def _search(job: Job, ended: Ended) -> list[str]:
