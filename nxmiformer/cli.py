@@ -7,7 +7,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from importlib import resources
 from pathlib import Path
@@ -101,11 +101,12 @@ def told() -> Iterator[None]:
 def main() -> None:
     """Run, and turn a mistake in the command line into one clear message and exit status 2."""
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let Hydra's errors through to here
-    try:
-        with joined():
-            _run()
-    except ValueError as error:
-        sys.exit(_fail(str(error)))
+    with ExitStack() as held:
+        try:
+            held.enter_context(joined())
+        except ValueError as error:
+            sys.exit(_fail(str(error)))
+        _run()
 
 
 def _run() -> None:

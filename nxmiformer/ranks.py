@@ -25,6 +25,7 @@ from torch import distributed as dist
 Item = TypeVar("Item")
 PATIENCE = timedelta(minutes=30)  # for a rank that lives and does not answer; the end of a process is seen at once
 FAILED = "nxmiformer-failed"
+GIVEN = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # by a launcher, beside WORLD_SIZE
 
 
 class LostError(RuntimeError):
@@ -136,12 +137,13 @@ class Several(Ranks):
     A RuntimeError of a sum becomes a LostError, which says what the rank that failed had to say.
     """
 
-    def __init__(self, store: dist.Store, rank: int, count: int) -> None:
+    def __init__(self, store: "dist.Store", rank: int, count: int) -> None:
         self.store, self.rank, self.count = store, rank, count
 
-    def lost(self) -> LostError:
-        """The error of this rank where others have ended."""
+    def lost(self, error: RuntimeError | None = None) -> LostError:
+        """The error of this rank where others have ended, or where torch's `error` says that it cannot reach them."""
         told = "none of them said why: one may have been killed, or have run out of memory"
+        told += f" ({error})" if error is not None else ""
         with suppress(RuntimeError):
             if self.writes and self.store.check([FAILED]):  # the store of others may have ended with the first
                 told = self.store.get(FAILED).decode()
@@ -152,7 +154,7 @@ class Several(Ranks):
         try:
             yield
         except RuntimeError as error:
-            raise self.lost() from error
+            raise self.lost(error) from error
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         with self._reaching():
@@ -204,7 +206,7 @@ class Several(Ranks):
     def tell(self, message: str) -> None:
         if not self.writes:
             with suppress(RuntimeError):
-                self.store.set(FAILED, f"process {self.rank} of {self.count}: {message}")
+                self.store.set(FAILED, f"rank {self.rank} of {self.count}: {message}")
 
 
 def _part(mean: Tensor, size: int, total: int) -> Tensor:
@@ -257,15 +259,21 @@ def _several() -> Several | None:
     world = os.environ.get("WORLD_SIZE", "1")
     if world == "1":
         return None
-    missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if missing or not world.isdecimal():
+    missing = [name for name in GIVEN if name not in os.environ]
+    if missing or not world.isdecimal() or not int(world):
         raise ValueError(
-            f"WORLD_SIZE={world}, and {', '.join(missing) or 'that is no number of processes'} is not set: start "
+            f"WORLD_SIZE={world}, and {', '.join(missing) or 'a number of processes'} is not set: start "
             f"several processes by torchrun or accelerate launch, or unset WORLD_SIZE"
         )
-    store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    try:
+        store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        place = f"MASTER_ADDR={os.environ['MASTER_ADDR']}, MASTER_PORT={os.environ['MASTER_PORT']}"
+        raise ValueError(
+            f"the {world} processes of this run cannot meet at {place}: {str(error).splitlines()[0]}"
+        ) from error
     return Several(store, rank, count)
 
 

@@ -34,7 +34,8 @@ def contents(
     taught = {} if teacher is None else {"teacher": digest(_tensors(teacher.state_dict()))}
     supports = {f"{name}.support": support_of(module) for name, module in model.named_modules()}
     stored = {name: support for name, support in supports.items() if support is not None}
-    rows = {name: digest(_json(split[key][:]) for key in task.reads) for name, split in splits.items()}
+    plain = {name: split.with_format(None) for name, split in splits.items()}
+    rows = {name: digest(_json(split[key][:]) for key in task.reads) for name, split in plain.items()}
     return {
         "weights": digest(_tensors({**model.state_dict(), **stored})),
         "architecture": digest([str(type(model)).encode(), str(model).encode(), _json(_config(model))]),

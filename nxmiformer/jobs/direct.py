@@ -108,7 +108,10 @@ def compress(
         ValueError: something does not fit. The message says what, before any training.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise ValueError("WORLD_SIZE is set: from Python one process compresses, several do by the command nxmiformer")
+        raise ValueError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']}: from Python one process compresses. Unset it, or start "
+            "the command nxmiformer by torchrun"
+        )
     learned = _task(model, train_data, eval_data, task, fields)
     words = [recipe] if isinstance(recipe, str) else []
     # Not the embedded model, which brings a way of training of its own.

@@ -27,9 +27,11 @@ from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.untouched import untouched
 from nxmiformer.layers.weights import WeightQuantizer
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.ranks import LostError, ranks
 from nxmiformer.tasks.batches import Examples
 from nxmiformer.train.checkpoint import restore_rng, rng_state
 from nxmiformer.train.evaluate import Answers, forward_of, looks
+from nxmiformer.train.hidden import check_every_layer_runs
 from nxmiformer.train.loop import Stage, training_mode, training_of
 from nxmiformer.train.recipe import Phase, check_distillation
 
@@ -49,7 +51,8 @@ def rehearse(stage: Stage, phases: Mapping[str, Phase], report_on: str, plan: Co
             with _part("packing the model", "model, plan"):
                 check_packable(stage.model, plan, stage.tokenizer)
         with untouched(stage.model):
-            batch = _longest(stage.data["train"], _size(stage, stage.settings.batch_size))
+            share = -(-stage.settings.batch_size // ranks().count)  # the most that a process has of a batch
+            batch = _longest(stage.data["train"], _size(stage, share))
             inputs = batch.batch(range(len(batch)), stage.accelerator.device)
             with _part("a forward pass", "train.max_length, plan.exclude, model"):
                 check_called(stage.model, stage.task.inputs(inputs))
@@ -77,6 +80,9 @@ def _thin_out(model: nn.Module) -> None:
 def _phase(stage: Stage, name: str, phase: Phase, batch: Mapping[str, Tensor]) -> None:
     """One phase, on one batch of its inputs and targets."""
     where = f"recipe.phases.{name}"
+    if ranks().count > 1 and phase.dropout:  # ranks that skip other layers would wait for sums of each other's
+        with _part(f"phase {name!r} on several processes", f"{where}.dropout"):
+            check_every_layer_runs(stage.model.config, f"{where}.dropout=false")
     with _part(f"the length of phase {name!r}", f"train.batch_size, {where}.steps"):
         length = phase.length(stage.steps_per_epoch())
     with _part(f"the optimizer or schedule of phase {name!r}", f"{where}.optimizer, {where}.schedule"):
@@ -165,6 +171,8 @@ def _part(what: str, keys: str) -> Iterator[None]:
     """Say which part of the rehearsal failed: whatever it raises, for the code of a model may be anybody's."""
     try:
         yield
+    except LostError:
+        raise
     except Exception as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"the run would fail later, in {what}: {reason}\n  to be changed in {keys}") from error

@@ -66,7 +66,7 @@ class Table:
     def of(cls, rows: datasets.DatasetDict, **fields: Any) -> Self:
         """The task on given rows, by split; `fields` are its other fields."""
         task = cls(path=AT_HAND, **fields)
-        vars(task)["source"] = rows
+        vars(task)["source"] = rows.with_format(None)  # its columns are then lists
         return task
 
     def table(self, check: Check) -> datasets.DatasetDict:

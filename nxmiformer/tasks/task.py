@@ -78,7 +78,10 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def units(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Units:
-        """The units of a model's outputs on a batch with its targets."""
+        """The units of a model's outputs on a batch with its targets.
+
+        The model's own loss is a mean over them: by their number several processes weigh theirs.
+        """
 
     def everywhere(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Units:
         """As `units`, but for every token except padding, for a task that scores only some."""

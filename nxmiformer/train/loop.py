@@ -69,7 +69,15 @@ class Stage:
         return self.task.chance(self.data[split].truths)
 
     def save(self, name: str, position: Position, state: Mapping[str, Any]) -> None:
-        """Write checkpoint `name`, once for all processes."""
+        """Write checkpoint `name`, once for all processes.
+
+        Raises:
+            ValueError: the weights of the processes differ, where nothing but equal ones is right.
+        """
+        if ranks().count > 1:
+            sums = [each.detach().double().sum().item() for each in self.model.parameters()]
+            if any(theirs != sums for theirs in ranks().all(sums)):
+                raise ValueError("the weights of the processes differ: their machines or versions do not compute alike")
         if ranks().writes:
             self.checkpoints.save(name, self.model, position, {**state, "facts": json.dumps(self.facts)})
 

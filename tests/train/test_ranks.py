@@ -321,7 +321,54 @@ def test_a_full_disk_of_the_one_that_writes_ends_all_with_its_message(several):
 
 
 def test_what_a_silent_process_fails_by_is_said_by_the_one_that_speaks(several):
-    assert "process 1 of 2: nxmiformer: it is too warm" in several.joinpath("says-0.txt").read_text()
+    assert "rank 1 of 2: nxmiformer: it is too warm" in several.joinpath("says-0.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"LOCAL_WORLD_SIZE": None}, "LOCAL_WORLD_SIZE is not set: start several processes by torchrun"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE=two"),
+        ({"MASTER_PORT": "x"}, "cannot meet at MASTER_ADDR=localhost, MASTER_PORT=x"),
+    ],
+)
+def test_processes_that_cannot_meet_are_told_of_by_one_message_before_any_work(monkeypatch, capsys, given, told):
+    launched = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+    launched |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in (launched | given).items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as error:
+        command("name=unmet")
+    assert error.value.code == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_model_that_skips_layers_at_random_is_refused_on_several_processes_unless_dropout_is_off(
+    tmp_path, monkeypatch
+):
+    asked = job(tmp_path / "several", {"mask": FixedMask()})
+    phases = {name: dataclasses.replace(phase, objective=Objective()) for name, phase in asked.recipe.phases.items()}
+    asked = dataclasses.replace(asked, recipe=Recipe(phases))
+    monkeypatch.setattr(Doubled, "model", skipping(Doubled.model))
+    run(dataclasses.replace(asked, directory=tmp_path / "alone"))
+    AcceleratorState._reset_state(True)
+    monkeypatch.setattr(module, "_ranks", Share(0, 2))
+    told = r"skips layers at random \(layerdrop=0\.1\) unless recipe\.phases\.dense\.dropout=false"
+    with pytest.raises(ValueError, match=told):
+        run(asked)
+
+
+def skipping(model):
+    def call(self, task, tokenizer, seed):
+        made = model(self, task, tokenizer, seed)
+        made.config.layerdrop = 0.1
+        return made
+
+    return call
 
 
 class Share(Alone):
