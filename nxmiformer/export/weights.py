@@ -49,9 +49,12 @@ def fill(model: PreTrainedModel, plan: CompressionPlan, file: Path, lazy: bool =
             put(model, key, nn.Parameter(tensor) if isinstance(blank, nn.Parameter) else tensor)
         fill_layers(model, plan, shared, stored, model.dtype, device, lazy)
     # The rest is in no file: buffers that the model computes, as it does when `from_pretrained` makes it.
-    for known in model.state_dict(keep_vars=True).values():
-        known._is_hf_initialized = True
-    for name, buffer in list(model.named_non_persistent_buffers()):
+    computed = dict(model.named_non_persistent_buffers())
+    tensors: list[tuple[str, Any]] = [*model.named_parameters(), *model.named_buffers()]
+    for name, known in tensors:
+        if name not in computed:
+            known._is_hf_initialized = True
+    for name, buffer in computed.items():
         put(model, name, torch.empty_like(buffer, device=device))
     model.initialize_weights()
 

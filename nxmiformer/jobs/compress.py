@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import verify
 from nxmiformer.export.manifest import replaceable
@@ -30,8 +31,12 @@ from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.runs.words import results
 from nxmiformer.sets.fused import compiling
-from nxmiformer.train.evaluate import Answers, forward_of, side_by_side
+from nxmiformer.tasks.batches import Examples
+from nxmiformer.train.evaluate import Answers, forward_of, looks, side_by_side
 from nxmiformer.train.loop import Stage
+
+FEW = 8  # examples on which products of factors are compared with what the factors compute
+SLACK = 0.1  # of the largest logit: rounding, in 16 bits too, is below it, and another weight above
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -117,6 +122,7 @@ def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dic
     if any(isinstance(module, Factored) for module in read.modules()):
         trained = copy.deepcopy(trained)
         factor(trained)
+        _check_factors(stage, trained, examples)
     models = trained, read
     answers = [Answers(stage.task, examples, model) for model in models]
     with evaluating(trained), accelerator.autocast():  # what they write, too
@@ -130,3 +136,19 @@ def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dic
                     f"please report this"
                 )
     return answers[0].score(), answers[1].score()
+
+
+def _check_factors(stage: Stage, factored: PreTrainedModel, examples: Examples) -> None:
+    """Raise a RuntimeError unless a model computes with its factors what the trained one does with their product, on a
+    few examples, but for rounding and for codes of inputs that it moves."""
+    accelerator, found = stage.accelerator, []
+    for model in (stage.model, factored):
+        with evaluating(model), accelerator.autocast():
+            forward = forward_of(model, accelerator)
+            found.append(next(looks(forward, stage.task, examples, FEW, accelerator.device))[2].logits.float())
+    apart, most = (found[0] - found[1]).abs().max().item(), found[0].abs().max().item()
+    if not apart <= SLACK * most:
+        raise RuntimeError(
+            f"with its factors the model gives other logits than with their product: they differ by up to {apart:g}, "
+            f"of {most:g}; please report this"
+        )

@@ -13,6 +13,7 @@ from nxmiformer.console.quiet import quiet
 from nxmiformer.files import replacing
 from nxmiformer.jobs.dense import rows_of, shared
 from nxmiformer.jobs.job import Job
+from nxmiformer.layers.factored import unfactor
 from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.ranges import RangeQuantizer
@@ -104,6 +105,7 @@ def _taught(job: Job, stage: Stage) -> PreTrainedModel | None:
     model = job.source.taught(stage.task, stage.tokenizer)
     if model is None:
         return None
+    unfactor(model)  # a packed one may have factors
     shapes = [{name: p.shape for name, p in each.named_parameters()} for each in (model, stage.model)]
     if type(model) is not type(stage.model) or shapes[0] != shapes[1]:
         raise ValueError(

@@ -1,6 +1,6 @@
 """Compressed layers that have the factors of their weight in its place, as a packed model is read."""
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -13,19 +13,34 @@ from nxmiformer.layers.kronecker import Factors
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.sets import Kronecker
+from nxmiformer.sets.kronecker import kron
 
 
 class FactoredWeight(Factors):
     """The factors of a weight (out, in), to train as they are.
 
-    It is not a tensor, so code that reads a layer's weight directly, without its forward pass, fails. In a state dict
-    its layer has the weight that they make, as a layer with a dense weight does.
+    It is not a tensor: a function of torch that is given it, by code that reads the weight without the layer's forward
+    pass, gets the weight that they make. So does a state dict, as from a layer with a dense weight.
     """
 
     def __init__(self, points: Kronecker, left: Tensor, right: Tensor, transposed: bool = False) -> None:
         super().__init__(left, right)
         self.points, self.transposed = points, transposed
         self._is_hf_initialized = True  # `transformers` draws no values for it
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Callable[..., Any], _: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call a function of torch with the weight in the place of the factors."""
+
+        def made(each: Any) -> Any:
+            if not isinstance(each, FactoredWeight):
+                return each
+            weight = kron(each.left, each.right)
+            return weight.t() if each.transposed else weight
+
+        return function(*map(made, args), **{name: made(each) for name, each in (kwargs or {}).items()})
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -102,8 +117,18 @@ class Factored(Compressed):
         elif weight.shape != self.weight.shape:
             error_msgs.append(f"{prefix}weight is {tuple(weight.shape)}, and the layer's {self.weight.shape}")
         else:
-            self.take((weight.t() if self.weight.transposed else weight).to(self.weight.device, self.weight.dtype))
+            self._load(weight.to(self.weight.device, self.weight.dtype), prefix, error_msgs)
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+
+    def _load(self, weight: Tensor, prefix: str, error_msgs: list[str]) -> None:
+        """Take a weight as the layer stores it; that of its own factors leaves them as they are."""
+        if torch.equal(weight, self.weight.dense()):
+            return
+        matrix = weight.t() if self.weight.transposed else weight
+        if not self.weight.points.contains(matrix):
+            error_msgs.append(f"{prefix}weight is not a point of {self.weight.points}, whose factors the layer has")
+            return
+        self.take(matrix)
 
 
 class FactoredLinear(Factored, CompressedLinear):  # type: ignore[misc]

@@ -117,7 +117,8 @@ class Factors(nn.Module):
 
     def look_up(self, ids: Tensor) -> Tensor:
         """What an embedding with the weight looks up."""
-        return look_up(ids, self.left, self.right)
+        with torch.autocast(ids.device.type, enabled=False):  # which leaves the rows of an embedding as they are
+            return look_up(ids, self.left, self.right)
 
     @torch.no_grad()
     def weight(self) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 from nxmiformer.errors import unknown
 from nxmiformer.files import write_text
 from nxmiformer.layers.everything import Everything
+from nxmiformer.layers.factored import Factored, FactoredWeight
 from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.targets import Target, Targets, in_blocks, is_transposed
 from nxmiformer.layers.wrapped import refuse_adapters, unwrapped
@@ -168,7 +169,9 @@ class CompressionPlan:
         adapters is refused."""
         model = unwrapped(model)
         refuse_adapters(model)
-        weights = dict(model.named_parameters(remove_duplicate=False))
+        weights: dict[str, nn.Parameter | FactoredWeight] = dict(model.named_parameters(remove_duplicate=False))
+        factored = [(name, module) for name, module in model.named_modules() if isinstance(module, Factored)]
+        weights |= {f"{name}.weight": module.weight for name, module in factored}
         owners: dict[int, str] = {}
         problems = []
         for name, spec in self.layers.items():
@@ -284,7 +287,7 @@ class CompressionPlan:
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _misfit(module: nn.Module, weight: nn.Parameter, spec: LayerSpec) -> str | None:
+def _misfit(module: nn.Module, weight: nn.Parameter | FactoredWeight, spec: LayerSpec) -> str | None:
     """How the layer differs from `spec`, or None."""
     expected = spec.shape[::-1] if spec.transposed else spec.shape
     if tuple(weight.shape) != tuple(expected):

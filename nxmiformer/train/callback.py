@@ -14,6 +14,7 @@ from nxmiformer.layers.moments import Batch
 from nxmiformer.layers.projection import Moved
 from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.methods.base import Calibration, Length, Method
+from nxmiformer.methods.kronecker import Kronecker
 from nxmiformer.plan.compression import CompressionPlan
 
 
@@ -29,9 +30,14 @@ class Compression(TrainerCallback):
     Args:
         plan: the plan of the model.
         method: a method, such as Admm().
+
+    Raises:
+        ValueError: the method trains what is not among the model's parameters.
     """
 
     def __init__(self, plan: CompressionPlan, method: Method) -> None:
+        if isinstance(method, Kronecker):
+            raise ValueError("Kronecker trains factors, which Trainer's optimizer does not have: use recipe=kronecker")
         self.plan, self.method = plan, method
         self.moved: Moved | None = None
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -39,6 +39,7 @@ def keeping_scores(*models: nn.Module) -> Iterator[list[Tensor]]:
     kept: list[Tensor] = []
     found = {id(each): each for each in map(unwrapped, models) if isinstance(each, PreTrainedModel)}
     before = {key: each.config._attn_implementation for key, each in found.items()}
+    own = [(config, config._attn_implementation) for each in found.values() for config in _configs(each)]
     token = _kept.set(kept)
     try:
         with quiet():  # which would tell of a model that has no place for an attention
@@ -49,6 +50,8 @@ def keeping_scores(*models: nn.Module) -> Iterator[list[Tensor]]:
         _kept.reset(token)
         for key, each in found.items():
             each.set_attn_implementation(before[key])
+        for config, name in own:  # of which the line above has made one and the same
+            config._attn_implementation = name
 
 
 def scores_error(student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
@@ -75,6 +78,8 @@ def check_scores(model: PreTrainedModel, batch: Mapping[str, Any]) -> None:
     kind, layers = type(model).__name__, model.config.get_text_config().num_hidden_layers
     if model.config.is_encoder_decoder:
         raise ScoresError(f"a {kind} has an encoder and a decoder, whose scores are of several texts")
+    if "input_ids" in batch and batch["input_ids"].ndim != 2:
+        raise ScoresError(f"a {kind} reads several texts an example")
     if any(vars(module).get("gradient_checkpointing") for module in model.modules()):
         raise ScoresError("gradient checkpointing computes attentions again, when nobody keeps their scores")
     with evaluating(model):
@@ -86,7 +91,7 @@ def check_scores(model: PreTrainedModel, batch: Mapping[str, Any]) -> None:
             f"{layers - len(scores)} of the {layers} layers of a {kind} compute their attention by code of their own"
         )
     sizes = {tuple(each.shape[-2:]) for each in scores}
-    tokens = batch["input_ids"].shape[1] if "input_ids" in batch else None
+    tokens = batch["input_ids"].shape[-1] if "input_ids" in batch else None
     if tokens is not None and sizes != {(tokens, tokens)}:
         raise ScoresError(
             f"the scores of a {kind} are of {sorted(sizes)} queries and keys, and its tokens are {tokens}"
@@ -98,7 +103,18 @@ def check_scores(model: PreTrainedModel, batch: Mapping[str, Any]) -> None:
 
 def _told(outputs: Mapping[str, Tensor]) -> Tensor:
     """What a model says."""
-    return next(outputs[name] for name in ("logits", "start_logits", "last_hidden_state") if name in outputs)
+    found = [outputs[name] for name in ("logits", "start_logits", "last_hidden_state") if name in outputs]
+    if not found:
+        raise ScoresError(f"of its outputs {sorted(outputs)} none is compared")
+    return found[0]
+
+
+def _configs(model: nn.Module) -> Iterator[PretrainedConfig]:
+    """Those of a model and of the models in it, with the ones that they have: of each only after what it is in."""
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel):
+            yield module.config
+            yield from (getattr(module.config, name) for name in module.config.sub_configs)
 
 
 def _registered(name: str) -> str:
@@ -130,8 +146,14 @@ def _scored(
         keys = key.repeat_interleave(query.shape[1] // key.shape[1], 1)
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
         scores = torch.matmul(query, keys.transpose(-1, -2)) * scale
+        if (bias := rest.get("position_bias")) is not None:  # of T5
+            scores = scores + bias
+        # Of what a query does not see nothing is learned.
+        if isinstance(attention_mask, Tensor) and attention_mask.ndim == scores.ndim:
+            sees = attention_mask if attention_mask.dtype == torch.bool else attention_mask >= 0
+            scores = scores.masked_fill(~sees, 0)
         if getattr(module, "is_causal", False) and query.shape[2] == key.shape[2]:
-            scores = scores.tril()  # of what a query does not see nothing is learned
+            scores = scores.tril()
         kept.append(scores)
     return function(module, query, key, value, attention_mask, scaling=scaling, **rest)
 

@@ -7,11 +7,16 @@ import pytest
 import torch
 from test_from_pretrained import masked_lm
 from tiny import bert, contents, gpt2, llama, logits, same_bits, seeded
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    DebertaV2Config,
+    DebertaV2ForSequenceClassification,
+)
 
 from nxmiformer.applied.convert import convert, strip, verify
 from nxmiformer.export import load_packed, save_packed
-from nxmiformer.layers.factored import Factored, FactoredEmbedding, factor, unfactor
+from nxmiformer.layers.factored import Factored, FactoredEmbedding, FactoredWeight, factor, unfactor
 from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.kronecker import Factors
@@ -167,3 +172,54 @@ def test_a_plan_without_products_has_no_factors(tmp_path):
     read = load_packed(tmp_path / "packed")
     factor(read)
     assert not any(isinstance(module, Factors) for module in read.modules())
+
+
+def deberta():
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = DebertaV2Config(**sizes, intermediate_size=32, relative_attention=True, pos_att_type=["p2c", "c2p"])
+    return DebertaV2ForSequenceClassification(config)
+
+
+def test_code_that_reads_a_weight_beside_its_layer_gets_the_product_and_its_gradient_reaches_the_factors(tmp_path):
+    model, plan = factored(deberta)
+    save_packed(model, plan, tmp_path / "packed")
+    read, ids = load_packed(tmp_path / "packed"), torch.arange(5, 13)[None]
+    ours, theirs = read(ids).logits, model(ids).logits
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    layer = read.get_submodule("deberta.embeddings.word_embeddings")
+    assert isinstance(layer, FactoredEmbedding)
+    torch.nn.functional.linear(torch.ones(1, 16), layer.weight).sum().backward()
+    assert layer.weight.left.grad.any()
+    assert layer.weight.right.grad.any()
+
+
+def test_to_read_a_model_multiplies_no_factors_out(tmp_path, monkeypatch):
+    model, plan = factored(bert)
+    save_packed(model, plan, tmp_path / "packed")
+    monkeypatch.setattr(FactoredWeight, "dense", lambda _: pytest.fail("the dense weight was built"))
+    for read in read_in_all_ways(model, tmp_path / "packed"):
+        assert logits(read).isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_model_given_its_own_state_keeps_its_factors_to_the_bit_and_refuses_a_weight_that_is_no_product(dtype):
+    model, _ = factored(bert, dtype)
+    factor(model)
+    with torch.no_grad():
+        for layer in compressed_layers(model).values():
+            if isinstance(layer, Factored):
+                layer.weight.left.mul_(3.0)
+    before = {name: each.clone() for name, each in model.named_parameters()}
+    state = model.state_dict()
+    model.load_state_dict(state)
+    assert all(same_bits(each, before[name]) for name, each in model.named_parameters())
+    name = next(f"{name}.weight" for name, layer in compressed_layers(model).items() if isinstance(layer, Factored))
+    state[name] = torch.randn(state[name].shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with pytest.raises(RuntimeError, match=rf"{name} is not a point of kron"):
+        model.load_state_dict(state)
+
+
+def test_a_plan_fits_the_model_that_was_read_by_it(tmp_path):
+    model, plan = factored(bert)
+    save_packed(model, plan, tmp_path / "packed")
+    plan.check(load_packed(tmp_path / "packed"))

@@ -9,7 +9,9 @@ import nxmiformer as nx
 from nxmiformer.applied.convert import verify
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.fixed_mask import FixedMask
+from nxmiformer.methods.kronecker import Kronecker
 from nxmiformer.methods.sr_ste import SrSte
+from nxmiformer.sets import Kronecker as KroneckerSet
 from nxmiformer.train.callback import Compression
 
 
@@ -58,6 +60,13 @@ def test_every_method_ends_in_the_sets_and_packs(method, accumulation, tmp_path)
     nx.save_packed(model, plan, tmp_path / "packed")
     packed = nx.load_packed(tmp_path / "packed").state_dict()
     assert all(torch.equal(packed[name], weight) for name, weight in model.state_dict().items())
+
+
+def test_a_method_that_trains_what_the_optimizer_does_not_have_is_refused():
+    model = bert()
+    plan = nx.CompressionPlan.uniform(model, nx.find_targets(model), KroneckerSet(2, 2))
+    with pytest.raises(ValueError, match=r"Trainer's optimizer does not have: use recipe=kronecker"):
+        Compression(plan, Kronecker())
 
 
 def test_without_sets_the_trainer_trains_as_it_does_alone(tmp_path):

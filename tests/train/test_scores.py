@@ -114,6 +114,49 @@ def test_of_a_causal_model_what_a_query_does_not_see_does_not_count():
     assert all(not each.triu(1).any() and each.tril(-1).any() for each in scores)
 
 
+def mistral():
+    sizes = {**SIZES, "num_key_value_heads": 1, "head_dim": 4, "sliding_window": 2, "pad_token_id": 0}
+    return transformers.MistralForSequenceClassification(transformers.MistralConfig(**sizes))
+
+
+def t5():
+    sizes = {"vocab_size": 20, "d_model": 8, "d_kv": 4, "num_heads": 2, "num_layers": 2, "d_ff": 16}
+    return transformers.T5EncoderModel(transformers.T5Config(**sizes))
+
+
+def attention(scores, tokens):
+    """The softmax of scores over the keys that a query sees, by their being 0 where it does not; of real tokens."""
+    return torch.where(scores == 0, -torch.inf, scores).softmax(-1)[tokens.bool()[:, None, :].expand(scores.shape[:3])]
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, mistral, t5])
+def test_the_softmax_of_the_scores_is_the_attention_that_the_model_has(make):
+    model, given = seeded(make, 0).eval(), {name: each for name, each in batch().items() if name != "labels"}
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        expected = model(**given, output_attentions=True).attentions
+        model.set_attn_implementation("sdpa")
+        with keeping_scores(model) as scores:
+            model(**given)
+    real = given["attention_mask"]
+    for ours, theirs in zip(scores, expected, strict=True):
+        found = attention(ours, real)
+        torch.testing.assert_close(found, theirs[real.bool()[:, None, :].expand(theirs.shape[:3])], rtol=0, atol=1e-5)
+
+
+def test_a_model_of_several_gets_back_the_attention_of_each():
+    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text, image = {**sizes, "vocab_size": 20}, {**sizes, "image_size": 8, "patch_size": 4}
+    model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=image))
+    configs = model.config, model.config.text_config, model.config.vision_config
+    model.config.text_config._attn_implementation = "eager"
+    before = [each._attn_implementation for each in configs]
+    assert len(set(before)) > 1
+    with pytest.raises(KeyError), keeping_scores(model):
+        raise KeyError
+    assert [each._attn_implementation for each in configs] == before
+
+
 def test_the_error_is_added_to_the_other_parts():
     models, given = [seeded(bert, seed) for seed in range(2)], batch()
     parts = [Objective(1.0), Objective(0.0, logits=1.0), Objective(0.0, hidden=1.0), Objective(0.0, attention=1.0)]
