@@ -207,7 +207,7 @@ def test_one_of_several_processes_that_nobody_has_started_is_refused_before_it_t
     monkeypatch.setenv("WORLD_SIZE", "2")
     code, message = command("name=demo")
     assert code == 2
-    assert "WORLD_SIZE=2, and RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set" in message
+    assert "WORLD_SIZE=2, and RANK, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT is not set" in message
     assert list(tmp_path.iterdir()) == []
 
 
