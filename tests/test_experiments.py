@@ -104,3 +104,24 @@ def test_a_finished_cell_keeps_its_report_and_packed_model_alone(tmp_path, monke
     rows = pd.read_csv(tmp_path / "results.csv")
     assert list(rows.method) == ["dense_more", "one_shot"]
     assert list(rows.retention) == [1.0, pytest.approx(0.875)]
+
+
+def test_the_figure_and_table_of_obert_have_every_task_and_plan_of_its_rows_and_no_dense_model(tmp_path, monkeypatch):
+    study = EXPERIMENTS / "obert"
+    script = runpy.run_path(str(study / "figure.py"))
+    for name in ("sweep.yaml", "README.md"):
+        (tmp_path / name).write_text((study / name).read_text())
+    cells = [("stsb", "2of4", "one_shot", 0.5), ("stsb", "sparse_70", "obert", 0.75), ("rte", "1x4_half", "admm", 0.25)]
+    rows = [(*cell, 0.8, 0.5) for cell in cells] + [("stsb", "dense", "dense_more", 1.0, 0.8, 0.0)]
+    columns = ["task", "plan", "method", "retention", "dense_score", "compression_all"]
+    pd.DataFrame(rows, columns=columns).to_csv(tmp_path / "results.csv", index=False)
+    monkeypatch.setitem(script["main"].__globals__, "HERE", tmp_path)
+    script["main"]()
+    table = [line for line in (tmp_path / "README.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert [line.split(" | ")[:2] for line in table] == [
+        ["| rte", "1x4_half"],
+        ["| stsb", "2of4"],
+        ["| stsb", "sparse_70"],
+    ]
+    assert ["25.0 |" in table[0], "50.0 |" in table[1], "75.0 |" in table[2]] == [True] * 3
+    assert (tmp_path / "figure.png").stat().st_size > 1000

@@ -74,10 +74,10 @@ def _figure(results: pd.DataFrame) -> Figure:
             axes.plot([places[plan] for plan in alone], kept[alone], "o", color=COLOURS[method], markersize=5)
         axes.axhline(100, color="#38424c", linewidth=0.8, linestyle=":")
         axes.set_xticks(list(places.values()), ["half of\n1 x 4", "2:4", *(f"{share} %" for share in PRUNED.values())])
+        axes.set_xlabel("weights pruned")
         axes.set_title(task.upper(), loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("% of the dense score retained")
-    figure.supxlabel("weights pruned", fontsize=9)
     present = [method for method in NAMES if method in set(results.method)]
     handles = [panels[0].plot([], [], "o-", color=COLOURS[method])[0] for method in present]
     figure.legend(handles, [NAMES[method] for method in present], loc="outside lower center", ncols=3, frameon=False)
