@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -41,3 +42,16 @@ class Rows:
                 opened.flush()
                 os.fsync(opened.fileno())
         return True
+
+
+def insert_table(page: Path, table: str) -> None:
+    """Put a table between the marks of a page, in the place of what is there."""
+    text, count = re.subn(
+        r"(<!-- made by figure.py -->\n).*?(<!-- end -->)",
+        lambda found: f"{found[1]}{table}\n{found[2]}",
+        page.read_text(),
+        flags=re.S,
+    )
+    if count != 1:
+        raise SystemExit(f"{page} needs the marks of the table once, not {count} times")
+    page.write_text(text)

@@ -1,6 +1,6 @@
 """Draw figure.png from results.csv, and write its tables into README.md: python experiments/obert/figure.py"""
 
-import re
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +8,10 @@ import yaml
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from rows import insert_table  # noqa: E402 (beside the studies, not installed)
+
 NAMES = {
     "one_shot": "magnitude, not trained",
     "obert_0_steps": "oBERT, not trained",
@@ -24,16 +28,7 @@ def main() -> None:
     results = pd.read_csv(HERE / "results.csv")
     methods = results[results.method != "dense_more"]
     _figure(methods).savefig(HERE / "figure.png", dpi=150)
-    path = HERE / "README.md"
-    text, count = re.subn(
-        r"(<!-- made by figure.py -->\n).*?(<!-- end -->)",
-        lambda found: f"{found[1]}{_table(methods)}\n{found[2]}",
-        path.read_text(),
-        flags=re.S,
-    )
-    if count != 1:
-        raise SystemExit(f"{path} needs the marks of the table once, not {count} times")
-    path.write_text(text)
+    insert_table(HERE / "README.md", _table(methods))
 
 
 def _table(results: pd.DataFrame) -> str:
