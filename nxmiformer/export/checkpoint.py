@@ -9,7 +9,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import strip
-from nxmiformer.export.format import Format, Run, checkpoint, no_everything
+from nxmiformer.export.format import Format, Run, checkpoint, no_everything, no_quantized_inputs
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets import Kronecker
 
@@ -25,9 +25,7 @@ class Checkpoint(Format):
     extra: ClassVar[str] = ""
 
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
-        for name, spec in plan.layers.items():
-            if spec.activations is not None:
-                yield f"{name}: its inputs are quantized: leave that to the run that starts from this model"
+        yield from no_quantized_inputs(plan)
         yield from no_everything(plan)
         if not any(isinstance(spec.weight, Kronecker) for spec in plan.layers.values()):
             yield "no layer has Kronecker factors to carry over (format=sparse carries supports over)"

@@ -88,6 +88,13 @@ def compared(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named or {"last_hidden_state": outputs["last_hidden_state"]}
 
 
+def no_quantized_inputs(plan: CompressionPlan) -> Iterator[str]:
+    """What an ordinary checkpoint, which the next run quantizes, cannot say of a plan."""
+    for name, spec in plan.layers.items():
+        if spec.activations is not None:
+            yield f"{name}: its inputs are quantized: leave that to the run that starts from this model"
+
+
 def no_everything(plan: CompressionPlan) -> Iterator[str]:
     """The refusal of a plan that quantizes more than layers and their inputs."""
     if plan.everything is not None:

@@ -9,7 +9,7 @@ from typing import ClassVar
 from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import matrix, strip
-from nxmiformer.export.format import Format, Run, checkpoint, no_everything
+from nxmiformer.export.format import Format, Run, checkpoint, no_everything, no_quantized_inputs
 from nxmiformer.layers.support import write_supports
 from nxmiformer.plan.compression import CompressionPlan
 
@@ -25,9 +25,7 @@ class Sparse(Format):
     extra: ClassVar[str] = ""
 
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
-        for name, spec in plan.layers.items():
-            if spec.activations is not None:
-                yield f"{name}: its inputs are quantized: leave that to the run that starts from this model"
+        yield from no_quantized_inputs(plan)
         yield from no_everything(plan)
         if not any(spec.weight.sparsity for spec in plan.layers.values()):
             yield "no layer has a set of sparse weights"
