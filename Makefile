@@ -1,4 +1,5 @@
-# make, or make help, lists what there is. Every target sets up its environment first, with the versions in constraints.txt.
+# make, or make help, lists what there is. Every target but wheel sets up its environment first, with the versions in
+# constraints.txt.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable
@@ -40,8 +41,8 @@ outputs/demo/report.json:
 outputs/search/plan.json: .venv/installed outputs/demo/report.json
 	$(BIN)/nxmiformer job=search name=search overwrite=true budget.ratio=0.1 search.frontier=6 search.interactions=6 $(DENSE)
 
-wheel: .venv/installed  ## dist/nxmiformer-*.whl
-	$(BIN)/python -m build --wheel --outdir dist
+wheel:  ## dist/nxmiformer-*.whl; needs pip alone
+	$(PYTHON) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 gpu: .venv/installed  ## the tests that need a GPU with CUDA, and the demo there and on the CPU
 	$(BIN)/python -m pytest -q -m cuda -rPs
