@@ -1,7 +1,7 @@
 """Which layers can be compressed, and how they become that: the same modules, in another class."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import MethodType
 from typing import Any, Self
@@ -60,6 +60,11 @@ class Compressed(nn.Module):
     def matrix(self) -> Tensor:
         """The weight as (out_features, in_features), a view."""
         return self.weight
+
+    @property
+    def stored(self) -> Sequence[Tensor]:
+        """The tensors that the weight is made of, which training changes."""
+        return (self.weight,)
 
     def take(self, point: Tensor) -> None:
         """Let the weight be this point (out_features, in_features) of the layer's set."""

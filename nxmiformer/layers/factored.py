@@ -88,6 +88,10 @@ class Factored(Compressed):
         """The weight as (out_features, in_features), detached, multiplied out at each call."""
         return self.weight.weight()
 
+    @property
+    def stored(self) -> Sequence[Tensor]:
+        return (self.weight.left, self.weight.right)
+
     def take(self, point: Tensor) -> None:
         self.weight.take(point)
 

@@ -15,14 +15,15 @@ from nxmiformer.layers.weights import WeightQuantizer
 def projected(model: nn.Module) -> Iterator[None]:
     """The model as if training ended here: every compressed weight is projected, and restored afterwards."""
     layers = list(distinct_layers(model).values())
-    kept = [(layer.weight.detach().clone(), layer.quantizer.seen) for layer in layers]
+    kept = [([each.detach().clone() for each in layer.stored], layer.quantizer.seen) for layer in layers]
     try:
         project(model)
         yield
     finally:
         with torch.no_grad():
-            for layer, (weight, seen) in zip(layers, kept, strict=True):
-                layer.weight.copy_(weight)
+            for layer, (values, seen) in zip(layers, kept, strict=True):
+                for tensor, value in zip(layer.stored, values, strict=True):
+                    tensor.copy_(value)
                 layer.quantizer.seen = seen
 
 

@@ -20,7 +20,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
     modules = [(module, type(module), dict(vars(module))) for module in model.modules()]
     containers = [each for *_, kept in modules for each in kept.values() if isinstance(each, dict | set)]
     contents = [(each, each.copy()) for each in containers]  # parameters, buffers, children, hooks
-    copied = [*model.buffers(), *(layer.weight for layer in distinct_layers(model).values())]
+    weights = [tensor for layer in distinct_layers(model).values() for tensor in layer.stored]
+    copied = [*model.buffers(), *weights]
     values = [(tensor, tensor.detach().clone()) for tensor in copied]
     gradients = [(parameter, parameter.grad, parameter.requires_grad) for parameter in model.parameters()]
     try:

@@ -20,7 +20,8 @@ from nxmiformer.layers.factored import Factored, FactoredEmbedding, FactoredWeig
 from nxmiformer.layers.found import compressed_layers
 from nxmiformer.layers.inputs import Activations
 from nxmiformer.layers.kronecker import Factors
-from nxmiformer.layers.projection import project
+from nxmiformer.layers.projection import project, projected
+from nxmiformer.layers.untouched import untouched
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import Grid, Kronecker
 
@@ -113,6 +114,24 @@ def test_factors_that_were_read_are_trained_and_once_projected_saved_again(tmp_p
     torch.testing.assert_close(logits(read), moved, rtol=1e-4, atol=1e-5)
     save_packed(read, plan, tmp_path / "again")
     assert same_bits(logits(load_packed(tmp_path / "again")), logits(read))
+
+
+@pytest.mark.parametrize("trying", [projected, untouched])
+def test_what_is_tried_on_factors_leaves_their_bits(trying, tmp_path):
+    model, plan = factored(bert)
+    save_packed(model, plan, tmp_path / "packed")
+    read = load_packed(tmp_path / "packed")
+    layers = [layer for layer in read.modules() if isinstance(layer, Factored)]
+    with torch.no_grad():
+        for layer in layers:
+            layer.weight.left.mul_(1.1)
+    before, said = copy.deepcopy(dict(read.named_parameters())), logits(read)
+    with trying(read), torch.no_grad():
+        for layer in layers:
+            layer.take(torch.ones(layer.weight.weight().shape))
+        assert not torch.equal(logits(read), said)
+    assert all(same_bits(parameter, before[name]) for name, parameter in read.named_parameters())
+    assert same_bits(logits(read), said)
 
 
 def test_the_state_of_a_model_with_factors_is_that_of_a_dense_one_and_can_be_given_to_both(tmp_path):
