@@ -14,7 +14,17 @@ from nxmiformer.methods.sr_ste import SrSte
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.search.anchored import Anchored
 from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity, WeightError
-from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Kronecker, SparsitySet, Then, Unstructured
+from nxmiformer.sets import (
+    NM,
+    Block,
+    ConstraintSet,
+    Grid,
+    Kronecker,
+    QuantizedKronecker,
+    SparsitySet,
+    Then,
+    Unstructured,
+)
 
 SPARSE: list[SparsitySet] = [
     *(NM(*pair) for pair in [(1, 4), (2, 4), (4, 4), (1, 1), (8, 16), (5, 64), (64, 64)]),
@@ -46,7 +56,7 @@ JOINT = [
     Then(Block(1, 8, 0.25), Grid(1, scale="absmax")),
     Then(Block(8, 32, 0.3), Grid(2)),
 ]
-FACTORED = [Kronecker(2, 4), Kronecker(4, 16, 2)]
+FACTORED = [Kronecker(2, 4), Kronecker(4, 16, 2), QuantizedKronecker(8, 2, 4)]
 SETS: list[ConstraintSet] = [*SPARSE, *GRIDS, *JOINT, *FACTORED]
 
 METHODS: dict[str, type[Method]] = {

@@ -180,3 +180,17 @@ def kronecker_member(rows: int, cols: int, rank: int, shape: tuple[int, int], dt
     right = torch.randint(-2, 3, (rank, rows * cols), generator=chance).double() / 8
     right[:, torch.randperm(rows * cols, generator=chance)[:rank]] = torch.eye(rank, dtype=torch.float64)
     return torch.from_numpy(kron(left.numpy(), right.view(rank, rows, cols).numpy()) + 0.0).to(dtype)
+
+
+def quantized_kronecker_member(
+    rows: int, cols: int, bits: int, shape: tuple[int, int], dtype: torch.dtype, seed: int
+) -> Tensor:
+    """The Kronecker product of random codes with a scale for each row, and of random codes over the largest of them."""
+    chance, top = torch.Generator().manual_seed(seed), 2 ** (bits - 1) - 1
+    codes = torch.randint(-top, top + 1, (shape[0] // rows, shape[1] // cols), generator=chance)
+    scales = torch.exp(torch.randn(len(codes), 1, generator=chance) - 2)
+    left = (codes.to(torch.promote_types(dtype, torch.float32)) * scales).to(dtype).double()
+    right = torch.randint(-top, top + 1, (rows, cols), generator=chance).double()
+    right.view(-1)[int(torch.randint(rows * cols, (1,), generator=chance))] = top
+    right = (right / top).to(dtype).double()
+    return torch.from_numpy(kron(left[None].numpy(), right[None].numpy()) + 0.0).to(dtype)

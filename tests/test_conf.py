@@ -76,7 +76,12 @@ def test_every_task_builds_a_job_and_reads_nothing_yet(task):
     assert job.task.name == (SOME["name"] if "task.name" in missing else task)
 
 
-BLOCKS = {"block": "32x32@0.5", "hybrid": "32x32@0.5", "kronecker": "kron2x2"}  # whose names do not tell their sets
+BLOCKS = {
+    "block": "32x32@0.5",
+    "hybrid": "32x32@0.5",
+    "kronecker": "kron2x2",
+    "kronecker_int8": "kron2x2+int8",
+}  # whose names do not tell their sets
 WORDS = {"fullyqt": "int8", "unstructured": "0.1dense", "unstructured_int8": "0.1dense_int8"}  # nor do these
 
 

@@ -23,6 +23,7 @@ from nxmiformer.export.packed import load_packed
 from nxmiformer.layers.projection import project
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.runs.parse import parse
+from nxmiformer.sets import Products
 
 FORMATS: tuple[type[Format], ...] = (Onnx, CompressedTensors, Compact)  # whose artefacts are timed
 BASELINE = "dense fp32"
@@ -73,15 +74,16 @@ def line_up(path: Path, scratch: Path, device: torch.device, threads: int) -> Li
         )
         for name, dtype in ((BASELINE, "float32"), ("dense bf16", "bfloat16"))
     ]
-    unpacked = "products of float32 weights and rounded inputs"
-    found += [
-        Contender("packed", f"PyTorch, {unpacked}", packed, partial(_run_packed, path, False, device)),
-        Contender(
-            "packed lazy", f"PyTorch, weights unpacked in each pass, {unpacked}", packed,
-            partial(_run_packed, path, True, device),
-        ),
-    ]  # fmt: skip
+    factored = {isinstance(spec.weight, Products) for spec in plan.layers.values()}
+    what = " or ".join(name for name, has in (("weights", factored != {True}), ("factors", True in factored)) if has)
+    multiplied = f"products of float32 {what} and rounded inputs"
+    found.append(Contender("packed", f"PyTorch, {multiplied}", packed, partial(_run_packed, path, False, device)))
     left_out: dict[str, str] = {}
+    if factored == {True}:
+        left_out["packed lazy"] = "it is packed: its layers have factors, which are never unpacked"
+    else:
+        how = f"PyTorch, weights unpacked in each pass, {multiplied}"
+        found.append(Contender("packed lazy", how, packed, partial(_run_packed, path, True, device)))
     for kernel in get_args(Kernel) if device.type == "cuda" else ():
         name, refused = f"packed 2:4 {kernel}", list(refusals(model, plan, kernel))
         if refused:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from nxmiformer.applied.convert import strip
 from nxmiformer.export.format import Format, Run, checkpoint, no_everything, no_quantized_inputs
 from nxmiformer.plan.compression import CompressionPlan
-from nxmiformer.sets import Kronecker
+from nxmiformer.sets import Products
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Checkpoint(Format):
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
         yield from no_quantized_inputs(plan)
         yield from no_everything(plan)
-        if not any(isinstance(spec.weight, Kronecker) for spec in plan.layers.values()):
+        if not any(isinstance(spec.weight, Products) for spec in plan.layers.values()):
             yield "no layer has Kronecker factors to carry over (format=sparse carries supports over)"
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:

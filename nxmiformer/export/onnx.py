@@ -26,7 +26,7 @@ from nxmiformer.layers.factored import factor
 from nxmiformer.layers.found import compressed_layers, foreign
 from nxmiformer.layers.padding import unwatch
 from nxmiformer.plan.compression import CompressionPlan
-from nxmiformer.sets import Kronecker
+from nxmiformer.sets import Products
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -57,7 +57,7 @@ class Onnx(Format):
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
         yield from foreign(model)
         for name, spec in plan.layers.items():
-            if spec.weight.grid is None and not isinstance(spec.weight, Kronecker):
+            if spec.weight.grid is None and not isinstance(spec.weight, Products):
                 advice = "" if spec.weight.sparsity is None else "; give it a grid too"
                 yield (
                     f"{name}: {spec.weight} has float values, and ONNX has no smaller form of floats that a "

@@ -216,7 +216,7 @@ def _write_config(model: PreTrainedModel, attention: str | None, directory: Path
 def load_packed(path: str | Path, lazy: bool = False) -> PreTrainedModel:
     """The model that `save_packed` wrote, in evaluation mode. Its logits are the same, bit for bit.
 
-    Layers in a `Kronecker` set have the factors in place of the weight, as parameters, and compute with them. Where the
+    Layers of Kronecker products have factors in place of the weight, as parameters, and compute with them. Where the
     saved model multiplied by the weight, the logits are the same within rounding.
 
     Its compressed layers quantize their inputs as before. `transformers.AutoTokenizer.from_pretrained(path)` gives the

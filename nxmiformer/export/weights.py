@@ -14,7 +14,7 @@ from nxmiformer.applied.lazy import PackedWeight, make_lazy
 from nxmiformer.layers.factored import FactoredWeight, put_factors
 from nxmiformer.layers.memory import Memory
 from nxmiformer.plan.compression import CompressionPlan
-from nxmiformer.sets import Kronecker
+from nxmiformer.sets import Products
 
 # What `pack` gives, and how it is called after the layer. The values, which are flat, have the name of the weight:
 # whoever reads them as a dense one finds another shape, and an error, where he would have drawn what is not there.
@@ -85,7 +85,7 @@ def fill_layers(
         parts = {part: stored.get_tensor(key) for part, key in part_keys(name, keys).items()}
         packed = PackedWeight(parts, spec, dtype).to(device, model.dtype)
         names = [f"{name}.weight", *tied.pop(f"{name}.weight")]
-        if isinstance(spec.weight, Kronecker) and _factored(model, names, packed):
+        if isinstance(spec.weight, Products) and _factored(model, names, packed):
             continue
         if lazy:
             for each in names:
@@ -108,7 +108,7 @@ def _factored(model: PreTrainedModel, names: Sequence[str], packed: PackedWeight
     """Give the layers that share a weight, by the weight's `names`, its factors, lazy or not: these are what is
     packed. Say whether the layers can compute with them."""
     points, spec = packed.spec.weight, packed.spec
-    assert isinstance(points, Kronecker)
+    assert isinstance(points, Products)
     try:
         factors = points.unpack_factors(packed.parts, spec.shape, packed.stored)
     except ValueError as error:

@@ -5,7 +5,7 @@ from torch.nn import functional as F
 
 from nxmiformer.layers.compressed import Compressed, foreign_forward
 from nxmiformer.layers.weights import WeightQuantizer
-from nxmiformer.sets import ConstraintSet, Kronecker
+from nxmiformer.sets import ConstraintSet, Products
 
 
 class CompressedEmbedding(Compressed, nn.Embedding):
@@ -19,7 +19,7 @@ class CompressedEmbedding(Compressed, nn.Embedding):
     @staticmethod
     def refuses(embedding: nn.Embedding, constraint: ConstraintSet) -> str | None:
         """Why the embedding cannot look up points of this set, or None where it can."""
-        if not constraint.rowwise and not isinstance(constraint, Kronecker):
+        if not constraint.rowwise and not isinstance(constraint, Products):
             return f"its rows are looked up one by one, and {constraint} is no matter of single rows"
         if embedding.max_norm is not None:
             return "its max_norm changes the weight in the forward pass"

@@ -12,8 +12,8 @@ from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.kronecker import Factors
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.wrapped import unwrapped
-from nxmiformer.sets import Kronecker
-from nxmiformer.sets.kronecker import kron
+from nxmiformer.sets import Products
+from nxmiformer.sets.products import kron
 
 
 class FactoredWeight(Factors):
@@ -23,9 +23,9 @@ class FactoredWeight(Factors):
     pass, gets the weight that they make. So does a state dict, as from a layer with a dense weight.
     """
 
-    def __init__(self, points: Kronecker, left: Tensor, right: Tensor, transposed: bool = False) -> None:
+    def __init__(self, points: Products, left: Tensor, right: Tensor, transposed: bool = False) -> None:
         super().__init__(left, right)
-        self.points, self.transposed = points, transposed
+        self.constraint, self.transposed = points, transposed
         self._is_hf_initialized = True  # `transformers` draws no values for it
 
     @classmethod
@@ -65,7 +65,7 @@ class FactoredWeight(Factors):
     @torch.no_grad()
     def take(self, weight: Tensor) -> None:
         """Be the factors of the point nearest to a weight (out, in)."""
-        found = self.points.factors(self.points.project(weight))
+        found = self.constraint.factors(self.constraint.project(weight))
         assert found is not None
         self.left.copy_(found[0])
         self.right.copy_(found[1])
@@ -129,8 +129,8 @@ class Factored(Compressed):
         if torch.equal(weight, self.weight.dense()):
             return
         matrix = weight.t() if self.weight.transposed else weight
-        if not self.weight.points.contains(matrix):
-            error_msgs.append(f"{prefix}weight is not a point of {self.weight.points}, whose factors the layer has")
+        if not self.weight.constraint.contains(matrix):
+            error_msgs.append(f"{prefix}weight is not a point of {self.weight.constraint}, whose factors the layer has")
             return
         self.take(matrix)
 
@@ -159,14 +159,14 @@ def put_factors(modules: Iterable[nn.Module], weight: FactoredWeight) -> bool:
     if not all(map(shares, modules)):
         return False
     for module in modules:
-        layer = sharing(module, weight.points)
+        layer = sharing(module, weight.constraint)
         become(layer, FactoredLinear if isinstance(layer, CompressedLinear) else FactoredEmbedding, weight)
     return True
 
 
 @torch.no_grad()
 def factor(model: nn.Module) -> None:
-    """Make the layers of a model whose weights are points of `Kronecker` sets compute as those of a packed model that
+    """Make the layers of a model whose weights are Kronecker products compute as those of a packed model that
     is read, in place.
 
     Raises:
@@ -177,7 +177,7 @@ def factor(model: nn.Module) -> None:
         sharers.setdefault(id(module._parameters.get("weight")), []).append(module)
     for name, layer in distinct_layers(model).items():
         points = layer.quantizer.constraint
-        if isinstance(points, Kronecker) and not isinstance(layer, Factored):
+        if isinstance(points, Products) and not isinstance(layer, Factored):
             found = points.factors(layer.matrix)
             if found is None:
                 raise ValueError(f"{name}: its weight is not a point of {points}: project it first")

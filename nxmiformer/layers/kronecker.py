@@ -5,7 +5,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.sets.kronecker import kron
+from nxmiformer.layers.straight import straight
+from nxmiformer.sets.products import Products, kron
 
 
 class Multiplier(NamedTuple):
@@ -97,30 +98,41 @@ def look_up(ids: Tensor, left: Tensor, right: Tensor) -> Tensor:
 
 
 class Factors(nn.Module):
-    """The factors of a weight, trained in its place: (terms, m1, n1) and (terms, m2, n2)."""
+    """The factors of a weight, trained in its place: (terms, m1, n1) and (terms, m2, n2).
 
-    def __init__(self, left: Tensor, right: Tensor) -> None:
+    Attributes:
+        points: the set that rounds the factors in the forward pass; None leaves them as they are.
+    """
+
+    def __init__(self, left: Tensor, right: Tensor, points: Products | None = None) -> None:
         super().__init__()
-        self.left, self.right = nn.Parameter(left), nn.Parameter(right)
+        self.left, self.right, self.points = nn.Parameter(left), nn.Parameter(right), points
 
     @classmethod
-    def balanced(cls, left: Tensor, right: Tensor) -> Self:
+    def balanced(cls, left: Tensor, right: Tensor, points: Products | None = None) -> Self:
         """Those of one norm in each term, whose product is the same: their gradients are of one size."""
         norms = left.flatten(1).norm(dim=1), right.flatten(1).norm(dim=1)
         share = torch.where(norms[1] > 0, norms[0] / norms[1], 1).sqrt()[:, None, None]
         share = torch.where(share > 0, share, 1)
-        return cls(left / share, right * share)
+        return cls(left / share, right * share, points)
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """The factors that the layer computes with; the gradient passes straight through their rounding."""
+        if self.points is None:
+            return self.left, self.right
+        left, right = self.points.rounded(self.left.detach(), self.right.detach())
+        return straight(self.left, left), straight(self.right, right)
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What a linear layer with the weight computes."""
-        return multiply(x, self.left, self.right, bias)
+        return multiply(x, *self.seen(), bias)
 
     def look_up(self, ids: Tensor) -> Tensor:
         """What an embedding with the weight looks up."""
         with torch.autocast(ids.device.type, enabled=False):  # which leaves the rows of an embedding as they are
-            return look_up(ids, self.left, self.right)
+            return look_up(ids, *self.seen())
 
     @torch.no_grad()
     def weight(self) -> Tensor:
         """The weight (m1 m2, n1 n2), detached."""
-        return kron(self.left, self.right)
+        return kron(*self.seen())

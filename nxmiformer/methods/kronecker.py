@@ -13,15 +13,17 @@ from nxmiformer.layers.kronecker import Factors
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Length, Method
-from nxmiformer.sets import Kronecker as Products
+from nxmiformer.sets import Products
 
 
 @dataclass(kw_only=True)
 class Kronecker(Method):
-    """Train the factors of the layers whose set is `Kronecker`, starting from those of the nearest point (Tahaei et al.
-    2022, arXiv 2109.06243). Such a layer computes with its factors alone, and its weight has no gradient.
+    """Train the factors of the layers whose sets are of Kronecker products, starting from those of the nearest point
+    (Tahaei et al. 2022, arXiv 2109.06243). Such a layer computes with its factors alone, and its weight has no
+    gradient.
 
-    A layer of another set is trained straight-through, as by `SteQat`.
+    Factors that have a grid are rounded in each forward pass, and trained straight-through. A layer of another set is
+    trained straight-through, as by `SteQat`.
 
     Attributes:
         carried: refuse linear layers whose weights are no points of their sets yet: they would lose what an earlier run
@@ -48,7 +50,7 @@ class Kronecker(Method):
                 )
             found = points.factors(points.project(weight))
             assert found is not None
-            layer.quantizer.factors = Factors.balanced(*found).train(layer.training)
+            layer.quantizer.factors = Factors.balanced(*found, points).train(layer.training)
             layer.quantizer.seen = None
 
     def _factored(self) -> Iterator[tuple[Compressed, Products]]:

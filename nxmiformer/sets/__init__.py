@@ -5,6 +5,8 @@ from nxmiformer.sets.block import Block
 from nxmiformer.sets.grid import Grid
 from nxmiformer.sets.kronecker import Kronecker
 from nxmiformer.sets.nm import NM
+from nxmiformer.sets.products import Products
+from nxmiformer.sets.quantized_kronecker import QuantizedKronecker
 from nxmiformer.sets.then import Then
 from nxmiformer.sets.transposed import Transposed
 from nxmiformer.sets.unstructured import Unstructured
@@ -16,6 +18,8 @@ __all__ = [
     "Grid",
     "Kronecker",
     "Piece",
+    "Products",
+    "QuantizedKronecker",
     "SparsitySet",
     "Storage",
     "Then",

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxmiformer.sets.base import ConstraintSet, Piece, Shape, Storage, expect
+from nxmiformer.sets.base import Shape, Storage, expect
 from nxmiformer.sets.fields import check_fields
+from nxmiformer.sets.products import Products, kron, outer
 
 FINEST = 2**-44  # grid of the right factor in float64, where what they are read by is not exact itself
 STEPS = 8  # of the right factor's grid that are tried, each four times as coarse as the one before
 SETTLINGS = 4  # of the pivots, which the rounding of the factors may move
-WEIGHINGS = 10  # steps towards the nearest point by importance
 
 
 @dataclass(frozen=True)
-class Kronecker(ConstraintSet):
+class Kronecker(Products):
     """The matrices A_1 (x) B_1 + ... + A_rank (x) B_rank with B_k of rows x cols, and A_k (out / rows, in / cols).
 
     The nearest point is the truncated singular value decomposition of the rearranged matrix (Van Loan and Pitsianis
@@ -44,71 +44,24 @@ class Kronecker(ConstraintSet):
     def __str__(self) -> str:
         return f"kron{self.rows}x{self.cols}" + (f"r{self.rank}" if self.rank > 1 else "")
 
-    @property
-    def rowwise(self) -> bool:
-        return False
-
     def rejects(self, shape: Shape) -> str | None:
-        if shape[0] % self.rows or shape[1] % self.cols:
-            return f"it does not divide into blocks of {self.rows} x {self.cols}, the shape of the right factor"
+        if reason := super().rejects(shape):
+            return reason
         most = min(shape[0] // self.rows * (shape[1] // self.cols), self.rows * self.cols)
         if 0 < most < self.rank:
             return f"{self.rank} terms are more than the {most} that give every matrix of this shape"
         return None
-
-    def piece(
-        self, w: Tensor, importance: Tensor | None = None, mask: Tensor | None = None, recover: bool = True
-    ) -> Piece:
-        """Nothing binds: the set is no union of easy pieces, and `apply` finds its nearest point."""
-        return Piece()
-
-    def apply(self, w: Tensor, piece: Piece) -> Tensor:
-        return self._nearest(w.detach())
-
-    def project(self, w: Tensor, importance: Tensor | None = None) -> Tensor:
-        """The nearest point. With `importance`, a point that is not farther in the weighted distance (Srebro and
-        Jaakkola 2003): no closed form is known, and each step comes nearer."""
-        self.check(w, importance)
-        point = self._nearest(w)
-        if importance is None or not importance.numel() or not importance.any():
-            return point
-        share = (importance / importance.amax()).double()
-        best, least = point, float("inf")
-        for _ in range(WEIGHINGS):
-            error = (share * (w.double() - point.double()).square()).sum().item()
-            if error >= least:
-                break
-            best, least = point, error
-            point = self._nearest((point.double() + share * (w.double() - point.double())).to(w.dtype))
-        return best
-
-    def contains(self, w: Tensor) -> bool:
-        return self.fits(w) and self.factors(w) is not None
 
     def storage(self, shape: Shape, dtype: torch.dtype = torch.float32) -> Storage:
         left = shape[0] // self.rows * (shape[1] // self.cols)
         return Storage(values=self.rank * (left + self.rows * self.cols) * dtype.itemsize * 8)
 
     def pack(self, w: Tensor) -> dict[str, Tensor]:
-        found = self.factors(w) if self.fits(w) else None
-        if found is None:
-            raise ValueError(f"the weight is not a point of {self}, so it cannot be packed as one: project it first")
-        return {"values": torch.cat([factor.flatten() for factor in found])}
-
-    def unpack(self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32) -> Tensor:
-        return kron(*self.unpack_factors(tensors, shape, dtype))
-
-    def unpack_rows(self, tensors: dict[str, Tensor], shape: Shape, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        return kron_rows(*self.unpack_factors(tensors, shape, dtype), rows)
+        return {"values": torch.cat([factor.flatten() for factor in self.expected(w)])}
 
     def unpack_factors(
         self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
-        """The packed factors, (rank, out / rows, in / cols) and (rank, rows, cols), views.
-
-        Raises:
-            ValueError: the tensors are not what `pack` makes of a member of this shape.
-        """
         left, right = (shape[0] // self.rows, shape[1] // self.cols), (self.rows, self.cols)
         size = left[0] * left[1]
         values = expect(tensors, "values", self.rank * (size + self.rows * self.cols), dtype)
@@ -117,9 +70,7 @@ class Kronecker(ConstraintSet):
         return values[: self.rank * size].view(-1, *left), values[self.rank * size :].view(-1, *right)
 
     def factors(self, w: Tensor) -> tuple[Tensor, Tensor] | None:
-        """The factors of a member in their normal form, (rank, out / rows, in / cols) and (rank, rows, cols), in w's
-        dtype; None for what is no member."""
-        table = self._arranged(w)
+        table = self.arranged(w)
         found = _read(table, self.rank)
         if found is None:
             return None
@@ -128,52 +79,14 @@ class Kronecker(ConstraintSet):
         right = torch.cat([found[1], table.new_zeros(missing, table.shape[1])])
         return left.view(self.rank, *shape), right.view(self.rank, self.rows, self.cols)
 
-    def _arranged(self, w: Tensor) -> Tensor:
-        """The matrix with a row for each block, (blocks, rows * cols)."""
-        blocks = w.reshape(w.shape[0] // self.rows, self.rows, w.shape[1] // self.cols, self.cols).transpose(1, 2)
-        return blocks.reshape(w.numel() // (self.rows * self.cols), self.rows * self.cols).contiguous()
+    def rounded(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+        return left, right
 
-    def _nearest(self, w: Tensor) -> Tensor:
-        if not w.numel():
-            return w.clone()
-        table = self._arranged(w)
+    def nearest(self, w: Tensor) -> Tensor:
+        table = self.arranged(w)
         left, right = _read(table, self.rank) or _found(table, self.rank)
         shape = (w.shape[0] // self.rows, w.shape[1] // self.cols)
         return kron(left.t().reshape(-1, *shape), right.view(-1, self.rows, self.cols))
-
-
-def kron(left: Tensor, right: Tensor) -> Tensor:
-    """The sum over k of the Kronecker products of left[k] (m1, n1) and right[k] (m2, n2): (m1 m2, n1 n2).
-
-    The products of numbers of up to 32 bits are exact in float64, and summed there, in order: every device comes to
-    the same bits, as no order of operations is left to it.
-    """
-    shape = (left.shape[1] * right.shape[1], left.shape[2] * right.shape[2])
-    table = _product(left.flatten(1).t(), right.flatten(1))
-    blocks = table.view(left.shape[1], left.shape[2], right.shape[1], right.shape[2])
-    return blocks.transpose(1, 2).reshape(shape)
-
-
-def kron_rows(left: Tensor, right: Tensor, rows: Tensor) -> Tensor:
-    """The rows (n, n1 n2) with these numbers (n,) of what `kron` gives, bit for bit."""
-    above, below = rows // right.shape[1], rows % right.shape[1]
-    products = (a[above].double()[:, :, None] * b[below].double()[:, None, :] for a, b in zip(left, right, strict=True))
-    return _summed(products).flatten(1).to(left.dtype)
-
-
-def _product(left: Tensor, right: Tensor) -> Tensor:
-    """left (n, terms) times right (terms, m), in the dtype of both."""
-    if not left.shape[1]:
-        return left.new_zeros(left.shape[0], right.shape[1])
-    terms = (left[:, k].double()[:, None] * right[k].double() for k in range(left.shape[1]))
-    return _summed(terms).to(left.dtype)
-
-
-def _summed(terms: Iterator[Tensor]) -> Tensor:
-    total = next(terms)
-    for term in terms:
-        total += term
-    return total.add_(0.0)  # -0 + 0 is 0
 
 
 def _found(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -181,7 +94,7 @@ def _found(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     `rank` terms; fewer where those cannot be read from the matrix."""
     wide = table.double()
     for terms in range(rank, 0, -1):
-        near = _truncated(wide, terms)
+        near = truncated(wide, terms)
         for _ in range(SETTLINGS):
             pivots = _pivots(near, terms, torch.finfo(table.dtype).eps)
             if not pivots or near[:, pivots[:1]].abs().amax() < torch.finfo(table.dtype).tiny:
@@ -189,7 +102,7 @@ def _found(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
             left = near[:, pivots].to(table.dtype)
             if (found := _rounded(left, wide, pivots, rank)) is not None:
                 return found
-            near = _product(left, _fitted(left, wide).to(table.dtype)).double()
+            near = outer(left, _fitted(left, wide).to(table.dtype)).double()
     return _none(table)
 
 
@@ -200,7 +113,7 @@ def _none(table: Tensor) -> tuple[Tensor, Tensor]:
 def _rounded(left: Tensor, table: Tensor, pivots: list[int], rank: int) -> tuple[Tensor, Tensor] | None:
     """`left` and the right factor that is best for it, on the finest grid from which both can be read again."""
     for right in _grids(left, table, pivots):
-        found = _read(_product(left, right), rank)
+        found = _read(outer(left, right), rank)
         if found is not None:
             return found
     return None
@@ -216,7 +129,7 @@ def _read(table: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
     if not left.isfinite().all():
         return None
     for right in _grids(left, wide, pivots):
-        made = _product(left, right)
+        made = outer(left, right)
         if torch.equal(made, table):
             return left, right
         if (made.double() - wide).abs().amax() > wide.abs().amax() / 8:  # by no rounding
@@ -246,10 +159,10 @@ def _fitted(left: Tensor, table: Tensor) -> Tensor:
     return (first + more) / size
 
 
-def _truncated(table: Tensor, terms: int) -> Tensor:
+def truncated(table: Tensor, terms: int) -> Tensor:
     """The nearest matrix of this rank: the projection onto its leading singular vectors of the shorter side."""
     if table.shape[0] < table.shape[1]:
-        return _truncated(table.t(), terms).t()
+        return truncated(table.t(), terms).t()
     peak = table.abs().amax().clamp(min=torch.finfo(table.dtype).tiny)  # squares neither vanish nor overflow
     scaled = table / peak
     vectors = torch.linalg.eigh(scaled.t() @ scaled).eigenvectors[:, -terms:]

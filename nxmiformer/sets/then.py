@@ -8,8 +8,8 @@ from torch import Tensor
 from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage
 from nxmiformer.sets.fused import fused
 from nxmiformer.sets.grid import Grid
-from nxmiformer.sets.kronecker import Kronecker
 from nxmiformer.sets.lookup import look_up
+from nxmiformer.sets.products import Products
 
 ALTERNATIONS = 3  # of scale and mask, where they are coupled
 
@@ -31,10 +31,10 @@ class Then(ConstraintSet):
     second: Grid
 
     def __post_init__(self) -> None:
-        if isinstance(self.first, Kronecker):
+        if isinstance(self.first, Products):
             raise ValueError(
-                f"Then({self.first!r}, {self.second!r}): a rounded sum of Kronecker products is not one any more, "
-                f"and factors cannot have a grid; give the layer one of the two"
+                f"Then({self.first!r}, {self.second!r}): a rounded sum of Kronecker products is not one any more: "
+                f"give the factors a grid, with QuantizedKronecker(rows, cols, bits)"
             )
         if not isinstance(self.first, SparsitySet) or not isinstance(self.second, Grid):
             raise ValueError(

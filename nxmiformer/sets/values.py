@@ -11,10 +11,12 @@ from nxmiformer.sets.fields import choices, hints, implied
 from nxmiformer.sets.grid import Grid
 from nxmiformer.sets.kronecker import Kronecker
 from nxmiformer.sets.nm import NM
+from nxmiformer.sets.quantized_kronecker import QuantizedKronecker
 from nxmiformer.sets.then import Then
 from nxmiformer.sets.unstructured import Unstructured
 
-SETS: dict[str, type[Any]] = {kind.__name__: kind for kind in (NM, Unstructured, Block, Grid, Then, Kronecker)}
+_KINDS = (NM, Unstructured, Block, Grid, Then, Kronecker, QuantizedKronecker)
+SETS: dict[str, type[Any]] = {kind.__name__: kind for kind in _KINDS}
 
 
 def to_values(value: Any) -> Any:

@@ -6,21 +6,26 @@ from nxmiformer.sets.base import ConstraintSet, SparsitySet
 from nxmiformer.sets.grid import Grid
 from nxmiformer.sets.kronecker import Kronecker
 from nxmiformer.sets.nm import NM
+from nxmiformer.sets.quantized_kronecker import QuantizedKronecker
 from nxmiformer.sets.then import Then
 
 _SPARSITY, _GRID = re.compile(r"(\d+):(\d+)(c?)"), re.compile(r"int(\d+)(?:g(\d+))?")
-_FACTORS = re.compile(r"kron(\d+)x(\d+)(?:r(\d+))?")
+_FACTORS = re.compile(r"kron(\d+)x(\d+)(?:r(\d+)|\+int(\d+))?")
 
 
 def from_words(words: str) -> ConstraintSet:
     """The set whose `str` is `words`: "2:4", "2:4c" (densely coded), "int8", "int4g64" (a scale for 64 columns),
-    "2:4+int4", or "kron1x8" (a Kronecker product with a right factor of 1 x 8; "kron1x8r2" has two terms).
+    "2:4+int4", or "kron1x8" (a Kronecker product with a right factor of 1 x 8; "kron1x8r2" has two terms, and
+    the factors of "kron1x8+int8" have 8 bits).
 
     Raises:
         ValueError: these words are no N:M set, grid or both, in this order, nor Kronecker products.
     """
     if factors := _FACTORS.fullmatch(words):
-        return Kronecker(int(factors[1]), int(factors[2]), int(factors[3] or 1))
+        rows, cols = int(factors[1]), int(factors[2])
+        if factors[4]:
+            return QuantizedKronecker(rows, cols, int(factors[4]))
+        return Kronecker(rows, cols, int(factors[3] or 1))
     first, plus, second = words.partition("+")
     sparsity, grid = _SPARSITY.fullmatch(first), _GRID.fullmatch(second if plus else first)
     if plus and sparsity and grid:

@@ -23,7 +23,7 @@ from nxmiformer.layers.kronecker import Factors
 from nxmiformer.layers.projection import project, projected
 from nxmiformer.layers.untouched import untouched
 from nxmiformer.plan.origin import Planning
-from nxmiformer.sets import Grid, Kronecker
+from nxmiformer.sets import Grid, Kronecker, Products
 
 NEAR = {torch.float32: 1e-5, torch.float64: 1e-13, torch.bfloat16: 0.05}
 
@@ -52,7 +52,7 @@ def read_in_all_ways(model, path):
         (bert, torch.float32, "int4", Activations(8)),
         (gpt2, torch.float64, None, None),
         (llama, torch.bfloat16, None, None),
-        (masked_lm, torch.float32, "kron2x4", None),
+        (masked_lm, torch.float32, "kron2x4+int4", None),
     ],
 )
 def test_a_model_that_is_read_computes_with_factors_and_is_the_same_in_all_ways(
@@ -67,7 +67,7 @@ def test_a_model_that_is_read_computes_with_factors_and_is_the_same_in_all_ways(
     for i, read in enumerate(read_in_all_ways(model, tmp_path / "packed")):
         assert same_bits(logits(read), logits(same))
         for name, layer in compressed_layers(read).items():
-            assert isinstance(layer, Factored) == isinstance(sets[name], Kronecker)
+            assert isinstance(layer, Factored) == isinstance(sets[name], Products)
         state, expected = read.state_dict(), model.state_dict()
         if i in (0, 2):
             assert state.keys() == expected.keys()

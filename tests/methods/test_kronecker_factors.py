@@ -17,8 +17,8 @@ from nxmiformer.layers.targets import Targets, find_embeddings, find_targets
 from nxmiformer.methods.kronecker import Kronecker as KroneckerFactors
 from nxmiformer.methods.ste_qat import SteQat
 from nxmiformer.plan.compression import CompressionPlan
-from nxmiformer.sets import Kronecker
-from nxmiformer.sets.kronecker import kron
+from nxmiformer.sets import Kronecker, QuantizedKronecker
+from nxmiformer.sets.products import kron
 
 SHAPES = [(1, 4, 3, 2, 5), (1, 2, 5, 7, 1), (3, 3, 2, 4, 4), (2, 1, 6, 5, 2), (1, 6, 1, 1, 3)]
 
@@ -65,19 +65,21 @@ def test_the_factors_of_a_layer_are_of_one_norm_and_make_the_same_product():
     torch.testing.assert_close(made.weight(), kron(left * 100, right))
 
 
-def compressed(make):
+def compressed(make, kind=Kronecker):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make()
     found = find_targets(model)
     targets = Targets((*found.layers, *find_embeddings(model)), found.skipped)
-    plan = CompressionPlan.assigned(model, targets, {t.name: Kronecker(1 + (not t.lookup), 4) for t in targets.layers})
+    plan = CompressionPlan.assigned(model, targets, {t.name: kind(1 + (not t.lookup), 4) for t in targets.layers})
     return convert(model, plan).train(), plan
 
 
-@pytest.mark.parametrize("make", [bert, gpt2])
-def test_factors_are_trained_and_the_model_that_is_left_is_packed_and_computes_so_when_it_is_read_again(make, tmp_path):
-    model, plan = compressed(make)
+@pytest.mark.parametrize(("make", "kind"), [(bert, Kronecker), (gpt2, Kronecker), (bert, QuantizedKronecker)])
+def test_factors_are_trained_and_the_model_that_is_left_is_packed_and_computes_so_when_it_is_read_again(
+    make, kind, tmp_path
+):
+    model, plan = compressed(make, kind)
     method = KroneckerFactors()
     phase = Run(model, method, steps=12)
     trained = dict(method.parameters())

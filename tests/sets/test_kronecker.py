@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nxmiformer.sets import Grid, Kronecker, Then
-from nxmiformer.sets.kronecker import kron, kron_rows
+from nxmiformer.sets.products import kron, kron_rows
 from nxmiformer.sets.values import from_values, to_values
 
 CASES = [(2, 2, 1), (1, 8, 1), (4, 1, 2), (2, 4, 3), (8, 8, 1), (6, 4, 2)]
@@ -79,7 +79,7 @@ def test_no_alternating_least_squares_from_the_projection_comes_nearer() -> None
     point = points.project(w)
     found = points.factors(point)
     assert found is not None
-    table, right = points._arranged(w), found[1].flatten(1)
+    table, right = points.arranged(w), found[1].flatten(1)
     for _ in range(20):
         left = torch.linalg.lstsq(right.t(), table.t()).solution.t()
         right = torch.linalg.lstsq(left, table).solution

@@ -9,7 +9,18 @@ import torch
 from every import GRIDS, JOINT, SETS, SPARSE
 from torch import Tensor
 
-from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Kronecker, SparsitySet, Then, Transposed, Unstructured
+from nxmiformer.sets import (
+    NM,
+    Block,
+    ConstraintSet,
+    Grid,
+    Kronecker,
+    QuantizedKronecker,
+    SparsitySet,
+    Then,
+    Transposed,
+    Unstructured,
+)
 from nxmiformer.sets.base import DTYPES
 
 SHAPE = (8, 128)
@@ -70,6 +81,10 @@ def members(points: ConstraintSet, dtype: torch.dtype) -> list[Tensor]:
     """Points of the set that no projection had a part in."""
     if isinstance(points, Kronecker):
         return [naive.kronecker_member(points.rows, points.cols, points.rank, SHAPE, dtype, seed) for seed in range(4)]
+    if isinstance(points, QuantizedKronecker):
+        # 16 bits cannot tell the products of many levels apart
+        bits = min(points.bits, 3) if dtype in (torch.bfloat16, torch.float16) else points.bits
+        return [naive.quantized_kronecker_member(points.rows, points.cols, bits, SHAPE, dtype, n) for n in range(4)]
     found = []
     for seed in range(4):
         sign = points.grid is not None and points.grid.bits == 1  # no zero on its grid

@@ -2,12 +2,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nxmiformer.sets import NM, Grid, Kronecker, Then
+from nxmiformer.sets import NM, Grid, Kronecker, QuantizedKronecker, Then
 from nxmiformer.sets.words import from_words
 
 sparsity = st.integers(1, 64).flatmap(lambda group: st.builds(NM, st.integers(1, group), st.just(group)))
 grids = st.builds(Grid, st.integers(1, 8), st.none() | st.integers(1, 4096))
 products = st.builds(Kronecker, st.integers(1, 64), st.integers(1, 64), st.integers(1, 9))
+products |= st.builds(QuantizedKronecker, st.integers(1, 64), st.integers(1, 64), st.integers(2, 8))
 
 
 @given(sparsity | grids | st.builds(Then, sparsity, grids) | products)
@@ -30,7 +31,8 @@ def test_a_set_is_the_one_that_its_words_name(constraint):
             "2:4 + int4",
             "kron2",
             "kron2x2r",
-            "kron2x2+int8",
+            "kron2x2r2+int8",
+            "kron2x2+2:4",
         ),
     ],
 )
@@ -51,6 +53,7 @@ def test_other_words_are_refused_with_examples(words):
         ("5:4+int4", "keep=5"),
         ("2:4+int9", "bits=9"),
         ("kron0x2", "not 0 x 2 and 1"),
+        ("kron2x2+int1", "not 2 x 2 and bits=1"),
     ],
 )
 def test_words_of_a_set_that_cannot_be_are_refused_by_the_set(words, message):
