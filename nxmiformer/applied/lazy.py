@@ -80,6 +80,11 @@ class LazyLinear(CompressedLinear):
         weight = self.weight()
         return weight.t() if self.transposed else weight
 
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """None: what is packed does not change."""
+        return ()
+
     def train(self, mode: bool = True) -> Self:
         return super().train(_evaluation(mode))
 
@@ -101,6 +106,11 @@ class LazyEmbedding(CompressedEmbedding):
 
     def compute(self, ids: Tensor) -> Tensor:
         return self.weight.rows(ids.flatten()).view(*ids.shape, self.embedding_dim)
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """None: what is packed does not change."""
+        return ()
 
     def train(self, mode: bool = True) -> Self:
         return super().train(_evaluation(mode))

@@ -29,7 +29,7 @@ from nxmiformer.layers.found import distinct_layers
 from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
-from nxmiformer.sets import Grid
+from nxmiformer.sets import Grid, Products
 
 LEAST_BITS = 2  # with a code of each sign: one bit there is {-1, 0}, and two hold our sign with a scale, {-1, 1}
 
@@ -52,7 +52,9 @@ class CompressedTensors(Format):
 
     def refusals(self, model: PreTrainedModel, plan: CompressionPlan) -> Iterator[str]:
         for name, spec in plan.layers.items():
-            if spec.weight.grid is None:
+            if isinstance(spec.weight, Products):
+                yield f"{name}: {spec.weight} is stored as factors, and the format has none"
+            elif spec.weight.grid is None:
                 advice = "" if spec.weight.sparsity is None else "; give it a grid too"
                 yield f"{name}: {spec.weight} has float values, which are not packed{advice}"
             if spec.transposed:

@@ -25,7 +25,7 @@ class FactoredWeight(Factors):
 
     def __init__(self, points: Products, left: Tensor, right: Tensor, transposed: bool = False) -> None:
         super().__init__(left, right)
-        self.constraint, self.transposed = points, transposed
+        self.points, self.transposed = points, transposed
         self._is_hf_initialized = True  # `transformers` draws no values for it
 
     @classmethod
@@ -65,7 +65,7 @@ class FactoredWeight(Factors):
     @torch.no_grad()
     def take(self, weight: Tensor) -> None:
         """Be the factors of the point nearest to a weight (out, in)."""
-        found = self.constraint.factors(self.constraint.project(weight))
+        found = self.points.factors(self.points.project(weight))
         assert found is not None
         self.left.copy_(found[0])
         self.right.copy_(found[1])
@@ -129,8 +129,8 @@ class Factored(Compressed):
         if torch.equal(weight, self.weight.dense()):
             return
         matrix = weight.t() if self.weight.transposed else weight
-        if not self.weight.constraint.contains(matrix):
-            error_msgs.append(f"{prefix}weight is not a point of {self.weight.constraint}, whose factors the layer has")
+        if not self.weight.points.contains(matrix):
+            error_msgs.append(f"{prefix}weight is not a point of {self.weight.points}, whose factors the layer has")
             return
         self.take(matrix)
 
@@ -159,7 +159,7 @@ def put_factors(modules: Iterable[nn.Module], weight: FactoredWeight) -> bool:
     if not all(map(shares, modules)):
         return False
     for module in modules:
-        layer = sharing(module, weight.constraint)
+        layer = sharing(module, weight.points)
         become(layer, FactoredLinear if isinstance(layer, CompressedLinear) else FactoredEmbedding, weight)
     return True
 
@@ -170,7 +170,8 @@ def factor(model: nn.Module) -> None:
     is read, in place.
 
     Raises:
-        ValueError: a weight is not a point of its set; the layer is named.
+        ValueError: a weight is not a point of its set, or is that of a module too that cannot have factors; the layer
+            is named.
     """
     sharers: dict[int, list[nn.Module]] = {}
     for module in unwrapped(model).modules():
@@ -181,7 +182,10 @@ def factor(model: nn.Module) -> None:
             found = points.factors(layer.matrix)
             if found is None:
                 raise ValueError(f"{name}: its weight is not a point of {points}: project it first")
-            put_factors(sharers[id(layer.weight)], FactoredWeight(points, *found, bool(layer.transposed)))
+            if not put_factors(sharers[id(layer.weight)], FactoredWeight(points, *found, bool(layer.transposed))):
+                raise ValueError(
+                    f"{name}: its weight is that of another module too, which cannot have factors in its place"
+                )
 
 
 def unfactor(model: nn.Module) -> None:

@@ -101,27 +101,31 @@ class Factors(nn.Module):
     """The factors of a weight, trained in its place: (terms, m1, n1) and (terms, m2, n2).
 
     Attributes:
-        points: the set that rounds the factors in the forward pass; None leaves them as they are.
+        rounding: the set that rounds the factors in the forward pass; None leaves them as they are.
     """
 
-    def __init__(self, left: Tensor, right: Tensor, points: Products | None = None) -> None:
+    def __init__(self, left: Tensor, right: Tensor, rounding: Products | None = None) -> None:
         super().__init__()
-        self.left, self.right, self.points = nn.Parameter(left), nn.Parameter(right), points
+        self.left, self.right, self.rounding = nn.Parameter(left), nn.Parameter(right), rounding
 
     @classmethod
-    def balanced(cls, left: Tensor, right: Tensor, points: Products | None = None) -> Self:
+    def balanced(cls, left: Tensor, right: Tensor, rounding: Products | None = None) -> Self:
         """Those of one norm in each term, whose product is the same: their gradients are of one size."""
         norms = left.flatten(1).norm(dim=1), right.flatten(1).norm(dim=1)
         share = torch.where(norms[1] > 0, norms[0] / norms[1], 1).sqrt()[:, None, None]
         share = torch.where(share > 0, share, 1)
-        return cls(left / share, right * share, points)
+        return cls(left / share, right * share, rounding)
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """The factors that the layer computes with; the gradient passes straight through their rounding."""
-        if self.points is None:
+        if self.rounding is None:
             return self.left, self.right
-        left, right = self.points.rounded(self.left.detach(), self.right.detach())
-        return straight(self.left, left), straight(self.right, right)
+        exact = self.left.detach(), self.right.detach()
+        left, right = self.rounding.rounded(*exact)
+        return (
+            self.left if left is exact[0] else straight(self.left, left),
+            self.right if right is exact[1] else straight(self.right, right),
+        )
 
     def multiply(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """What a linear layer with the weight computes."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nxmiformer.sets.base import Shape, Storage, expect
 from nxmiformer.sets.fields import check_fields
-from nxmiformer.sets.products import Products, kron, outer
+from nxmiformer.sets.products import Products, kron, none, outer, truncated
 
 FINEST = 2**-44  # grid of the right factor in float64, where what they are read by is not exact itself
 STEPS = 8  # of the right factor's grid that are tried, each four times as coarse as the one before
@@ -57,7 +57,7 @@ class Kronecker(Products):
         return Storage(values=self.rank * (left + self.rows * self.cols) * dtype.itemsize * 8)
 
     def pack(self, w: Tensor) -> dict[str, Tensor]:
-        return {"values": torch.cat([factor.flatten() for factor in self.expected(w)])}
+        return {"values": torch.cat([factor.flatten() for factor in self.member_factors(w)])}
 
     def unpack_factors(
         self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32
@@ -98,16 +98,13 @@ def _found(table: Tensor, rank: int) -> tuple[Tensor, Tensor]:
         for _ in range(SETTLINGS):
             pivots = _pivots(near, terms, torch.finfo(table.dtype).eps)
             if not pivots or near[:, pivots[:1]].abs().amax() < torch.finfo(table.dtype).tiny:
-                return _none(table)
-            left = near[:, pivots].to(table.dtype)
+                return none(table)
+            most = torch.finfo(table.dtype).max
+            left = near[:, pivots].clamp(-most, most).to(table.dtype)
             if (found := _rounded(left, wide, pivots, rank)) is not None:
                 return found
             near = outer(left, _fitted(left, wide).to(table.dtype)).double()
-    return _none(table)
-
-
-def _none(table: Tensor) -> tuple[Tensor, Tensor]:
-    return table.new_zeros(table.shape[0], 0), table.new_zeros(0, table.shape[1])
+    return none(table)
 
 
 def _rounded(left: Tensor, table: Tensor, pivots: list[int], rank: int) -> tuple[Tensor, Tensor] | None:
@@ -123,11 +120,11 @@ def _read(table: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
     """The factors (n, terms) and (terms, m), in normal form, whose product is `table` (n, m) to the last bit."""
     wide = table.double()
     if not wide.any():
-        return _none(table)
+        return none(table)
+    if not wide.isfinite().all():
+        return None
     pivots = _pivots(wide, rank, torch.finfo(table.dtype).eps)
     left = table[:, pivots]
-    if not left.isfinite().all():
-        return None
     for right in _grids(left, wide, pivots):
         made = outer(left, right)
         if torch.equal(made, table):
@@ -153,20 +150,12 @@ def _fitted(left: Tensor, table: Tensor) -> Tensor:
     """The right factor (terms, m) of least squared error of left (n, terms) times it, by the normal equations."""
     wide = left.double()
     wide, size = wide / (peaks := wide.abs().amax(0)), peaks[:, None]
+    most = torch.exp2(table.abs().amax().clamp(min=torch.finfo(torch.float64).tiny).log2().floor())
+    table = table / most  # exact, and sums of it do not overflow
     gram = wide.t() @ wide
     first = torch.linalg.lstsq(gram, wide.t() @ table).solution
     more = torch.linalg.lstsq(gram, wide.t() @ (table - wide @ first)).solution
-    return (first + more) / size
-
-
-def truncated(table: Tensor, terms: int) -> Tensor:
-    """The nearest matrix of this rank: the projection onto its leading singular vectors of the shorter side."""
-    if table.shape[0] < table.shape[1]:
-        return truncated(table.t(), terms).t()
-    peak = table.abs().amax().clamp(min=torch.finfo(table.dtype).tiny)  # squares neither vanish nor overflow
-    scaled = table / peak
-    vectors = torch.linalg.eigh(scaled.t() @ scaled).eigenvectors[:, -terms:]
-    return (scaled @ vectors) @ vectors.t() * peak
+    return (first + more) / size * most
 
 
 def _pivots(table: Tensor, terms: int, eps: float) -> list[int]:

@@ -45,7 +45,7 @@ class Products(ConstraintSet):
 
     @abc.abstractmethod
     def nearest(self, w: Tensor) -> Tensor:
-        """A point near `w`, which has elements; a member is its own."""
+        """The point nearest to `w`, which has elements, or one near it; a member stays as it is."""
 
     def rejects(self, shape: Shape) -> str | None:
         if shape[0] % self.rows or shape[1] % self.cols:
@@ -63,7 +63,8 @@ class Products(ConstraintSet):
 
     def project(self, w: Tensor, importance: Tensor | None = None) -> Tensor:
         """The nearest point, as far as `nearest` finds it. With `importance`, a point that is not farther in the
-        weighted distance (Srebro and Jaakkola 2003): no closed form is known, and each step comes nearer."""
+        weighted distance (Srebro and Jaakkola 2003): no closed form is known, and a step that comes no nearer is the
+        last."""
         self.check(w, importance)
         point = self.apply(w, Piece())
         if importance is None or not importance.numel() or not importance.any():
@@ -87,8 +88,8 @@ class Products(ConstraintSet):
     def unpack_rows(self, tensors: dict[str, Tensor], shape: Shape, rows: Tensor, dtype: torch.dtype) -> Tensor:
         return kron_rows(*self.unpack_factors(tensors, shape, dtype), rows)
 
-    def expected(self, w: Tensor) -> tuple[Tensor, Tensor]:
-        """The factors of a member, for `pack`; a ValueError for what is no member."""
+    def member_factors(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The factors of a member; a ValueError for what is no member."""
         found = self.factors(w) if self.fits(w) else None
         if found is None:
             raise ValueError(f"the weight is not a point of {self}, so it cannot be packed as one: project it first")
@@ -132,3 +133,18 @@ def _summed(terms: Iterator[Tensor]) -> Tensor:
     for term in terms:
         total += term
     return total.add_(0.0)  # -0 + 0 is 0
+
+
+def none(table: Tensor) -> tuple[Tensor, Tensor]:
+    """The factors (n, 0) and (0, m) of a product (n, m) of no terms."""
+    return table.new_zeros(table.shape[0], 0), table.new_zeros(0, table.shape[1])
+
+
+def truncated(table: Tensor, terms: int) -> Tensor:
+    """The nearest matrix of this rank: the projection onto its leading singular vectors of the shorter side."""
+    if table.shape[0] < table.shape[1]:
+        return truncated(table.t(), terms).t()
+    peak = table.abs().amax().clamp(min=torch.finfo(table.dtype).tiny)  # squares neither vanish nor overflow
+    scaled = table / peak
+    vectors = torch.linalg.eigh(scaled.t() @ scaled).eigenvectors[:, -terms:]
+    return (scaled @ vectors) @ vectors.t() * peak

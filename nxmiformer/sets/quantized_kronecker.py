@@ -10,11 +10,10 @@ from nxmiformer.sets.base import Shape, Storage
 from nxmiformer.sets.bits import pack_bits
 from nxmiformer.sets.fields import check_fields
 from nxmiformer.sets.grid import Grid
-from nxmiformer.sets.kronecker import truncated
-from nxmiformer.sets.products import Products, kron, outer
+from nxmiformer.sets.products import Products, kron, outer, truncated
 from nxmiformer.sets.recover import recovered
 
-PROBES = 64  # elements of a right factor that a number of levels must explain before all are looked at
+PROBES = 64  # elements, or rows of a table, that a number of levels must explain before all are looked at
 ALTERNATIONS = 3  # of the two factors, each the best for the other and then rounded
 
 
@@ -43,11 +42,11 @@ class QuantizedKronecker(Products):
             )
 
     def __str__(self) -> str:
-        return f"kron{self.rows}x{self.cols}+{self.grid_of_factors}"
+        return f"kron{self.rows}x{self.cols}+{self.factor_grid}"
 
     @property
-    def grid_of_factors(self) -> Grid:
-        """The grid of each."""
+    def factor_grid(self) -> Grid:
+        """The grid of the codes of both."""
         return Grid(self.bits)
 
     def storage(self, shape: Shape, dtype: torch.dtype = torch.float32) -> Storage:
@@ -55,20 +54,23 @@ class QuantizedKronecker(Products):
         return Storage(values=(above * across + self.rows * self.cols) * self.bits, scales=above * 32)
 
     def pack(self, w: Tensor) -> dict[str, Tensor]:
-        (left,), (right,) = self.expected(w)
-        scales, _ = recovered(self.grid_of_factors, left, None)
-        codes = self.grid_of_factors.codes(left, scales), _whole(right.flatten(), self.grid_of_factors.top)
-        values = torch.cat([each.flatten().double() for each in codes]) + self.grid_of_factors.top
+        (left,), (right,) = self.member_factors(w)
+        scales, _ = recovered(self.factor_grid, left, None)
+        codes = self.factor_grid.codes(left, scales), _whole(right.flatten(), self.factor_grid.top)
+        values = torch.cat([each.flatten().double() for each in codes]) + self.factor_grid.top
         return {"values": pack_bits(values, self.bits), "scales": scales}
 
     def unpack_factors(
         self, tensors: dict[str, Tensor], shape: Shape, dtype: torch.dtype = torch.float32
     ) -> tuple[Tensor, Tensor]:
         above, across = self._left(shape)
-        codes = self.grid_of_factors.unpack_codes(tensors, above * across + self.rows * self.cols)
+        codes = self.factor_grid.unpack_codes(tensors, above * across + self.rows * self.cols)
         left = torch.empty(above, across, dtype=dtype, device=codes.device)
-        self.grid_of_factors.scale_codes(codes[: above * across].view(above, across), tensors, left)
-        return left[None], _over(codes[above * across :], dtype).view(1, self.rows, self.cols)
+        self.factor_grid.scale_codes(codes[: above * across].view(above, across), tensors, left)
+        right = codes[above * across :]
+        if bool(left.any()) and not bool(right.any()):
+            raise ValueError("the right factor has no code other than 0, and the left one has")
+        return left[None], _over(right, dtype).view(1, self.rows, self.cols)
 
     def factors(self, w: Tensor) -> tuple[Tensor, Tensor] | None:
         shape = self._left((w.shape[0], w.shape[1]))
@@ -76,9 +78,9 @@ class QuantizedKronecker(Products):
         return None if found is None else (found[0].view(1, *shape), found[1].view(1, self.rows, self.cols))
 
     def rounded(self, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
-        grid, rows = self.grid_of_factors, (left[0], right.flatten()[None])
-        near = (grid.apply(each, grid.piece(each, recover=False)) for each in rows)
-        return next(near).view(left.shape), next(near).view(right.shape)
+        grid, row = self.factor_grid, right.flatten()[None]
+        above = grid.apply(left[0], grid.piece(left[0], recover=False))
+        return above[None], grid.apply(row, grid.piece(row, recover=False)).view(right.shape)
 
     def nearest(self, w: Tensor) -> Tensor:
         table, shape = self.arranged(w), self._left((w.shape[0], w.shape[1]))
@@ -91,48 +93,49 @@ class QuantizedKronecker(Products):
 
     def _found(self, table: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
         """The factors (n,) and (m,) of the nearest product to `table` (n, m) that the search comes by, the right one
-        with as many levels as it can be read with."""
+        with as many bits as it can be read with."""
+        first = truncated(table.double() / table.abs().amax(), 1)
+        start = first[first.abs().amax(1).argmax()]
         for bits in range(self.bits, 1, -1):
-            tried = [(a, b) for a, b in self._alternated(table, shape, bits) if self._read(_outer(a, b), shape)]
+            tried = [(a, b) for a, b in self._alternated(table, start, shape, bits) if self._read(_outer(a, b), shape)]
             if tried:
                 return min(tried, key=lambda pair: float((_outer(*pair).double() - table.double()).square().sum()))
-        return _none(table)
+        return _zero(table)
 
-    def _alternated(self, table: Tensor, shape: Shape, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Factors (n,) and (m,), the right one of so many bits: in each turn the best for the other, rounded."""
-        wide, grid = table.double(), Grid(bits)
-        wide = wide / (peak := wide.abs().amax().clamp(min=torch.finfo(table.dtype).tiny))
-        right = (near := truncated(wide, 1))[near.abs().amax(1).argmax()]
-        before = None
+    def _alternated(self, table: Tensor, right: Tensor, shape: Shape, bits: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Factors (n,) and (m,), the right one of so many bits: in each turn the best for the other, rounded. The
+        first is for `right` (m,)."""
+        info, grid, before = torch.finfo(table.dtype), Grid(bits), None
+        peak = table.double().abs().amax().clamp(min=info.tiny)
+        wide = table.double() / peak
         for _ in range(ALTERNATIONS):
+            if not right.any():
+                return
             row = right[None] / right.abs().amax()
             codes = grid.codes(row, grid.piece(row).scales.flatten())[0]
             codes = codes * codes[codes.abs().argmax()].sign()  # the first of the largest is positive
             if before is not None and torch.equal(codes, before):
                 return
-            before = codes
-            right = _over(codes, table.dtype).double()
-            left = (wide @ right) / (right @ right) * peak
-            point = self.grid_of_factors.project(left.view(shape).to(table.dtype)).flatten()
+            before, right = codes, _over(codes, table.dtype).double()
+            left = ((wide @ right) / (right @ right) * peak).clamp(-info.max, info.max)
+            point = self.factor_grid.project(left.view(shape).to(table.dtype)).flatten()
             yield point, right.to(table.dtype)
-            left = point.double() / peak
-            right = left @ wide
-            if not right.any():
-                return
+            right = (point.double() / peak) @ wide
 
     def _read(self, table: Tensor, shape: Shape) -> tuple[Tensor, Tensor] | None:
         """The factors (n,) and (m,), in normal form, whose product is `table` (n, m) to the last bit."""
         wide, dtype = table.double(), table.dtype
         if not wide.any():
-            return _none(table)
+            return _zero(table)
         left = table[:, int(wide.abs().argmax()) % table.shape[1]].contiguous()
-        if not bool(recovered(self.grid_of_factors, left.view(shape), None)[1].all()):
+        if not bool(recovered(self.factor_grid, left.view(shape), None)[1].all()):
             return None
         share = left.double() / (peak := wide.abs().amax())
         right = share @ (wide / peak) / (share @ share)
-        for most in _levels(right, self.grid_of_factors.top, max(4 * torch.finfo(dtype).eps, 1e-9)):
+        probe = slice(None, None, max(1, len(left) // PROBES))
+        for most in _levels(right, self.factor_grid.top, max(4 * torch.finfo(dtype).eps, 1e-9)):
             exact = ((right * most).round() / most).to(dtype)
-            if torch.equal(_outer(left, exact), table):
+            if all(torch.equal(_outer(left[some], exact), table[some]) for some in (probe, slice(None))):
                 return left, exact
         return None
 
@@ -142,7 +145,7 @@ def _outer(left: Tensor, right: Tensor) -> Tensor:
     return outer(left[:, None], right[None])
 
 
-def _none(table: Tensor) -> tuple[Tensor, Tensor]:
+def _zero(table: Tensor) -> tuple[Tensor, Tensor]:
     return table.new_zeros(table.shape[0]), table.new_zeros(table.shape[1])
 
 
@@ -156,11 +159,15 @@ def _whole(right: Tensor, top: int) -> Tensor:
     """The codes (m,), up to `top`, of which `_over` makes `right` (m,)."""
     wide = right.double()
     found = ((wide * most).round() for most in _levels(wide, top, torch.finfo(right.dtype).eps))
-    return next(codes for codes in found if torch.equal(_over(codes, right.dtype), right))
+    codes = next((each for each in found if torch.equal(_over(each, right.dtype), right)), None)
+    if codes is None:
+        raise ValueError(f"the right factor is not codes up to {top} over the largest of them")
+    return codes
 
 
 def _levels(right: Tensor, top: int, near: float) -> list[int]:
-    """The largest codes, up to `top`, with which some elements of a right factor (m,), float64, are near levels."""
+    """The largest codes, up to `top`, that a right factor (m,), float64, may have: for each of them a sample of its
+    elements are fractions of it, within `near`."""
     probe = right[:: max(1, len(right) // PROBES)]
     most = torch.arange(1, top + 1, device=right.device)
     levels = (probe * most[:, None]).round() / most[:, None]

@@ -36,7 +36,7 @@ def from_words(words: str) -> ConstraintSet:
         return _grid(grid)
     raise ValueError(
         f"{words!r} is not a set: there are keep:group such as '2:4', 'int4', 'int4g64' and '2:4+int4', "
-        "and Kronecker products such as 'kron1x8'"
+        "and Kronecker products such as 'kron1x8', of low-bit factors 'kron1x8+int8'"
     )
 
 

@@ -73,6 +73,24 @@ def test_what_is_added_to_one_element_is_seen() -> None:
         points.pack(off)
 
 
+@pytest.mark.parametrize("points", [Kronecker(1, 17), QuantizedKronecker(1, 17)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+def test_weights_at_the_end_of_a_dtype_have_a_point_though_the_best_left_factor_is_larger(points, dtype) -> None:
+    w = torch.full((64, 17), 0.25, dtype=torch.float64)
+    w[:, 0], w[0, 0], w[0, 1:] = 0.5, 0.0, 1.0
+    point = points.project((w * 0.99 * torch.finfo(dtype).max).to(dtype))
+    assert point.isfinite().all()
+    assert points.contains(point)
+
+
+def test_a_right_factor_without_a_code_is_refused_where_the_left_one_has_any() -> None:
+    points, shape = QuantizedKronecker(2, 4), (24, 16)
+    parts = points.pack(points.project(gaussian(shape, 4, torch.float32)))
+    parts["values"][-8:] = 127
+    with pytest.raises(ValueError, match="no code other than 0"):
+        points.unpack(parts, shape)
+
+
 def test_codes_and_scales_alone_are_stored_to_the_bit() -> None:
     storage = QuantizedKronecker(2, 2, 8).storage((768, 768))
     assert storage.values == 8 * (384 * 384 + 4)
