@@ -18,9 +18,10 @@ from typing import NamedTuple
 COMMANDS = {
     "nxmiformer experiment=demo": "all steps on a small task, in a few minutes on two cores; nothing to download",
     "nxmiformer task=rte model=pretrained model.path=bert-base-uncased": "compress your model",
-    "nxmiformer job=search budget.ratio=0.1": "find a plan in a tenth of the bytes: sparsity and bits of each layer",
+    "nxmiformer job=search budget.ratio=0.1": "find sparsity and bits of each layer, for a tenth of their bytes",
     "nxmiformer job=export format=onnx path=RUN/packed": "write the packed model in another format",
     "nxmiformer job=bench path=RUN/packed": "time the packed model, and measure its memory",
+    "nxmiformer job=blockwise task=wikitext model=pretrained model.path=DECODER": "compress a decoder block by block",
 }
 RUNS = "A run leaves its report and its packed model in outputs/NAME/, a sweep (-m) its runs in multirun/."
 READING = {
@@ -86,17 +87,21 @@ def version() -> str:
 
 
 def greeting() -> str:
-    """What this is, five commands, and what to read."""
+    """What this is, some commands, and what to read."""
+    return "\n".join([*_introduction(), "", "To read:", *_beside(READING)])
+
+
+def _introduction() -> list[str]:
     what = f"nxmiformer {version()}: make a Transformer sparse (N:M) and low-bit at once, with ADMM, and pack it."
     commands = (f"  {command}\n{_filled(does, '      ')}" for command, does in COMMANDS.items())
-    return "\n".join([_filled(what), "", *commands, "", _filled(RUNS), "", "To read:", *_beside(READING)])
+    return [_filled(what), "", *commands, "", _filled(RUNS)]
 
 
 def overview() -> str:
-    """Every group with its options, the values outside the groups, and the flags."""
+    """What this is, every group with its options, the values outside the groups, and the flags."""
     top = read("config")
     chosen = {each.group: each for each in top.defaults if each.group and not each.overrides}
-    lines = ["nxmiformer [GROUP=OPTION ...] [KEY=VALUE ...]", "", "A * marks the default."]
+    lines = [*_introduction(), "", "nxmiformer [GROUP=OPTION ...] [KEY=VALUE ...]", "", "A * marks the default."]
     for group in [*chosen, *INNER]:
         key, what = INNER[group] if group in INNER else (group, chosen[group].comment)
         lines += ["", _filled(f"{key}: {what}"), *_options(group)]

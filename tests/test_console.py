@@ -48,11 +48,11 @@ print([name for name in ("torch", "nxmiformer", "hydra") if name in sys.modules]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_arguments_the_command_says_what_it_is_and_names_five_commands_and_what_to_read(told):
+def test_without_arguments_the_command_says_what_it_is_and_names_commands_and_what_to_read(told):
     text, status = told()
     assert status == 0
     assert text.startswith(f"nxmiformer {nxmiformer.__version__}: ")
-    assert len([line for line in text.splitlines() if line.startswith("  nxmiformer ") and "--" not in line]) == 5
+    assert len([line for line in text.splitlines() if line.startswith("  nxmiformer ") and "--" not in line]) == 6
     assert "nxmiformer --help" in text
 
 
@@ -74,6 +74,7 @@ def test_every_option_says_what_it_is_at_its_head(option):
 def test_help_names_every_group_with_its_options_and_what_they_are(told):
     text, status = told("--help")
     assert status == 0
+    assert "make a Transformer sparse" in text.splitlines()[0]
     groups = {line.partition(":")[0].partition("@")[0] for line in text.splitlines() if not line.startswith(" ")}
     words = " ".join(text.replace(" * ", " ").split())
     for option in OPTIONS:
