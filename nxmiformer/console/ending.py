@@ -35,14 +35,11 @@ def searched(directory: Path, words: Sequence[str], name: str) -> list[str]:
     return _told({"plan": plan, "figures": _near(directory / "figures")}, {then: "compress the model with it"})
 
 
-def exported(form: str, out: Path, path: str) -> list[str]:
-    """The last lines of an export of `path` to `out`."""
-    classifier = "AutoModelForSequenceClassification"
+def exported(form: str, out: Path, path: str, head: str) -> list[str]:
+    """The last lines of an export of `path` to `out`; `head` is the task's `Auto` class of `transformers`."""
     reading = {
         "onnx": _python("import onnxruntime", f'onnxruntime.InferenceSession("{_near(out / "model.onnx")}")'),
-        "compressed_tensors": _python(
-            "import transformers", f'transformers.{classifier}.from_pretrained("{_near(out)}")'
-        ),
+        "compressed_tensors": _python("import transformers", f'transformers.{head}.from_pretrained("{_near(out)}")'),
     }
     read = {reading[form]: "load it"} if form in reading else {}
     return _told({form: _near(out)}, {**read, command([], "job=bench", f"path={path}"): "its speed"})

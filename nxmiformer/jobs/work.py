@@ -94,7 +94,7 @@ def _export(job: Job, ended: Ended) -> list[str]:
     console.print(export_summary(content))
     scores = content["scores"][content["form"]]
     ended.value = float(scores[content["task"]["metric"]]) if scores else math.nan
-    return ending.exported(content["form"], Path(content["out"]), str(job.path))
+    return ending.exported(content["form"], Path(content["out"]), str(job.path), job.task.head)
 
 
 def _bench(job: Job, ended: Ended) -> list[str]:
@@ -102,7 +102,7 @@ def _bench(job: Job, ended: Ended) -> list[str]:
     content, console = bench(job), Console()
     console.print(bench_summary(content))
     ended.value = best(content).ratio
-    return ending.benched(Path(content["out"]), str(job.path))
+    return ending.benched(Path(content["out"]), str(job.path), job.task.head)
 
 
 def _blockwise(job: Job, ended: Ended) -> list[str]:

@@ -32,10 +32,11 @@ def test_every_job_ends_with_where_its_result_is_and_commands_that_compose(here)
     run = here / "outputs" / "a"
     told = [
         ending.compressed(run),
-        ending.exported("onnx", run / "onnx", "outputs/a"),
-        ending.exported("compressed_tensors", run / "compressed_tensors", "outputs/a"),
+        ending.exported("onnx", run / "onnx", "outputs/a", "AutoModelForCausalLM"),
+        ending.exported("compressed_tensors", run / "compressed_tensors", "outputs/a", "AutoModelForCausalLM"),
         ending.benched(run / "bench", "outputs/a"),
     ]
+    assert any('transformers.AutoModelForCausalLM.from_pretrained("outputs/a/' in line for line in told[2])
     for lines in told:
         assert ": outputs/a/" in lines[0]
         assert {word for words in commands(lines) for word in words if word.startswith("path=")} == {"path=outputs/a"}
