@@ -30,7 +30,12 @@ def report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize, seco
         "format": 1,
         "name": job.name,
         "seed": job.seed,
-        "task": {"name": job.task.name, "metric": metric, **{k: len(v) for k, v in stage.data.items()}},
+        "task": {
+            "name": job.task.name,
+            "metric": metric,
+            **{k: len(v) for k, v in stage.data.items()},
+            "measured": job.task.measured(job.settings.max_length),
+        },
         "model": {"name": job.source.name, "parameters": (storage.dense + storage.rest) // 32},
         "plan": {"name": job.planning.name, "fingerprint": plan.fingerprint},
         "scores": scores,

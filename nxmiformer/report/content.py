@@ -182,6 +182,7 @@ def facts(run: Run) -> Table:
     examples = f"{r.task.train:,} train, {r.task.holdout:,} holdout, {r.task.validation:,} validation"
     rows: Sequence[tuple[str, str]] = [
         ("task", f"{r.task.name} ({examples})"),
+        *([(r.task.metric, r.task.measured)] if r.task.measured else []),
         ("model", f"{r.model.name} ({r.model.parameters:,} parameters)"),
         ("plan", f"{r.plan.name} ({r.plan.fingerprint})"),
         *([] if run.plan.everything is None else [("everything", str(run.plan.everything))]),

@@ -18,13 +18,15 @@ STAGES = {"dense": "dense", "one_shot": "one-shot", "final": "final", "packed": 
 
 @dataclass(frozen=True)
 class Task:
-    """What was learned; `train`, `holdout` and `validation` count examples, `metric` names the score that matters."""
+    """What was learned; `train`, `holdout` and `validation` count examples, `metric` names the score that matters, and
+    `measured` says what else it depends on."""
 
     name: str
     metric: str
     train: int
     holdout: int
     validation: int
+    measured: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ class Series(NamedTuple):
     values: list[float]
 
     def inside(self, span: Span) -> "Series":
-        """What it has in a part of the run."""
+        """The values of a part of the run."""
         found = [place for place in zip(*self, strict=True) if span.start < place[0] <= span.stop]
         return Series([step for step, _ in found], [value for _, value in found])
 

@@ -77,10 +77,14 @@ class Causal(PlainText):
     def score(self, answers: Sequence[Tally], truths: Sequence[Any]) -> dict[str, float]:
         """The loss of a token in nats, and the perplexity e ** loss.
 
-        Windows have `train.max_length` tokens, `task.stride` apart. A perplexity is reported with both, as it falls
-        with the tokens that come before. It is by token, and not comparable with that of another tokenizer.
+        Windows have `train.max_length` tokens, `task.stride` apart. The report has both, as a perplexity falls with
+        the tokens that come before. It is by token, and not comparable with that of another tokenizer.
         """
         return foreseen(answers)
+
+    def measured(self, max_length: int) -> str:
+        apart = max_length if self.stride is None else self.stride
+        return f"by token, in windows of {max_length} tokens, {apart} apart"
 
     def chance(self, truths: Sequence[Any]) -> Chance:
         """The perplexity of how often each token occurs in these windows; see `unigram`."""

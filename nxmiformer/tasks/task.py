@@ -104,6 +104,14 @@ class Task(abc.ABC):
         """By `metric`, on examples with these truths; 0 where nothing is right by chance."""
         return Chance(0.0, 0.0)
 
+    def measured(self, max_length: int) -> str:
+        """What else a score depends on, in words for the report: such as the windows of a perplexity. Empty: nothing.
+
+        Args:
+            max_length: tokens of an example, at most.
+        """
+        return ""
+
     def configure(self) -> dict[str, Any]:
         """The changes to the model's configuration: labels, kind of problem."""
         return {}
