@@ -73,6 +73,15 @@ def test_every_retained_share_of_a_methods_page_stands_in_a_study():
             assert share in studies, f"{page.name}: {share}"
 
 
+@pytest.mark.parametrize("group", ["plan", "recipe"])
+def test_the_page_about_choosing_names_every_option(group):
+    page = (DOCS / "choosing.md").read_text(encoding="utf-8")
+    named = {word for words in re.findall(r"`([\w ,`]+)`", page) for word in re.findall(r"\w+", words)}
+    named |= set(re.findall(rf"`{group}=(\w+)`", page))
+    options = {path.stem for path in (ROOT / "conf" / group).glob("*.yaml")} - {"common", "base"}
+    assert options <= named
+
+
 def test_every_method_has_a_page_with_its_command():
     methods = {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")} - {"common", "dense"}
     for method in methods:

@@ -1,8 +1,9 @@
 """One study of every kind of task on real data: python experiments/kinds/run.py --models MODELS --data DATA
 
 kinds.yaml says what is run. Each finished cell is a row of results.csv, written as it comes and not run again; a failed
-one is named and run the next time. MODELS holds all-MiniLM-L6-v2 and smollm2 (SmolLM2-135M-Instruct, float16); DATA
-holds qamr, wikipedia-en-part, wikitext, multi30k and imdb as the hub lays them out. README.md says what was found.
+one is named and run the next time. MODELS holds all-MiniLM-L6-v2, DATA qamr, wikipedia-en-part, multi30k and imdb as
+the hub lays them out, --prepared what prepare.py made, and smollm2 (SmolLM2-135M-Instruct, float16). README.md says
+what was found.
 """
 
 import argparse

@@ -25,7 +25,7 @@ class Cubic:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.steps < 0:
-            raise ValueError(f"a course takes 0 steps or more, not {self.steps}")
+            raise ValueError(f"a schedule takes 0 steps or more, not {self.steps}")
         if not (self.before >= 0 and self.after >= 0 and self.before + self.after <= 1):
             raise ValueError(
                 f"before and after are shares of the steps, together at most 1, not {self.before} and {self.after}"
