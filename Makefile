@@ -35,6 +35,9 @@ notebooks: .venv/notebooks outputs/demo/report.json outputs/search/plan.json  ##
 	$(RUNS) plan=1of4_int4,2of4_int4,int4 name='$${plan.name}' hydra.sweep.dir=multirun/budgets/uniform
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/jupyter execute --inplace notebooks/*.ipynb
 
+notebook-%: .venv/notebooks  # one of them, by its number: make notebook-01; those after the first read runs of make notebooks
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/jupyter execute --inplace notebooks/$*_*.ipynb
+
 outputs/demo/report.json:
 	$(MAKE) demo
 

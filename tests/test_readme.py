@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import datasets
+import pandas as pd
 import pytest
 import torch
 import transformers
@@ -15,6 +16,7 @@ from matplotlib.figure import Figure
 
 from nxmiformer import CompressionPlan, load_packed, verify
 from nxmiformer.models import embedded
+from nxmiformer.runs.speeds import best, read_bench
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -46,6 +48,24 @@ def test_the_python_lines_about_a_loop_of_ones_own_leave_a_packed_model_in_its_s
     loaded = load_packed(packed)
     assert loaded.dtype == torch.float32
     verify(loaded, CompressionPlan.load(packed / "plan.json"))
+
+
+def test_the_numbers_of_the_prose_are_those_of_committed_results():
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    uniform = pd.read_csv(ROOT / "experiments" / "glue_uniform" / "results.csv")
+    tasks = uniform[uniform.task.isin(["stsb", "mrpc", "sst2"])]
+    dense = tasks[tasks.method == "dense_more"].copy()
+    dense["kept"] = dense.dense_score / dense[["dense_score", "score"]].max(axis=1)
+    assert (
+        f"the dense models themselves retain {dense.groupby('task').kept.mean().mean():.1%}".replace("%", " %") in text
+    )
+    (whole,) = uniform[(uniform.plan == "2of4_int4_whole") & (uniform.method == "admm")].retention
+    assert f"{100 * whole:.1f} % of STS-B is retained (one seed)" in text
+    size = pd.read_csv(ROOT / "experiments" / "size" / "results.csv").set_index(["linears", "embeddings", "head"]).ratio
+    assert size["2:4c+int4", "int4", "int4"] > 9
+    assert "a ninth" in text
+    bench = read_bench(ROOT / "experiments" / "bench")
+    assert f"{best(bench).ratio:.1f} times as fast" in text
 
 
 def small(words):

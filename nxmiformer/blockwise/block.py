@@ -50,9 +50,11 @@ class Tuned(NamedTuple):
 
 
 def reconstruct(block: nn.Module, batches: Batches, settings: Blockwise) -> Iterator[tuple[str, float]]:
-    """Move every compressed linear layer of the block, in place, to a point of its set that its output changes the
-    least by on what goes into it while the others are dense. Yields each layer's name in the block, and the relative
-    error of its output.
+    """Move every compressed linear layer of the block, in place, to that point of its set where its output changes
+    least.
+
+    Its inputs are those that it has while the other layers are dense. Yields each layer's name in the block, and the
+    relative error of its output.
 
     Raises:
         ValueError: a layer's inputs or weight will not do; it is named.

@@ -56,9 +56,8 @@ class Checkpoint(Stored):
                 self.places[name] = found[key]
         if wrong:
             raise ValueError(
-                f"model.path={path}: block by block, tensors are read by the names that the model has for them, and "
-                f"{len(wrong)} are not there as that: {', '.join(wrong[:8])}; from_pretrained and save_pretrained of "
-                f"transformers write them so"
+                f"model.path={path}: {len(wrong)} tensors of the model are not in the checkpoint under their names: "
+                f"{', '.join(wrong[:8])}; read it by from_pretrained of transformers and write it by save_pretrained"
             )
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:

@@ -119,7 +119,9 @@ def fit(model: PreTrainedModel, path: Path, manifest: Mapping[str, Any], plan: C
     with reading(file):
         rest, shared = rest_of(model, plan)
         if shared != manifest["shared"]:
-            raise PackedError(f"{path / MANIFEST}: {manifest['shared']} are to be the same, the model has {shared}")
+            raise PackedError(
+                f"{path / MANIFEST}: the tied weights should be {manifest['shared']}, but the model has {shared}"
+            )
         for name, spec in plan.layers.items():
             bits = {key: left.pop(key) for key in part_keys(name, left).values()}
             stored_bytes = sum(math.prod(shape) * SIZES.get(each, 1) for shape, each in bits.values())

@@ -129,7 +129,7 @@ def convergence(run: Run) -> Figure:
 
 
 def _closing(run: Run, gap: Series, flips: Series) -> str:
-    """From where to where the gap goes, whether it is still moving there, and when the last mask entry flips."""
+    """The first and the last gap, whether it still moves, and when the last mask entry flips."""
     text = f"The gap between the weights and their sets goes from {gap.values[0]:.2g} to {gap.values[-1]:.2g}"
     span = next(span for span in reversed(run.spans) if gap.inside(span).steps)
     tenth = (span.stop - span.start) / 10  # a gap changes at updates alone

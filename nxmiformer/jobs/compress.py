@@ -139,8 +139,10 @@ def _reload(job: Job, stage: Stage, packed: Path) -> tuple[dict[str, float], dic
 
 
 def _check_factors(stage: Stage, factored: PreTrainedModel, examples: Examples) -> None:
-    """Raise a RuntimeError unless a model computes with its factors what the trained one does with their product, on a
-    few examples, but for rounding and for codes of inputs that it moves."""
+    """Raise a RuntimeError unless a model with factors gives the logits of the trained one, which has their products.
+
+    A few examples are compared. Rounding may differ, and may move the codes of inputs.
+    """
     accelerator, found = stage.accelerator, []
     for model in (stage.model, factored):
         with evaluating(model), accelerator.autocast():

@@ -47,9 +47,7 @@ class Everything:
                     raise ValueError(f"{name}: {part} needs ends for at least 1 feature, not for {count}")
             own = parts.keys() - {INPUT}
             if own not in (ATTENTION, NORM) and not own <= {OUTPUT}:
-                raise ValueError(
-                    f"{name}: {', '.join(sorted(own))} are the parts neither of an attention nor of a norm"
-                )
+                raise ValueError(f"{name}: {', '.join(sorted(own))} are not the parts of an attention or of a norm")
 
     @property
     def count(self) -> int:

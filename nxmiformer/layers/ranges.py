@@ -1,8 +1,8 @@
 """Numbers between two ends, in steps of one size: how FullyQT quantizes what is multiplied.
 
-Prato et al. 2020, arXiv 1910.10485: Q(x) = round((clamp(x, low, high) - low) / s), s = (high - low) / (2^b - 1), with
-the ends a running average of the least and of the greatest value that training has seen. Backward the gradient passes
-as if nothing had been rounded, except where a value was clamped, where it is zero.
+Prato et al. 2020, arXiv 1910.10485: Q(x) = round((clamp(x, low, high) - low) / s), s = (high - low) / (2^b - 1). The
+ends are running averages of the least and of the greatest value in training. The gradient passes as if nothing had been
+rounded. It is zero where a value was clamped.
 """
 
 import re

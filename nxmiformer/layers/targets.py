@@ -74,7 +74,7 @@ def find_targets(model: nn.Module, include: Sequence[str] | None = None, exclude
     for name, module in linears.items():
         reason = _reason(name, blocks, include, exclude)
         if reason is None and name.startswith(adapters):
-            reason = "it is in an adapter: merge or remove adapters first, and lay them on the compressed model"
+            reason = "it is in an adapter: merge or remove adapters first, and attach them to the compressed model"
         reason = reason or obstacle(module)
         if reason:
             skipped[name] = reason

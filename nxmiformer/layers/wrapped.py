@@ -40,5 +40,5 @@ def refuse_adapters(model: nn.Module) -> None:
     if around := adapted(model):
         raise ValueError(
             f"the model has adapters around {len(around)} layers, such as {around[0]}: compress it without them, and "
-            f"lay them on the compressed model (merge_and_unload() and unload() of a peft model take them away)"
+            f"attach them to the compressed model (merge_and_unload() and unload() of a peft model take them away)"
         )

@@ -44,9 +44,9 @@ class Kronecker(Method):
             points.check(weight)
             if self.carried and isinstance(layer, CompressedLinear) and not points.contains(weight):
                 raise ValueError(
-                    f"{self._name(layer)}: the checkpoint's weight is none of {points}, so there are no factors to go "
-                    f"on with: give model.path a directory that job=export format=checkpoint left, and the plan of its "
-                    f"run, or take recipe=kronecker"
+                    f"{self._name(layer)}: the checkpoint's weight is not a point of {points}, so it has no factors to "
+                    f"start from: give model.path a directory that job=export format=checkpoint left, with the plan of "
+                    f"its run, or take recipe=kronecker"
                 )
             found = points.factors(points.project(weight))
             assert found is not None

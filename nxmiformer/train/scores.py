@@ -55,9 +55,10 @@ def keeping_scores(*models: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def scores_error(student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Mapping[str, Tensor]) -> Tensor:
-    """The mean over the attentions of the mean squared error of their scores, over the heads and the pairs of a query
-    and a key of which neither is padding by the batch's `attention_mask` (batch, tokens). Pairs that a causal attention
-    does not let see each other count as equal. Of several processes, this one's part of it.
+    """The mean squared error of the scores of each attention, in the mean over attentions.
+
+    It is over the heads, and over the pairs of a query and a key that are no padding by the batch's `attention_mask`
+    (batch, tokens). Pairs that a causal attention hides count as equal. Of several processes, this one's part of it.
 
     Raises:
         ScoresError: there are no scores, or not those that the teacher has.

@@ -225,7 +225,7 @@ def untied():
     [
         (lambda: Homemade(transformers.BertConfig(**WORDS, **NARROW)), "transformers has no model 'Homemade'"),
         (half_embeddings, r"one dtype: .* bert\.encoder\.layer\.0"),
-        (untied, "are to be the same"),
+        (untied, "the tied weights should be"),
     ],
     ids=["class of one's own", "two dtypes", "untied against its config"],
 )

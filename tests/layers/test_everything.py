@@ -178,7 +178,7 @@ def test_a_plan_names_the_modules_that_a_model_lacks():
         ({"inputs": 3}, "unknown part of layer 'inputs': did you mean input"),
         ({"input": 0}, "layer: input needs ends for at least 1 feature, not for 0"),
         ({"input": True}, "parts to be a mapping"),
-        ({"query": 3, "input": 3}, "layer: query are the parts neither of an attention nor of a norm"),
+        ({"query": 3, "input": 3}, "layer: query are not the parts of an attention or of a norm"),
     ],
 )
 def test_parts_that_cannot_be_are_refused(parts, message):
