@@ -156,4 +156,8 @@ def _task(model: PreTrainedModel, train: Data, evaluation: Any, kind: type[Table
         return found
     if fields:
         raise ValueError(f"batches are tokenised and labelled already: leave out {', '.join(fields)}")
+    if kind is not Text:
+        raise ValueError(
+            f"task={kind.__name__}: of batches only one label an example is understood: give rows, a Dataset"
+        )
     return Loaded(train, evaluation, tuple(classes_of(model.config)) if (model.config.num_labels or 0) > 1 else ())

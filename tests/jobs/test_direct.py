@@ -10,6 +10,7 @@ from nxmiformer.applied.convert import verify
 from nxmiformer.jobs.direct import compress
 from nxmiformer.models import embedded
 from nxmiformer.tasks.grammar import Grammar
+from nxmiformer.tasks.tokens import Tokens
 
 TASK = Grammar(train=96, holdout=24, validation=48)
 TOKENIZER = embedded.tokenizer(TASK.vocabulary)
@@ -79,11 +80,12 @@ def batch(**changed):
     [
         (TASK, PAIR, "task grammar has data and fields of its own: leave out columns, label"),
         (batch(), PAIR, "batches are tokenised and labelled already: leave out columns, label"),
+        (batch(), {"task": Tokens}, "task=Tokens: of batches only one label an example is understood: give rows"),
         (batch(labels=torch.zeros(4, 3)), {}, r"train_data, batch 0 .*: labels are \(4, 3\), but one an example"),
         (batch(labels=torch.full((4,), 7)), {}, "label 7 is none of the 2 classes"),
         (datasets.Dataset.from_dict({"a": ["b"] * 9, "label": [0, 1, 2] * 3}), {}, r"no column .*text"),
     ],
-    ids=["a task with fields", "batches with fields", "labels of tokens", "no class", "no column"],
+    ids=["a task with fields", "batches with fields", "batches of tokens", "labels of tokens", "no class", "no column"],
 )
 def test_data_that_do_not_fit_are_refused_before_any_training(data, fields, message):
     with pytest.raises(ValueError, match=message):
