@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nxmiformer.figures.colours import BLUE, MUTED, PAPER, SLATE
-from nxmiformer.figures.plane import PAGE, Box, Plane
+from nxmiformer.figures.placing import PAGE, Box, Plane
 from nxmiformer.figures.style import axes, canvas, note, reference, score_axis, size_axis, title
 from nxmiformer.runs import words
 from nxmiformer.runs.groups import Group, Panel, panels, tally, winners

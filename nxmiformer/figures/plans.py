@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from nxmiformer.figures.colours import BLUE, GREY, MUTED, ORANGE, PAPER, SLATE
-from nxmiformer.figures.plane import Box, Plane
+from nxmiformer.figures.placing import Box, Plane
 from nxmiformer.figures.style import (
     DASHED,
     QUIET,

@@ -24,7 +24,7 @@ from nxmiformer.export.assembled import assembling
 from nxmiformer.export.manifest import CONFIG, WEIGHTS, replaceable
 from nxmiformer.export.packed import PackedSize, add_results, check_packable
 from nxmiformer.files import digest_of, set_aside, write_text
-from nxmiformer.jobs.contents import digest
+from nxmiformer.jobs.digests import digest
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import begin, check_same, record, without_paths
 from nxmiformer.jobs.place import RECORD

@@ -15,7 +15,7 @@ from nxmiformer.applied.convert import verify
 from nxmiformer.export.manifest import replaceable
 from nxmiformer.export.packed import add_results, load_packed, packing
 from nxmiformer.files import set_aside, write_text
-from nxmiformer.jobs.contents import read_contents
+from nxmiformer.jobs.digests import read_contents
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import Opened, check_same, identity_of, opened, record
 from nxmiformer.jobs.phases import check_taught, train

@@ -15,7 +15,7 @@ from nxmiformer.applied.convert import convert
 from nxmiformer.console.display import Display
 from nxmiformer.errors import RefusedError
 from nxmiformer.files import tidy, write_text
-from nxmiformer.jobs.contents import contents
+from nxmiformer.jobs.digests import contents
 from nxmiformer.jobs.job import PASSING, Job
 from nxmiformer.jobs.place import RECORD
 from nxmiformer.jobs.provenance import provenance

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from nxmiformer.files import write_text
 from nxmiformer.jobs.compress import run
-from nxmiformer.jobs.contents import read_contents
+from nxmiformer.jobs.digests import read_contents
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import check_same, opened, without_paths
 from nxmiformer.jobs.phases import leave_dense, train

@@ -19,7 +19,7 @@ from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report import content
 from nxmiformer.runs import words
 from nxmiformer.runs.numbers import PLAN, Run, read_run
-from nxmiformer.runs.searched import read_search
+from nxmiformer.runs.search_results import read_search
 from nxmiformer.runs.speeds import read_bench
 
 

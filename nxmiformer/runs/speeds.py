@@ -23,7 +23,7 @@ class Gain(NamedTuple):
 
 
 def read_bench(directory: str | Path) -> dict[str, Any]:
-    """The content of the `bench.json` in a directory, as `benching.bench` writes it.
+    """The content of the `bench.json` in a directory, as `job=bench` writes it.
 
     Raises:
         FileNotFoundError: the directory, or the file, is not there.

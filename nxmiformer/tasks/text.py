@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 import datasets
 
 from nxmiformer.errors import unknown
+from nxmiformer.tasks.label_column import KINDS, Labelling, understood
 from nxmiformer.tasks.labelled import LabelledTexts
-from nxmiformer.tasks.labelling import KINDS, Labelling, understood
 from nxmiformer.tasks.metrics import chosen, usual
 from nxmiformer.tasks.outcomes import Outcome
 from nxmiformer.tasks.rows import check_texts, require

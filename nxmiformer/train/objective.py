@@ -12,8 +12,8 @@ from nxmiformer.ranks import ranks
 from nxmiformer.sets.fields import check_fields
 from nxmiformer.tasks.task import Task
 from nxmiformer.tasks.units import Units, whole_units
+from nxmiformer.train.attention import keeping_scores, scores_error
 from nxmiformer.train.hidden import hidden_error
-from nxmiformer.train.scores import keeping_scores, scores_error
 
 UnitsOf = Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Units]  # of a model's outputs, and their batch
 

@@ -20,10 +20,10 @@ from nxmiformer.layers.mode import evaluating
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.methods.dense import Dense
 from nxmiformer.sets.fields import check_fields
+from nxmiformer.train.attention import ScoresError, check_scores
 from nxmiformer.train.hidden import HiddenStatesError, check_every_layer_runs
 from nxmiformer.train.objective import Objective
 from nxmiformer.train.rates import held, rewound
-from nxmiformer.train.scores import ScoresError, check_scores
 
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 FOLLOWING = ("reduce_lr_on_plateau", "greedy")  # schedules that want a score at every step, which no phase has

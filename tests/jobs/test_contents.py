@@ -6,7 +6,7 @@ import tokenizers
 import torch
 import transformers
 
-from nxmiformer.jobs.contents import contents
+from nxmiformer.jobs.digests import contents
 from nxmiformer.models.source import Embedded, Pretrained
 from nxmiformer.tasks.grammar import Grammar
 

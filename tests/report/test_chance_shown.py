@@ -1,6 +1,7 @@
 """A dense model that is no better than chance is said to be so beside every figure, and nothing is kept of it."""
 
 import io
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -15,6 +16,7 @@ from nxmiformer.report.document import write_report
 from nxmiformer.report.table import summary
 from nxmiformer.runs import words
 from nxmiformer.runs.many import load_runs
+from nxmiformer.tasks.causal import Causal
 from nxmiformer.tasks.task import Chance
 
 NEVER = "no better than chance"
@@ -93,3 +95,11 @@ def test_texts_that_were_cut_off_are_counted_in_the_report(make):
     assert ("texts cut off", "12 of 67,349 in train, 0 of 872 in holdout, 3 of 1,000 in validation") in content.facts(
         run
     ).rows
+
+
+def test_the_windows_of_a_perplexity_are_in_the_report(make):
+    run, said = make(), Causal(path="nowhere", stride=128).measured(512)
+    assert said == "by token, in windows of 512 tokens, 128 apart"
+    report = replace(run.report, task=replace(run.report.task, metric="perplexity", measured=said))
+    assert ("perplexity", said) in content.facts(replace(run, report=report)).rows
+    assert said not in str(content.facts(run).rows)

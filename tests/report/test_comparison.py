@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from nxmiformer.figures.comparison import comparison
 from nxmiformer.figures.frontier import frontier, non_dominated
-from nxmiformer.figures.plane import Box, Plane, placed
+from nxmiformer.figures.placing import Box, Plane, placed
 from nxmiformer.figures.style import png
 from nxmiformer.runs.many import load_runs
 

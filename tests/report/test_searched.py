@@ -15,7 +15,7 @@ from nxmiformer.figures.sensitivity import sensitivity
 from nxmiformer.figures.style import png
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.report.document import write_search
-from nxmiformer.runs.searched import chosen, interactions, read_search
+from nxmiformer.runs.search_results import chosen, interactions, read_search
 
 ONE = {"frontier", "plan", "sensitivity"}  # a single plan has these
 ALL = ONE | {"trust"}

@@ -13,8 +13,8 @@ import transformers
 
 from nxmiformer import cli
 from nxmiformer.jobs import compress
+from nxmiformer.tasks.label_column import understood
 from nxmiformer.tasks.labelled import Reordered
-from nxmiformer.tasks.labelling import understood
 from nxmiformer.tasks.outcomes import Classes, Labels, Number
 from nxmiformer.tasks.text import Text
 from nxmiformer.train.evaluate import Answers, looks

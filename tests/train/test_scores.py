@@ -7,9 +7,9 @@ from torch.optim import AdamW
 
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.methods.dense import Dense
+from nxmiformer.train.attention import keeping_scores
 from nxmiformer.train.objective import Objective
 from nxmiformer.train.recipe import Phase, check_distillation
-from nxmiformer.train.scores import keeping_scores
 
 SIZES = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
 DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}

@@ -52,7 +52,7 @@ class _Found:
 
 
 def read_search(directory: str | Path) -> dict[str, Any]:
-    """The content of the `search.json` in a directory, as `planner.search` writes it.
+    """The content of the `search.json` in a directory, as `job=search` writes it.
 
     Raises:
         FileNotFoundError: the directory, or the file, is not there.
