@@ -102,7 +102,7 @@ def _bench(job: Job, ended: Ended) -> list[str]:
     content, console = bench(job), Console()
     console.print(bench_summary(content))
     ended.value = best(content).ratio
-    return ending.benched(Path(content["out"]), str(job.path), job.task.head)
+    return ending.benched(Path(content["out"]), str(job.path))
 
 
 def _blockwise(job: Job, ended: Ended) -> list[str]:

@@ -112,7 +112,9 @@ class QuantizedKronecker(Products):
             if not right.any():
                 return
             row = right[None] / right.abs().amax()
-            codes = grid.codes(row, grid.piece(row).scales.flatten())[0]
+            scales = grid.piece(row).scales
+            assert scales is not None
+            codes = grid.codes(row, scales.flatten())[0]
             codes = codes * codes[codes.abs().argmax()].sign()  # the first of the largest is positive
             if before is not None and torch.equal(codes, before):
                 return
@@ -171,4 +173,4 @@ def _levels(right: Tensor, top: int, near: float) -> list[int]:
     probe = right[:: max(1, len(right) // PROBES)]
     most = torch.arange(1, top + 1, device=right.device)
     levels = (probe * most[:, None]).round() / most[:, None]
-    return most[((levels - probe).abs() <= near).all(1)].tolist()  # type: ignore[no-any-return]
+    return most[((levels - probe).abs() <= near).all(1)].tolist()
