@@ -12,6 +12,7 @@ import copy
 import csv
 import re
 import tempfile
+import textwrap
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -266,7 +267,8 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None and not isinstance(error, ValueError):
         error = error.__cause__
     lines = str(error).strip().splitlines() or traceback.format_exception_only(error)
-    words = re.sub(r"\x1b\[\d+m|/\S*/", "", " ".join(line.strip() for line in lines[:2]))[:160]
+    words = re.sub(r"\x1b\[\d+m|/\S*/", "", "; ".join(line.strip().rstrip(":") for line in lines[:2]))
+    words = textwrap.shorten(words, 220, placeholder=" ...")
     return f"no: {words}" if isinstance(error, ValueError) else f"no: {kind}: {words}"
 
 
@@ -275,10 +277,12 @@ def table(rows: Mapping[str, Mapping[str, str]]) -> str:
     lines = [
         "# Architectures",
         "",
-        "A tiny random model of each, through `experiments/architectures/run.py`: converted to 2:4 + INT4",
-        "with 8-bit inputs, trained one step by the task's loss, by distilled logits and by distilled hidden",
-        "states, packed, read back by `load_packed`, by `load_packed(lazy=True)` and by `from_pretrained`",
-        "with logits equal bit for bit, and exported to ONNX.",
+        "`experiments/architectures/run.py` takes a tiny random model of each through these steps:",
+        "",
+        "- it is converted to 2:4 + INT4 with 8-bit inputs;",
+        "- it trains one step by the task's loss, by distilled logits and by distilled hidden states;",
+        "- it is packed, and read by `load_packed`, `load_packed(lazy=True)` and `from_pretrained`, with equal bits;",
+        "- it is exported to ONNX.",
         "",
         "| architecture | head | converts | task | logits | hidden | packs | loads | lazily | from_pretrained | ONNX |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
