@@ -1,6 +1,7 @@
 """The study of every kind of task: its commands compose, and its results are cells of it."""
 
 import csv
+import json
 import runpy
 from pathlib import Path
 
@@ -79,6 +80,28 @@ def test_a_cell_that_has_its_row_is_not_run_again(tmp_path):
     study = script["Study"](sweep, arguments)
     left = [("text", "a", "one_shot", 0), ("text", "b", "admm", 0), ("text", "b", "one_shot", 0)]
     assert study.cells("text", 0) == left
+
+
+def test_a_run_gives_the_row_of_its_projection_too(tmp_path):
+    script = runpy.run_path(str(STUDY / "run.py"))
+    arguments = script["argparse"].Namespace(
+        outputs=tmp_path, results=tmp_path / "results.csv", data="", models="", prepared="", precision="", plans="a",
+        methods=METHODS,
+    )  # fmt: skip
+    study = script["Study"](SWEEP, arguments)
+    scores = {name: {"f1": value} for name, value in [("dense", 0.9), ("one_shot", 0.5), ("packed", 0.8)]}
+    report = {
+        "task": {"metric": "f1"},
+        "scores": scores,
+        "phases": {"dense": {"steps": 0, "seconds": 0.0}, "admm": {"steps": 7, "seconds": 9.0}},
+        "storage": {"compression": {"all": 0.9}},
+        "device": "cpu",
+    }
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    study._write(("answers", "2of4_int4", "admm", 0), tmp_path)
+    study._write(("answers", "2of4_int4", "one_shot", 0), tmp_path, "one_shot")
+    rows = {row["method"]: (row["score"], row["dense"], row["steps"], row["seconds"]) for row in study.rows.read()}
+    assert rows == {"admm": ("0.8", "0.9", "7", "9.0"), "one_shot": ("0.5", "0.9", "0", "0")}
 
 
 def test_no_dense_model_is_trained_where_every_chosen_cell_has_its_row(tmp_path):

@@ -65,11 +65,17 @@ def _figure(results: pd.DataFrame) -> Figure:
     for axes, (kind, rows) in zip(panels, kinds, strict=True):
         names = list(dict.fromkeys(rows.plan))
         for (plan, method), runs in rows.groupby(["plan", "method"], sort=False):
-            x, kept = names.index(plan) + 0.12 * (list(NAMES).index(method) - 1.5), 100 * runs.kept
+            x, kept = names.index(plan) + 0.2 * (list(NAMES).index(method) - 1.5), 100 * runs.kept
             if kept.mean() < LEAST:
                 axes.plot(x, LEAST, "v", color=COLOURS[method])
                 axes.annotate(
-                    f"{kept.mean():.0f}", (x, LEAST), (0, -5), textcoords="offset points", ha="center", va="top"
+                    f"{kept.mean():.0f}",
+                    (x, LEAST),
+                    (0, -5),
+                    textcoords="offset points",
+                    ha="center",
+                    va="top",
+                    fontsize=8,
                 )
             else:
                 spread = kept.std() if len(kept) > 1 else 0.0

@@ -88,6 +88,8 @@ class Study:
         if not self._run(kind, seed, folder, ["model=pretrained", f"model.path={start}", *overrides]):
             return kind, plan, method, seed
         self._write((kind, plan, method, seed), folder)
+        if "one_shot" in self.sweep["kinds"][kind]["methods"]:
+            self._write((kind, plan, "one_shot", seed), folder, "one_shot")
         for large in ("checkpoints", "dense"):
             shutil.rmtree(folder / large, ignore_errors=True)
         return None
@@ -110,17 +112,18 @@ class Study:
     def _folder(self, kind: str, what: str, seed: int) -> Path:
         return Path(self.outputs) / f"{kind}-{what}-{seed}"
 
-    def _write(self, cell: tuple[str, str, str, int], folder: Path) -> None:
-        """Add the cell's row, as the report of its run has it, unless it is there."""
+    def _write(self, cell: tuple[str, str, str, int], folder: Path, stage: str = "packed") -> None:
+        """Add the cell's row, as the report of its run has it, unless it is there. Every run scores the projection of
+        its dense model too, the `stage` "one_shot", which is a cell of its own."""
         report = json.loads((folder / "report.json").read_text())
         metric, scores, phases = report["task"]["metric"], report["scores"], report["phases"]
-        compressing = [phase for name, phase in phases.items() if name != "dense"]
+        compressing = [phase for name, phase in phases.items() if name != "dense" and stage == "packed"]
         row = {
             **dict(zip(CELL, cell, strict=True)),
             "metric": metric,
-            "score": round(scores["packed"][metric], 6),
+            "score": round(scores[stage][metric], 6),
             "dense": round(scores["dense"][metric], 6),
-            "scores": json.dumps(scores["packed"]),
+            "scores": json.dumps(scores[stage]),
             "dense_scores": json.dumps(scores["dense"]),
             "compression": round(report["storage"]["compression"]["all"], 6),
             "steps": sum(phase["steps"] for phase in compressing),
