@@ -16,6 +16,7 @@ from campaign import Snapshots
 from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
@@ -172,7 +173,7 @@ def test_the_packed_model_is_written_whole_without_ever_being_whole_in_memory(fi
     assert all(each.device.type == "meta" for each in passage.decoder.model.parameters())
 
 
-def test_a_packed_decoder_writes_the_tokens_of_the_unpacked_one(finished, tmp_path):
+def test_a_packed_decoder_writes_the_tokens_of_the_unpacked_one_padded_on_the_left_too(finished, tmp_path):
     _, model, passage, _ = finished
     plain = copy.deepcopy(model)
     for layer in set(compressed_layers(plain).values()):
@@ -185,6 +186,16 @@ def test_a_packed_decoder_writes_the_tokens_of_the_unpacked_one(finished, tmp_pa
     expected = plain.generate(IDS[0], **options)
     for each in (read, lazy):
         assert torch.equal(each.generate(IDS[0], **options), expected)
+    short, long = IDS[0][:1, :3], IDS[0][1:2, :5]
+    padded = {"input_ids": F.pad(short, (2, 0)), "attention_mask": F.pad(torch.ones_like(short), (2, 0))}
+    both = {
+        "input_ids": torch.cat([padded["input_ids"], long]),
+        "attention_mask": torch.cat([padded["attention_mask"], torch.ones_like(long)]),
+    }
+    written = read.generate(**both, min_new_tokens=8, **options)[:, 5:]
+    for text, tokens in zip((short, long), written, strict=True):
+        alone = read.generate(text, attention_mask=torch.ones_like(text), min_new_tokens=8, **options)
+        assert torch.equal(tokens, alone[0, text.shape[1] :])
 
 
 @pytest.mark.parametrize("make", [untied, gpt2])
