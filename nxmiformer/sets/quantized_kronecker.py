@@ -46,7 +46,7 @@ class QuantizedKronecker(Products):
 
     @property
     def factor_grid(self) -> Grid:
-        """The grid of the codes of both."""
+        """The grid of the factors."""
         return Grid(self.bits)
 
     def storage(self, shape: Shape, dtype: torch.dtype = torch.float32) -> Storage:
