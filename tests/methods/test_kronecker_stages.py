@@ -68,7 +68,9 @@ def test_a_task_begins_with_the_factors_that_the_corpus_has_left_to_the_last_bit
 
 def test_a_checkpoint_without_factors_and_one_of_other_factors_are_refused_by_layer():
     model, _ = compressed(bert)
-    with pytest.raises(ValueError, match=r"encoder\S+: the checkpoint's weight is not a point of kron2x4.*format=checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"encoder\S+: the checkpoint's weight is not a point of kron2x4.*format=checkpoint"
+    ):
         KroneckerFactors(carried=True).attach(model, Length(3, 3))
 
 
