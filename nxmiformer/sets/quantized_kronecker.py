@@ -129,10 +129,11 @@ class QuantizedKronecker(Products):
         wide, dtype = table.double(), table.dtype
         if not wide.any():
             return _zero(table)
-        left = table[:, int(wide.abs().argmax()) % table.shape[1]].contiguous()
+        place = int(wide.abs().argmax())
+        left = table[:, place % table.shape[1]].contiguous()
         if not bool(recovered(self.factor_grid, left.view(shape), None)[1].all()):
             return None
-        share = left.double() / (peak := wide.abs().amax())
+        share = left.double() / (peak := wide.flatten()[place].abs())
         right = share @ (wide / peak) / (share @ share)
         probe = slice(None, None, max(1, len(left) // PROBES))
         for most in _levels(right, self.factor_grid.top, max(4 * torch.finfo(dtype).eps, 1e-9)):
