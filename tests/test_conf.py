@@ -292,7 +292,7 @@ MISTAKES = {
     f"{ADMM}.schedule=cosine_with_min_lr": f"{ADMM}: schedule=cosine_with_min_lr, schedule_options={{}}: One of min_lr",
     f"+{ADMM}.schedule_options.cycles=2": "unknown option of schedule=constant_with_warmup 'cycles': there are none",
     "seed=-1": "seed=-1: a seed is at least 0",
-    "task=null": "cola, glue, grammar",
+    "task=null": "cola, embeddings, glue, grammar",
     "model=null": "model=null: choose one of embedded, pretrained",
     "plan=null": "plan=null: choose one of 1of4_int4",
     "recipe=3": "recipe=3: choose one of admm",

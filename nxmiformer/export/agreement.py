@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from nxmiformer.tasks.outcomes import Number
 from nxmiformer.tasks.units import Units
 
 NEAR = 0.01  # of the spread of the outputs: how far two equal predictions of a number may be apart
@@ -57,7 +56,7 @@ class Comparison:
         self._difference = max(self._difference, change.abs().max().item())
         self._apart.append(ours.outcome.apart(ours.logits, theirs.logits).cpu())
         self._logits = _widened(self._logits, ours.logits[possible])
-        self._spread = _widened(self._spread, ours.targets) if isinstance(ours.outcome, Number) else self._spread
+        self._spread = _widened(self._spread, ours.outcome.numbers(ours.targets))
 
     def agreement(self) -> Agreement:
         """Of all that was taken in.
@@ -74,4 +73,4 @@ class Comparison:
 
 
 def _widened(extent: tuple[float, float], values: Tensor) -> tuple[float, float]:
-    return min(extent[0], values.min().item()), max(extent[1], values.max().item())
+    return (min(extent[0], values.min().item()), max(extent[1], values.max().item())) if len(values) else extent

@@ -79,5 +79,7 @@ class Job:
             raise ValueError("resume=true continues the run, overwrite=true starts it again: give one of them")
         if self.source.finetuned:
             object.__setattr__(self, "recipe", self.recipe.of_a_trained_model())
+        if not self.task.learns:
+            object.__setattr__(self, "recipe", self.recipe.without_labels(self.task.name))
         if self.budget.given and self.planning.path is not None:
             raise ValueError(f"plan.path={self.planning.path} is a plan already: leave out the budget, or the path")

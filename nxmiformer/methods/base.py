@@ -70,6 +70,11 @@ class Method(abc.ABC):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least} optimizer steps, not {getattr(self, name)}")
 
+    @property
+    def labelled(self) -> bool:
+        """Whether it looks at the task's loss of the labels, whatever the phase minimises."""
+        return False
+
     def attach(self, model: nn.Module, length: Length) -> None:
         """Attach to the model's compressed layers."""
         unfactor(model)

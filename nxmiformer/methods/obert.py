@@ -71,6 +71,10 @@ class Obert(Gradual):
         if self.density is not None and not self.gradients:
             raise ValueError("ranking=global needs gradients, which say what weights of different layers are worth")
 
+    @property
+    def labelled(self) -> bool:
+        return self.gradients > 0 and self.loss == "task"
+
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
         if self.density is not None:

@@ -76,7 +76,9 @@ def _counted(names: Sequence[str], counts: Mapping[int, int]) -> str:
 def _example(task: Task, row: Mapping[str, Any], examples: Examples, tokenizer: PreTrainedTokenizerBase) -> str:
     """The first training example as the model reads it, and what its last column says, where that is another."""
     rows = examples.features[0]
-    text = str(tokenizer.decode(list(rows.get("input_ids", next(iter(rows.values()))))))
+    tokens = rows.get("input_ids", next(iter(rows.values())))
+    kept = [token for token, there in zip(tokens, rows.get("attention_mask", [1] * len(tokens)), strict=True) if there]
+    text = str(tokenizer.decode(kept))
     answer = f" -> {_named(task, row[task.reads[-1]], examples.truths[0])}" if len(task.reads) > 1 else ""
     answer = _short(answer, WIDTH)
     return f"an example: {_short(' '.join(text.split()), LINES * WIDTH - len(answer) - SPARE)}{answer}"

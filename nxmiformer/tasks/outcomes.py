@@ -1,4 +1,4 @@
-"""How a row of logits is read: one of several classes, independent labels, or a number.
+"""How a row of logits is read: one of several classes, independent labels, a number, or a direction.
 
 Each is a likelihood. Losses, distillation, the damage that a search measures and the agreement of an export with its
 model all come from it, a unit a row. A logit of -inf says that an outcome is impossible, as a place outside the text is
@@ -31,6 +31,10 @@ class Outcome(abc.ABC):
     @abc.abstractmethod
     def apart(self, before: Tensor, after: Tensor) -> Tensor:
         """How far apart the two predictions are, (units,): 0 for the same class or labels, infinity for others."""
+
+    def numbers(self, targets: Tensor) -> Tensor:
+        """Those of the targets that are on the scale of the logits, in a row: none, if they are classes."""
+        return targets[:0].flatten()
 
     def distillation(self, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
         """The loss of a student in the mean over the units: T^2 KL(teacher || student) at temperature T (Hinton et al.
@@ -109,6 +113,29 @@ class Number(Outcome):
 
     def apart(self, before: Tensor, after: Tensor) -> Tensor:
         return (before - after).abs().amax(-1)
+
+    def numbers(self, targets: Tensor) -> Tensor:
+        return targets.flatten()
+
+
+@dataclass(frozen=True)
+class Direction(Outcome):
+    """A direction: a von Mises-Fisher distribution around a vector of length 1 (Mardia and Jupp 2000, Directional
+    Statistics, section 9.3.2). There are no targets, (units, 0): what another model says is all that is known."""
+
+    def losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        raise ValueError("embeddings have no labels, and so no loss: take what needs none, such as their divergence")
+
+    def divergences(self, before: Tensor, after: Tensor, temperature: float = 1.0) -> Tensor:
+        """1 less the cosine, over the squared temperature: the divergence, up to a factor that is the concentration's.
+        From the distance of the two vectors, which keeps the digits of small changes."""
+        return 0.5 * (after - before).square().sum(-1) / temperature**2
+
+    def centred(self, logits: Tensor) -> Tensor:
+        return logits
+
+    def apart(self, before: Tensor, after: Tensor) -> Tensor:
+        return self.divergences(before, after)
 
 
 def _infinite(different: Tensor) -> Tensor:

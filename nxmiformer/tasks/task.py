@@ -52,6 +52,8 @@ class Task(abc.ABC):
         head: the name of the `Auto` class of `transformers` that gives the model.
         targets: the parts of a batch that are the model's targets, not inputs.
         unseen: the parts that are never passed to a model: `units` reads them.
+        learns: whether a model of this head gives a loss of its own. Otherwise the dense model is the checkpoint as it
+            is, and the compressed one learns by distillation alone.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Task(abc.ABC):
     head: ClassVar[str]
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     unseen: ClassVar[tuple[str, ...]] = ()
+    learns: ClassVar[bool] = True
 
     @abc.abstractmethod
     def splits(self) -> datasets.DatasetDict:

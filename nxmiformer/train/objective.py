@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -75,7 +76,6 @@ class Objective:
         asked = {"output_hidden_states": self.hidden > 0}
 
         def own(outputs: Any) -> Tensor:
-            loss: Tensor
             (loss,) = ranks().parts([outputs.loss], lambda: [len((scored or units)(outputs, batch))])
             return self.task * loss
 
@@ -90,16 +90,16 @@ class Objective:
             count = len(scores)
             with torch.no_grad():
                 target = teacher(**{name: value for name, value in batch.items() if name not in targets}, **asked)
-        loss = own(outputs)
+        terms = [own(outputs)] if self.task else []  # a model without a head has no loss
         if self.logits:
             ours, theirs = units(outputs, batch), units(target, batch)
             distilled = ours.outcome.distillation(theirs.logits, ours.logits, self.temperature)
-            loss = loss + self.logits * ranks().parts([distilled], lambda: [len(ours)])[0]
+            terms.append(self.logits * ranks().parts([distilled], lambda: [len(ours)])[0])
         if self.hidden:
-            loss = loss + self.hidden * hidden_error(outputs, target, batch)
+            terms.append(self.hidden * hidden_error(outputs, target, batch))
         if self.attention:
-            loss = loss + self.attention * scores_error(scores[:count], scores[count:], batch)
-        return loss
+            terms.append(self.attention * scores_error(scores[:count], scores[count:], batch))
+        return reduce(torch.add, terms)
 
     def of(self, task: Task, model: nn.Module, teacher: nn.Module | None, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of one batch of a task, which says what of it the models are given, and what is distilled."""

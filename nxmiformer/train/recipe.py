@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any, Self
 
 import torch
@@ -170,6 +170,32 @@ class Recipe:
         """The recipe with no step in the phases that make the dense model."""
         first = dict(takewhile(lambda pair: isinstance(pair[1].method, Dense), self.phases.items()))
         return type(self)({**self.phases, **{name: replace(phase, steps=0) for name, phase in first.items()}})
+
+    def without_labels(self, task: str) -> Self:
+        """The recipe for a task that has no loss of its own: without the phases that make the dense model.
+
+        Args:
+            task: its name.
+
+        Raises:
+            ValueError: another phase learns from labels.
+        """
+        rest = dict(dropwhile(lambda pair: isinstance(pair[1].method, Dense), self.phases.items()))
+        for name, phase in rest.items():
+            if phase.objective.task and not phase.length(1000).steps:  # which minimises nothing
+                rest[name] = replace(phase, objective=Objective(task=0.0, logits=1.0))
+            elif phase.objective.task:
+                raise ValueError(
+                    f"phase {name!r} learns from labels, and task={task} has none: "
+                    f"recipe.phases.{name}.objective='{{task: 0.0, logits: 1.0, hidden: 10.0}}' learns from the dense "
+                    f"model"
+                )
+            if phase.method.labelled:
+                raise ValueError(
+                    f"phase {name!r} looks at the loss of the labels, and task={task} has none: "
+                    f"recipe.phases.{name}.method.loss=objective takes what the phase minimises"
+                )
+        return type(self)(rest)
 
 
 @torch.no_grad()

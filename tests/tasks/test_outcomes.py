@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 from torch import distributions
 from torch.nn import functional as F
 
-from nxmiformer.tasks.outcomes import Classes, Labels, Number
+from nxmiformer.tasks.outcomes import Classes, Direction, Labels, Number
 
 OUTCOMES = {"classes": (Classes(), 4), "labels": (Labels(), 3), "number": (Number(), 1)}
 each = pytest.mark.parametrize(("outcome", "width"), OUTCOMES.values(), ids=OUTCOMES)
@@ -71,3 +72,31 @@ def test_what_is_impossible_counts_for_nothing_and_has_a_gradient_of_zero():
     assert after.grad[:, closed].eq(0).all()
     assert after.grad.isfinite().all()
     assert after.grad[:, ~closed].ne(0).any()
+
+
+def test_a_divergence_of_directions_is_one_less_the_cosine_and_that_of_the_likelihoods_up_to_a_factor():
+    before, after = (F.normalize(rows(3, seed=seed), dim=-1) for seed in (0, 1))
+    found = Direction().divergences(before, after)
+    torch.testing.assert_close(found, 1 - F.cosine_similarity(before, after))
+    torch.testing.assert_close(Direction().divergences(before, after, 3.0), found / 9)
+    for p, q, divergence in zip(before, after, found, strict=True):
+        draws = stats.vonmises_fisher(p.numpy(), 1).rvs(200_000, random_state=0)
+        apart = stats.vonmises_fisher(p.numpy(), 1).logpdf(draws) - stats.vonmises_fisher(q.numpy(), 1).logpdf(draws)
+        factor = 1 / math.tanh(1) - 1
+        assert apart.mean() == pytest.approx(factor * divergence.item(), abs=6 * apart.std() / math.sqrt(len(draws)))
+
+
+def test_a_direction_is_as_far_from_another_as_their_divergence_and_has_no_loss():
+    before, after = (F.normalize(rows(3, seed=seed), dim=-1) for seed in (0, 1))
+    torch.testing.assert_close(Direction().apart(before, after), Direction().divergences(before, after))
+    torch.testing.assert_close(Direction().distances(before, after), Direction().divergences(before, after) / 3)
+    with pytest.raises(ValueError, match="no labels"):
+        Direction().losses(before, torch.zeros(5, 0))
+
+
+@pytest.mark.parametrize(("outcome", "targets", "expected"), [
+    (Classes(), [1, 2], []), (Labels(), [[0.0, 1.0]], []), (Direction(), [[], []], []),
+    (Number(), [0.5, 2.0], [0.5, 2.0]),
+])  # fmt: skip
+def test_only_the_targets_of_numbers_are_on_the_scale_of_the_logits(outcome, targets, expected):
+    assert outcome.numbers(torch.tensor(targets)).tolist() == expected
