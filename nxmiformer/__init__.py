@@ -16,6 +16,7 @@ from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Then, Unstructured
 if TYPE_CHECKING:
     from nxmiformer.jobs.direct import compress
     from nxmiformer.train.callback import Compression
+    from nxmiformer.train.objective import Objective
 
 __version__ = version("nxmiformer")
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ConstraintSet",
     "Grid",
     "LayerSpec",
+    "Objective",
     "PackedError",
     "Then",
     "Unstructured",
@@ -41,7 +43,11 @@ __all__ = [
     "verify",
 ]
 
-LATE = {"compress": "nxmiformer.jobs.direct", "Compression": "nxmiformer.train.callback"}  # they import much
+LATE = {  # they import much
+    "compress": "nxmiformer.jobs.direct",
+    "Compression": "nxmiformer.train.callback",
+    "Objective": "nxmiformer.train.objective",
+}
 
 
 def __getattr__(name: str) -> Any:

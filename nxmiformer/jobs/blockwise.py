@@ -36,8 +36,8 @@ from nxmiformer.runs.many import BLOCKWISE
 from nxmiformer.runs.parse import parse
 from nxmiformer.runs.words import size
 from nxmiformer.tasks.batches import Examples
-from nxmiformer.tasks.causal import Causal
 
+DECODERS = "AutoModelForCausalLM"  # the head of the tasks whose models can be compressed so
 DECIDING = ("task", "model", "plan", "blockwise")  # of a configuration, what the packed model depends on
 
 
@@ -88,7 +88,7 @@ def blockwise(job: Job) -> dict[str, Any]:
 
 def _opened(job: Job, display: Display) -> Opened:
     """Read all but the weights, and refuse what could not be done."""
-    if not isinstance(job.task, Causal):
+    if job.task.head != DECODERS:
         raise ValueError(f"job=blockwise compresses decoders of plain text: task=causal, not task={job.task.name}")
     path = checkpoint(job.source)
     assert isinstance(job.source, Pretrained)

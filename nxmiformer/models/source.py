@@ -22,7 +22,6 @@ from nxmiformer.models import embedded
 from nxmiformer.models.checkpoint import check_loaded
 from nxmiformer.models.labels import class_names, name_classes
 from nxmiformer.models.shallow import shallow
-from nxmiformer.tasks.grammar import Grammar
 from nxmiformer.tasks.task import Task
 
 DTYPES = ("float32", "bfloat16")
@@ -187,7 +186,7 @@ class Embedded(Source):
     name: str = "embedded BERT"
 
     def tokenizer(self, task: Task) -> PreTrainedTokenizerBase:
-        if not isinstance(task, Grammar):
+        if not task.vocabulary:
             raise ValueError(
                 f"model=embedded knows the words of task=grammar only, not those of {task.name!r}: give a model that "
                 f"reads them, model=pretrained model.path=bert-base-uncased or the directory of another"

@@ -250,7 +250,7 @@ class Grammar(LabelledTexts):
             raise ValueError(f"train + holdout + validation must be at most {LIMIT}, not {sum(sizes.values())}")
 
     @property
-    def vocabulary(self) -> tuple[str, ...]:
+    def vocabulary(self) -> tuple[str, ...]:  # type: ignore[override]
         """Every word that the grammar can write, in lower case and sorted, and the full stop."""
         words = {plural for person in PEOPLE.split() for plural in (person, person + "s")}
         for text in (MOODS, PROGRESSIVE, POSITIONS, PLACES, SIGHTING, OWNING, THINGS, LOOKS, FUNCTION_WORDS):

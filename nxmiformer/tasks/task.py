@@ -49,6 +49,7 @@ class Task(abc.ABC):
         metric: the key of `score`'s result that tables show; see `scale` for how it is read.
         reads: the columns of its splits that it reads.
         labels: the class names, in the order of a model's outputs; empty where there are no classes.
+        vocabulary: all words of its texts; empty: they may be any.
         head: the name of the `Auto` class of `transformers` that gives the model.
         targets: the parts of a batch that are the model's targets, not inputs.
         unseen: the parts that are never passed to a model: `units` reads them.
@@ -60,6 +61,7 @@ class Task(abc.ABC):
     metric: str
     reads: tuple[str, ...]
     labels: tuple[str, ...] = ()
+    vocabulary: tuple[str, ...] = ()
     head: ClassVar[str]
     targets: ClassVar[tuple[str, ...]] = ("labels",)
     unseen: ClassVar[tuple[str, ...]] = ()

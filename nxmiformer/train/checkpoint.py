@@ -91,7 +91,7 @@ class Checkpoints:
         with telling(self.root):
             self.root.mkdir(exist_ok=True)
         with replacing(target, lambda _: True, "a checkpoint") as directory:
-            save_file(_distinct(model), directory / WEIGHTS)
+            save_file(distinct(model), directory / WEIGHTS)
             with (directory / STATE).open("wb") as file:
                 torch.save({**state, "rng": rng_state(), "position": vars(position)}, file)
             write_text(directory / IDENTITY, json.dumps(self.identity, indent=1))
@@ -123,7 +123,7 @@ class Checkpoints:
         if differences:
             raise RefusedError(f"{directory} is a checkpoint of another run:\n  " + "\n  ".join(differences))
         missing, unexpected = model.load_state_dict(load_file(directory / WEIGHTS), strict=False)
-        shared = {key for key in missing if key not in _distinct(model)}
+        shared = {key for key in missing if key not in distinct(model)}
         if unexpected or set(missing) - shared:
             raise ValueError(f"{directory} does not fit the model: it lacks {missing}, and has {unexpected} besides")
         state = torch.load(directory / STATE, map_location="cpu", weights_only=True)
@@ -151,7 +151,7 @@ def difference(theirs: Any, ours: Any, where: str = "", whose: str = "the checkp
     return [] if theirs == ours else [f"{where}: {theirs!r} in {whose}, {ours!r} now"]
 
 
-def _distinct(model: nn.Module) -> dict[str, torch.Tensor]:
+def distinct(model: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict with each shared tensor once, as safetensors wants it, without learned scales and factors: a
     method's state has those."""
     seen: dict[int, str] = {}

@@ -74,13 +74,8 @@ class Objective:
             scored: what the model's own loss is a mean over; None: `units`.
         """
         asked = {"output_hidden_states": self.hidden > 0}
-
-        def own(outputs: Any) -> Tensor:
-            (loss,) = ranks().parts([outputs.loss], lambda: [len((scored or units)(outputs, batch))])
-            return self.task * loss
-
         if not self.distils:
-            return own(model(**batch, **asked))
+            return self._own(model(**batch, **asked), batch, scored or units)
         assert teacher is not None
         keeping: AbstractContextManager[list[Tensor]] = nullcontext([])
         if self.attention:
@@ -90,16 +85,33 @@ class Objective:
             count = len(scores)
             with torch.no_grad():
                 target = teacher(**{name: value for name, value in batch.items() if name not in targets}, **asked)
-        terms = [own(outputs)] if self.task else []  # a model without a head has no loss
-        if self.logits:
-            ours, theirs = units(outputs, batch), units(target, batch)
-            distilled = ours.outcome.distillation(theirs.logits, ours.logits, self.temperature)
-            terms.append(self.logits * ranks().parts([distilled], lambda: [len(ours)])[0])
-        if self.hidden:
-            terms.append(self.hidden * hidden_error(outputs, target, batch))
+        terms = [self._own(outputs, batch, scored or units)] if self.task else []  # there is none without a head
+        terms += self.distilled(outputs, target, batch, units)
         if self.attention:
             terms.append(self.attention * scores_error(scores[:count], scores[count:], batch))
         return reduce(torch.add, terms)
+
+    def _own(self, outputs: Any, batch: Mapping[str, Any], scored: UnitsOf) -> Tensor:
+        """The share of the model's own loss."""
+        (loss,) = ranks().parts([outputs.loss], lambda: [len(scored(outputs, batch))])
+        return self.task * loss
+
+    def distilled(self, outputs: Any, target: Any, batch: Mapping[str, Any], units: UnitsOf) -> list[Tensor]:
+        """The shares of the outputs' distillation: of logits, of hidden states, or none.
+
+        Args:
+            outputs: of the model.
+            target: of the teacher.
+            batch: what they were given.
+        """
+        terms = []
+        if self.logits:
+            ours, theirs = units(outputs, batch), units(target, batch)
+            loss = ours.outcome.distillation(theirs.logits, ours.logits, self.temperature)
+            terms.append(self.logits * ranks().parts([loss], lambda: [len(ours)])[0])
+        if self.hidden:
+            terms.append(self.hidden * hidden_error(outputs, target, batch))
+        return terms
 
     def of(self, task: Task, model: nn.Module, teacher: nn.Module | None, batch: Mapping[str, Tensor]) -> Tensor:
         """The loss of one batch of a task, which says what of it the models are given, and what is distilled."""
