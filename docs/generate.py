@@ -32,10 +32,10 @@ def main(docs: Path) -> None:
     for folder in (made, made / "api", made / "studies"):
         folder.mkdir(parents=True)
     (made / "options.md").write_text(options(), encoding="utf-8")
-    for package in packages():
-        (made / "api" / f"{package}.md").write_text(api(package), encoding="utf-8")
-    for name, page in (("CHANGELOG.md", "changelog.md"), ("CONTRIBUTING.md", "contributing.md")):
-        text = (ROOT / name).read_text(encoding="utf-8")
+    for name in parts():
+        (made / "api" / f"{name}.md").write_text(api(name), encoding="utf-8")
+    for file, page in (("CHANGELOG.md", "changelog.md"), ("CONTRIBUTING.md", "contributing.md")):
+        text = (ROOT / file).read_text(encoding="utf-8")
         (made / page).write_text(re.sub(r"\]\(docs/", "](/", text), encoding="utf-8")
     studies(made / "studies")
 
@@ -130,20 +130,23 @@ def _cell(text: str) -> str:
     return re.sub(r"([|*])", r"\\\1", text) if "`" not in text else text.replace("|", "\\|")
 
 
-def packages() -> list[str]:
-    """The names of the packages below nxmiformer, without the configuration and the console's inside."""
-    names = {each.name for each in pkgutil.iter_modules(nxmiformer.__path__) if each.ispkg}
-    return sorted(names - {"conf", "console"})
+def parts() -> list[str]:
+    """The packages and modules below nxmiformer, without the configuration and the console's inside."""
+    return sorted({each.name for each in pkgutil.iter_modules(nxmiformer.__path__)} - {"conf", "console"})
 
 
-def api(package: str) -> str:
-    """The page of a package: every module with what its docstrings say."""
-    found = importlib.import_module(f"nxmiformer.{package}")
-    modules = [f"nxmiformer.{package}.{each.name}" for each in pkgutil.iter_modules(found.__path__) if not each.ispkg]
-    body = (
-        f"## {name.split('.')[-1]}\n\n```{{eval-rst}}\n.. automodule:: {name}\n   :members:\n```" for name in modules
-    )
-    return "\n\n".join([f"# nxmiformer.{package}", inspect.getdoc(found) or "", *body]) + "\n"
+def api(name: str) -> str:
+    """The page of a package, or of a module at the root: what its docstrings say, and those of its modules."""
+    found = importlib.import_module(f"nxmiformer.{name}")
+    if found.__spec__ is None or found.__spec__.submodule_search_locations is None:
+        return f"# nxmiformer.{name}\n\n{_members(found.__name__)}\n"
+    modules = [f"{found.__name__}.{each.name}" for each in pkgutil.iter_modules(found.__path__) if not each.ispkg]
+    body = (f"## {each.split('.')[-1]}\n\n{_members(each)}" for each in modules)
+    return "\n\n".join([f"# nxmiformer.{name}", inspect.getdoc(found) or "", *body]) + "\n"
+
+
+def _members(module: str) -> str:
+    return f"```{{eval-rst}}\n.. automodule:: {module}\n   :members:\n```"
 
 
 def studies(folder: Path) -> None:

@@ -41,7 +41,7 @@ def source(models: str | None, glue: str | None, task: str, tiny: bool) -> list[
         return TINY
     model = "all-MiniLM-L6-v2"
     path = f"{models}/{model}" if models else f"sentence-transformers/{model}"
-    return [f"task={task}", "model=pretrained", f"model.path={path}", *([f"task.path={glue}/{task}"] if glue else [])]
+    return [f"task={task}", "model=pretrained", f"model.path={path}", *([f"task.path={glue}"] if glue else [])]
 
 
 def parser_of(study: Path, description: str | None) -> argparse.ArgumentParser:

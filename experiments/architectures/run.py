@@ -32,6 +32,7 @@ from nxmiformer.layers.examples import made_up
 from nxmiformer.methods.admm import Admm
 from nxmiformer.methods.base import Length
 from nxmiformer.tasks.units import Units, place_units, whole_units
+from nxmiformer.train.attention import check_scores
 from nxmiformer.train.hidden import check_every_layer_runs
 from nxmiformer.train.objective import Objective
 
@@ -43,6 +44,7 @@ OBJECTIVES = {
     "task": Objective(),
     "logits": Objective(task=0.0, logits=1.0),
     "hidden": Objective(task=0.0, hidden=1.0),
+    "attention": Objective(task=0.0, attention=1.0),
 }
 STEPS = (
     "converts",
@@ -209,6 +211,8 @@ def _train(model: PreTrainedModel, dense: PreTrainedModel, inputs: Mapping[str, 
     """One step of ADMM, after which every weight of the plan has moved and is finite."""
     if objective.hidden:
         check_every_layer_runs(model.config, "its layerdrop is 0")
+    if objective.attention:
+        check_scores(model, inputs)
     ids = inputs.get("decoder_input_ids", inputs["input_ids"])
     whole = "SequenceClassification" in type(model).__name__
     labels = torch.arange(BATCH, device="cpu") % 2 if whole else ids.clone()
@@ -280,12 +284,13 @@ def table(rows: Mapping[str, Mapping[str, str]]) -> str:
         "`experiments/architectures/run.py` takes a tiny random model of each through these steps:",
         "",
         "- it is converted to 2:4 + INT4 with 8-bit inputs;",
-        "- it trains one step by the task's loss, by distilled logits and by distilled hidden states;",
+        "- it trains one step by the task's loss, and by distilled logits, hidden states and attention scores;",
         "- it is packed, and read by `load_packed`, `load_packed(lazy=True)` and `from_pretrained`, with equal bits;",
         "- it is exported to ONNX.",
         "",
-        "| architecture | head | converts | task | logits | hidden | packs | loads | lazily | from_pretrained | ONNX |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| architecture | head | converts | task | logits | hidden | attention | packs | loads | lazily | "
+        "from_pretrained | ONNX |",
+        "|---" * 12 + "|",
     ]
     notes: dict[str, int] = {}
     for name in (name for name in KINDS if name in rows):

@@ -6,6 +6,7 @@ the default schedule in 50 iterations. A few rows of each weight are reconstruct
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,7 +25,11 @@ from nxmiformer.optim.reconstruct import Problem, course
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.sets.words import from_words
 from nxmiformer.tasks.batches import shuffled
-from nxmiformer.tasks.glue import HUB, TASKS, Glue
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from glue import HUB, NAMES, glue  # noqa: E402 (beside the studies, not installed)
 
 Course = Callable[[int], tuple[float, float]]
 COURSES: dict[str, Course] = {
@@ -42,7 +47,7 @@ BATCHES = 32
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="directory of a dense fine-tuned model")
-    parser.add_argument("--task", required=True, choices=TASKS)
+    parser.add_argument("--task", required=True, choices=NAMES)
     parser.add_argument("--glue", default=HUB, help="directory of GLUE in the hub's layout (default: the hub)")
     parser.add_argument("--rows", type=int, default=8, help="of each weight (default: %(default)s)")
     arguments = parser.parse_args()
@@ -57,7 +62,7 @@ def main() -> None:
 
 def _problems(arguments: argparse.Namespace) -> list[Problem]:
     """Those of some rows of each layer, on the inputs that training begins with."""
-    task, source = Glue(arguments.task, arguments.glue), Pretrained(str(arguments.model))
+    task, source = glue(arguments.task, arguments.glue), Pretrained(str(arguments.model))
     tokenizer = source.tokenizer(task)
     model = source.model(task, tokenizer, 0).eval()
     convert(model, CompressionPlan.uniform(model, find_targets(model), ANY))

@@ -8,6 +8,7 @@ regression; agreement the share of equal predictions. A score moves by the luck 
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,13 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 import nxmiformer as nx
 from nxmiformer.layers.mode import evaluating
-from nxmiformer.tasks.glue import HUB, Glue
 from nxmiformer.train.evaluate import forward_of, looks
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from glue import HUB, glue  # noqa: E402 (beside the studies, not installed)
+
 FILE = HERE / "fidelity.csv"
 CELL = ["task", "plan", "method", "seed"]
 
@@ -40,7 +44,7 @@ def main() -> None:
     _print(pd.read_csv(FILE))
 
 
-def _collect(outputs: Path, glue: str) -> None:
+def _collect(outputs: Path, directory: str) -> None:
     """A row for every run whose packed model and dense model are there; those of before that are not stay."""
     known = pd.read_csv(FILE).to_dict("records") if FILE.exists() else []
     rows = {tuple(row[key] for key in CELL): row for row in known}
@@ -50,7 +54,7 @@ def _collect(outputs: Path, glue: str) -> None:
         packed = {cell: outputs / "{}-{}-{}-{}".format(*cell) / "packed" for cell in map(tuple, cells[CELL].to_numpy())}
         there = {cell: path for cell, path in packed.items() if path.is_dir() and dense.is_dir()}
         if there:
-            work = _Fidelity(task, dense, glue)
+            work = _Fidelity(task, dense, directory)
             rows |= {cell: {**dict(zip(CELL, cell, strict=True)), **work(path)} for cell, path in there.items()}
             pd.DataFrame(list(rows.values())).to_csv(FILE, index=False, lineterminator="\n")
 
@@ -58,8 +62,8 @@ def _collect(outputs: Path, glue: str) -> None:
 class _Fidelity:
     """Compares packed models with a dense one."""
 
-    def __init__(self, task: str, dense: Path, glue: str) -> None:
-        data = Glue(task, glue)
+    def __init__(self, task: str, dense: Path, directory: str) -> None:
+        data = glue(task, directory)
         self.accelerator, tokenizer = Accelerator(cpu=True), AutoTokenizer.from_pretrained(dense)
         model, self.task = AutoModelForSequenceClassification.from_pretrained(dense), data
         self.examples = data.encode(data.splits()["validation"], tokenizer, 128, model.config)

@@ -40,8 +40,12 @@ from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sen
 from nxmiformer.search.whole import OneShot, Sets
 from nxmiformer.sets import Grid
 from nxmiformer.tasks.batches import Examples
-from nxmiformer.tasks.glue import HUB, TASKS, Glue
 from nxmiformer.tasks.units import Units, whole_units
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from glue import HUB, NAMES, glue  # noqa: E402 (beside the studies, not installed)
 
 FILE = Path(__file__).with_suffix(".csv")
 CELL = ["model", "task", "seed", "bits"]  # what one call of the command replaces in the file
@@ -68,7 +72,7 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     transformers.set_seed(arguments.seed)
-    task, source = Glue(arguments.task, arguments.glue), Pretrained(str(arguments.model))
+    task, source = glue(arguments.task, arguments.glue), Pretrained(str(arguments.model))
     tokenizer = source.tokenizer(task)
     dense = source.model(task, tokenizer, arguments.seed).eval()
     examples = task.encode(task.splits()["holdout"], tokenizer, 128, dense.config)
@@ -289,7 +293,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="directory of the dense fine-tuned checkpoint")
-    add("--task", required=True, choices=TASKS)
+    add("--task", required=True, choices=NAMES)
     add("--glue", default=HUB, help="directory of GLUE in the hub's layout (default: the hub)")
     add("--bits", type=int, nargs="+", default=[4, 8], help="candidates of each layer (default: 4 8)")
     add("--effective-bits", type=float, nargs="+", default=[4.5, 5, 6, 7], help="budgets (default: 4.5 5 6 7)")

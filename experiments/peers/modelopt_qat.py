@@ -12,6 +12,7 @@ import argparse
 import json
 import math
 import platform
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
@@ -29,9 +30,13 @@ from nxmiformer.files import write_text
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models.source import Pretrained
 from nxmiformer.tasks.batches import shuffled
-from nxmiformer.tasks.glue import HUB, TASKS, Glue
 from nxmiformer.train.evaluate import evaluate
 from nxmiformer.train.settings import Settings
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from glue import HUB, NAMES, glue  # noqa: E402 (beside the studies, not installed)
 
 Forward = Callable[[nn.Module], None]
 PLANS = {"2of4_int4": (True, 4), "2of4_int8": (True, 8), "int4": (False, 4), "int8": (False, 8)}  # 2:4?, bits
@@ -55,7 +60,7 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     transformers.set_seed(arguments.seed)
-    task, source = Glue(arguments.task, arguments.glue), Pretrained(str(arguments.model))
+    task, source = glue(arguments.task, arguments.glue), Pretrained(str(arguments.model))
     tokenizer = source.tokenizer(task)
     settings = Settings(batch_size=arguments.batch_size, precision="bf16")
     accelerator = settings.accelerator()
@@ -181,7 +186,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=Path, required=True, help="directory of the dense fine-tuned checkpoint")
-    add("--task", required=True, choices=TASKS)
+    add("--task", required=True, choices=NAMES)
     add("--glue", default=HUB, help="directory of GLUE in the hub's layout (default: the hub)")
     add("--plan", required=True, type=_plan, help=", ".join(PLANS))
     add("--steps", required=True, type=int, help="optimizer steps; 0 leaves the one-shot score")

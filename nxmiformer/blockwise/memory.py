@@ -1,17 +1,11 @@
-"""How much memory the way through a decoder takes: counted before it begins, and measured."""
+"""How much memory the way through a decoder takes, counted before it begins."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-
-import torch
 
 from nxmiformer.blockwise.decoder import Decoder
 from nxmiformer.blockwise.settings import Blockwise
 from nxmiformer.sets.base import Shape
 
-STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 DOUBLE, SINGLE = 8, 4  # bytes
 
 # What a layer (m, n) takes while it is reconstructed, beside its weight and its moment. The eigenvectors of a matrix
@@ -100,39 +94,3 @@ def _reconstruction(shapes: list[Shape]) -> int:
         most = max(most, left + max(eigen, iterations))
         left -= SINGLE * columns**2
     return most
-
-
-class Measured:
-    """The most memory that was taken since it began, in bytes; None where it cannot be told."""
-
-    peak: int | None = None
-
-
-@contextmanager
-def measuring(device: torch.device) -> Iterator[Measured]:
-    """Measure the peak of what the block takes beside what there was: of a GPU what torch has taken of its memory, of a
-    CPU what the process has, under Linux."""
-    found = Measured()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield found
-        found.peak = torch.cuda.max_memory_allocated(device) - before
-        return
-    start = _reset()
-    yield found
-    if start is not None:
-        found.peak = max(0, _resident("VmHWM") - start)
-
-
-def _reset() -> int | None:
-    """Forget the peak so far; give what is taken at the moment."""
-    with suppress(OSError):
-        PEAK.write_text("5")
-        return _resident("VmRSS")
-    return None
-
-
-def _resident(key: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{key}:"))
-    return int(line.split()[1]) * 1024

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from nxmiformer.applied.convert import convert
 from nxmiformer.blockwise.decoder import Decoder, blank, blocks_of
-from nxmiformer.blockwise.memory import measuring, predict
+from nxmiformer.blockwise.memory import predict
 from nxmiformer.blockwise.passage import ACTIVATIONS, BLOCKS, Passage
 from nxmiformer.blockwise.score import score
 from nxmiformer.blockwise.stored import Checkpoint, Packed, checkpoint, shapes_of
@@ -36,6 +36,7 @@ from nxmiformer.runs.many import BLOCKWISE
 from nxmiformer.runs.parse import parse
 from nxmiformer.runs.words import size
 from nxmiformer.tasks.batches import Examples
+from nxmiformer.train.memory import measuring
 
 DECODERS = "AutoModelForCausalLM"  # the head of the tasks whose models can be compressed so
 DECIDING = ("task", "model", "plan", "blockwise")  # of a configuration, what the packed model depends on
@@ -78,7 +79,7 @@ def blockwise(job: Job) -> dict[str, Any]:
         content = _packed(job, opened, display)
     content["memory"] = {
         "predicted": {**asdict(told), "blocks": told.blocks},
-        "measured": {"blocks": blocks.peak, "scoring": scoring.peak},
+        "measured": {"blocks": blocks.taken, "scoring": scoring.taken},
     }
     content["seconds"] = time.perf_counter() - began
     write_text(job.directory / BLOCKWISE, json.dumps(content, indent=1) + "\n")

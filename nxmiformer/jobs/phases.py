@@ -26,6 +26,7 @@ from nxmiformer.ranks import ranks
 from nxmiformer.runs.words import no_better
 from nxmiformer.train.checkpoint import Position
 from nxmiformer.train.loop import Stage, train_phase
+from nxmiformer.train.memory import measuring
 from nxmiformer.train.recipe import Phase
 
 log = logging.getLogger(__name__)
@@ -48,9 +49,27 @@ def train(
             _one_shot(job, stage)
         if teacher is None and any(phase.objective.distils for phase in phases[index:]):
             teacher = _teacher(job, stage)
-        position = train_phase(stage, names[index], phases[index], teacher, position, resumed, index == len(phases) - 1)
+        position = _trained(
+            stage, names[index], phases[index], teacher, position, resumed, final=index == len(phases) - 1
+        )
         resumed = None
         stage.save("latest", position, {})
+
+
+def _trained(
+    stage: Stage,
+    name: str,
+    phase: Phase,
+    teacher: nn.Module | None,
+    position: Position,
+    resumed: Mapping[str, Any] | None,
+    final: bool,
+) -> Position:
+    """As `train_phase`, and note the most memory that there was."""
+    with measuring(stage.accelerator.device) as memory:
+        position = train_phase(stage, name, phase, teacher, position, resumed, final)
+    stage.facts["phases"][name]["memory"] = memory.peak
+    return position
 
 
 def _train_dense(
@@ -64,7 +83,7 @@ def _train_dense(
             stage.save("latest", taken, {})
             return taken
         for name in names[position.phase :]:
-            position = train_phase(stage, name, phases[name], None, position, resumed, final=False)
+            position = _trained(stage, name, phases[name], None, position, resumed, final=False)
             resumed = None
             stage.save("latest", position, {})
         if kept is not None:

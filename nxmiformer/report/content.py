@@ -22,7 +22,8 @@ LAYERS = (
 )
 TRAINING = (
     "Time: wall-clock time, of a phase with calibration and evaluations, of the whole run also with reading, scoring "
-    "and packing. Per step: forward, backward and update alone."
+    "and packing. Per step: forward, backward and update alone. Memory: the most that the process has in memory while "
+    "the phase runs, on a GPU what torch has allocated of it."
 )
 
 
@@ -151,12 +152,19 @@ def sweep(jobs: Sequence[Mapping[str, Any]]) -> Table:
 def phases(run: Run) -> Table:
     """The wall time of each phase and of the whole run, and the time of a step alone."""
     rows = [
-        (name, phase.method, str(phase.steps), words.duration(phase.seconds), _pace(phase.step_seconds))
+        (
+            name,
+            phase.method,
+            str(phase.steps),
+            words.duration(phase.seconds),
+            _pace(phase.step_seconds),
+            words.size(phase.memory),
+        )
         for name, phase in run.report.phases.items()
     ]
     steps = sum(phase.steps for phase in run.report.phases.values())
-    rows.append(("whole run", "", str(steps), words.duration(run.report.seconds), ""))
-    return Table(("phase", "method", "steps", "time", "per step"), tuple(rows), named=2)
+    rows.append(("whole run", "", str(steps), words.duration(run.report.seconds), "", ""))
+    return Table(("phase", "method", "steps", "time", "per step", "memory"), tuple(rows), named=2)
 
 
 def layers(run: Run) -> Table:

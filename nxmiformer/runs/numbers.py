@@ -104,7 +104,8 @@ class PhaseReport:
     """A phase: its method's class, the steps of its optimizer, and its wall time, with calibration and evaluations.
 
     `step_seconds` is the mean time of a step alone; `gap` is ||W - Z|| / ||W|| of all compressed weights when it ended,
-    0 where its method has no sets. Either is None where it was not taken.
+    0 where its method has no sets; `memory` is the most that the process had in memory, or torch had of a GPU's, in
+    bytes. Any of the three is None where it was not taken.
     """
 
     method: str
@@ -112,6 +113,7 @@ class PhaseReport:
     seconds: float
     step_seconds: float | None = None
     gap: float | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

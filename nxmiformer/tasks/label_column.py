@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from nxmiformer.tasks.outcomes import Classes, Labels, Number, Outcome
-from nxmiformer.tasks.rows import is_text, refuse, require
+from nxmiformer.tasks.rows import UNLABELLED, is_text, refuse, require
 
-KINDS = ("classes", "labels", "number")
+OUTCOMES: Mapping[str, Outcome] = {"classes": Classes(), "labels": Labels(), "number": Number()}  # by kind
 FEW = 10  # classes that nobody is asked about, however few rows there are
 SHOWN = 12  # classes that a message names
 
@@ -39,14 +39,20 @@ class Labelling(abc.ABC):
 
 
 def understood(
-    rows: datasets.Dataset, label: str | Sequence[str], kind: str | None, names: Sequence[str] | None, where: str
+    rows: datasets.Dataset,
+    label: str | Sequence[str],
+    kind: str | None,
+    names: Sequence[str] | None,
+    where: str,
+    span: Sequence[float] | None = None,
 ) -> Labelling:
     """How the label columns of these training rows are read.
 
     Args:
         label: a column of classes, lists or numbers; or several, of 0 and 1.
-        kind: one of KINDS; None: by the column's type.
+        kind: one of OUTCOMES; None: by the column's type.
         names: names of the classes or labels, in order; None: those of the column.
+        span: the least and the largest number; None: any.
 
     Raises:
         ValueError: a column is missing, or holds nothing that can be read so; the message says what to give.
@@ -59,7 +65,7 @@ def understood(
     refuse(pc.is_null(column, nan_is_null=True), column, at, "a label")
     kind = kind or _kind(column, at)
     if kind == "number":
-        return Numbers(label)
+        return Numbers(label, span=None if span is None else (span[0], span[1]))
     if (kind == "labels") != _is_list(column.type):
         raise ValueError(
             f"{at} holds {column.type}, such as {column[0].as_py()!r}: task.kind=labels takes lists of names or "
@@ -70,6 +76,9 @@ def understood(
     order = _order(there, rows.features[label], names, at)
     number = _numbers(order, there)
     if missing := there - number.keys():
+        if pa.types.is_integer(column.type):
+            unlabelled = pc.equal(column, UNLABELLED)
+            refuse(unlabelled, column, at, f"one of {_shown(order)}")
         raise ValueError(
             f"task.labels={list(order)}: {at} has {_shown(_ascending(missing))} too: name all, in the order of their "
             f"numbers"
@@ -114,6 +123,12 @@ class _Named(Labelling):
     labels: tuple[str, ...]
     number: Mapping[str, int]
 
+    def _known(self) -> str:
+        """What the rows call the labels, with their names where that is something else."""
+        pairs = [(call, self.labels[number]) for call, number in self.number.items()]
+        names = [call if call == name else f"{call} ({name})" for call, name in pairs]
+        return f"{_shown(names)} (as in the training rows; task.labels=[...] gives others)"
+
     def _found(self, rows: datasets.Dataset, where: str) -> tuple[str, pa.ChunkedArray, list[Any]]:
         """Where the column is, the column, and its names, or lists of them."""
         at, column = _column(rows, self.column, where)
@@ -128,7 +143,7 @@ class Names(_Named):
 
     def read(self, rows: datasets.Dataset, where: str) -> tuple[Any, Any]:
         at, column, found = self._found(rows, where)
-        refuse(pa.array([name not in self.number for name in found]), column, at, f"one of {_known(self.number)}")
+        refuse(pa.array([name not in self.number for name in found]), column, at, f"one of {self._known()}")
         return np.array([self.number[name] for name in found]), datasets.ClassLabel(names=list(self.labels))
 
 
@@ -141,7 +156,7 @@ class Sets(_Named):
     def read(self, rows: datasets.Dataset, where: str) -> tuple[Any, Any]:
         at, column, found = self._found(rows, where)
         wrong = [len(set(each)) < len(each) or not self.number.keys() >= set(each) for each in found]
-        refuse(pa.array(wrong), column, at, f"a list, each at most once, of {_known(self.number)}")
+        refuse(pa.array(wrong), column, at, f"a list, each at most once, of {self._known()}")
         table = np.zeros((len(found), len(self.labels)), dtype=np.int8)
         for row, each in enumerate(found):
             table[row, [self.number[name] for name in each]] = 1
@@ -175,15 +190,20 @@ class Numbers(Labelling):
 
     column: str
     labels: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
     outcome: ClassVar[Outcome] = Number()
 
     def read(self, rows: datasets.Dataset, where: str) -> tuple[Any, Any]:
         (at, column), wanted = _column(rows, self.column, where), "a number"
+        if self.span is not None:
+            wanted += f" from {self.span[0]:g} to {self.span[1]:g}"
         refuse(pc.is_null(column, nan_is_null=True), column, at, wanted)
         if not _is_number(column.type):
             raise ValueError(f"{at}, row 0: {column[0].as_py()!r} is of type {column.type}, but {wanted} is expected")
         numbers = pc.cast(column, pa.float64())
-        refuse(pc.invert(pc.is_finite(numbers)), column, at, "a finite number")
+        refuse(pc.invert(pc.is_finite(numbers)), column, at, wanted.replace("number", "finite number", 1))
+        if self.span is not None:
+            refuse(pc.or_(pc.less(numbers, self.span[0]), pc.greater(numbers, self.span[1])), column, at, wanted)
         return numbers.to_numpy(), datasets.Value("float64")
 
 
@@ -269,10 +289,6 @@ def _numbers(labels: tuple[str, ...], there: set[str]) -> dict[str, int]:
 def _inner(feature: Any) -> Any:
     """What a list is of, as `datasets` has it; anything else is itself."""
     return feature.feature if isinstance(feature, datasets.List | datasets.LargeList) else feature
-
-
-def _known(names: Iterable[str]) -> str:
-    return f"{_shown(list(names))} (as in the training rows; task.labels=[...] gives others)"
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import datasets
 
 from nxmiformer.errors import unknown
-from nxmiformer.tasks.label_column import KINDS, Labelling, understood
+from nxmiformer.tasks.label_column import OUTCOMES, Labelling, understood
 from nxmiformer.tasks.labelled import LabelledTexts
 from nxmiformer.tasks.metrics import chosen, usual
 from nxmiformer.tasks.outcomes import Outcome
@@ -34,6 +34,7 @@ class Text(Table, LabelledTexts):
         kind: classes, labels or number; None: names and whole numbers are classes, lists labels, fractions a number.
         labels: the names of the classes in the order of a model's outputs; None: the data set's own, else numbers
             ascending, else names sorted.
+        span: the least and the largest number; None: any.
         metric: of tasks.metrics; None: accuracy for classes, micro_f1 for labels, pearson for a number. `f1` is that of
             the second class.
     """
@@ -42,8 +43,9 @@ class Text(Table, LabelledTexts):
     label: str | Sequence[str] = "label"
     name: str = "text"
     kind: Literal["classes", "labels", "number"] | None = None
-    labels: Sequence[str] | None = Told()  # type: ignore[assignment]
-    metric: str | None = Told()  # type: ignore[assignment]
+    labels: Sequence[str] | None = Told(known=True)  # type: ignore[assignment]
+    span: Sequence[float] | None = None  # type: ignore[assignment]
+    metric: str | None = Told(known=True)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -52,21 +54,25 @@ class Text(Table, LabelledTexts):
             raise ValueError(f"task.columns={list(self.columns)}: name one text column, or two")
         if not label or len(set(label)) < len(label) or {*label} & {*self.columns}:
             raise ValueError(f"task.label={self.label}: name a label column, or several, none of them twice or a text")
-        if self.kind is not None and self.kind not in KINDS:
-            raise unknown("task.kind", self.kind, KINDS)
+        if self.kind is not None and self.kind not in OUTCOMES:
+            raise unknown("task.kind", self.kind, OUTCOMES)
         several, number = not isinstance(self.label, str), self.kind == "number"
+        if self.span is not None and not (number and len(self.span) == 2 and self.span[0] < self.span[1]):
+            raise ValueError(f"task.span={list(self.span)}: the least and the largest number, with task.kind=number")
         if several and self.kind not in (None, "labels"):
             raise ValueError(f"task.kind={self.kind}: several columns, task.label={label}, are labels")
         if given is not None and (several or number or len(set(given)) < max(2, len(given))):
             why = "the columns name them" if several else "a number has none" if number else "at least two, none twice"
             raise ValueError(f"task.labels={list(given)}: {why}")
+        if number or given is not None:
+            vars(self)["labels"] = tuple(given or ())
 
     @cached_property
     def facts(self) -> _Facts:
         """Facts from the training rows; a ValueError names what does not fit the task."""
         rows, where, given = self.rows(self.train_split), self.where(self.train_split), vars(self)
         require(rows, self.columns, where)
-        labelling = understood(rows, self.label, self.kind, given["labels"], where)
+        labelling = understood(rows, self.label, self.kind, given["labels"], where, self.span)
         outputs = len(labelling.labels) or 1
         metric = given["metric"] or usual(labelling.outcome, outputs)[0]
         chosen(metric, labelling.outcome, outputs)
@@ -78,7 +84,7 @@ class Text(Table, LabelledTexts):
 
     @property
     def outcome(self) -> Outcome:
-        return self.facts.labelling.outcome
+        return self.facts.labelling.outcome if self.kind is None else OUTCOMES[self.kind]
 
     @property
     def also(self) -> tuple[str, ...]:  # type: ignore[override]

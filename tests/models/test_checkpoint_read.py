@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from glue import glue
 from safetensors.torch import load_file, save_file
 
 import nxmiformer
 from nxmiformer.models.source import Pretrained
-from nxmiformer.tasks.glue import Glue
 
-RTE = Glue("rte")
+RTE = glue("rte")
 SIZES = {"vocab_size": 20, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 GPT2 = transformers.GPT2Config(vocab_size=20, n_embd=16, n_layer=2, n_head=2)
 T5 = transformers.T5Config(vocab_size=20, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2)

@@ -2,19 +2,20 @@
 
 import logging
 
+import datasets
 import numpy as np
 import pytest
 import torch
 import transformers
+from glue import TASKS, glue
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nxmiformer.models.labels import class_names, classes_of
 from nxmiformer.models.source import Pretrained
-from nxmiformer.tasks.glue import TASKS, Glue
 from nxmiformer.tasks.labelled import Reordered
 
-SST2 = Glue("sst2")
+SST2 = glue("sst2")
 
 
 def names_of(own, loaded=True, asked=None, task=SST2):
@@ -25,7 +26,7 @@ def test_names_of_another_case_and_order_are_the_checkpoints_own(caplog):
     caplog.set_level(logging.INFO, "nxmiformer")
     assert names_of(["POSITIVE", "NEGATIVE"]) == ["POSITIVE", "NEGATIVE"]
     assert "its labels are POSITIVE, NEGATIVE, in this order, and stay so" in caplog.text
-    assert names_of(["not-Entailment", "entailment"], task=Glue("rte")) == ["not-Entailment", "entailment"]
+    assert names_of(["not-Entailment", "entailment"], task=glue("rte")) == ["not-Entailment", "entailment"]
 
 
 @pytest.mark.parametrize("own", [["LABEL_0", "LABEL_1"], ["0", "1"]])
@@ -58,9 +59,9 @@ def test_a_classifier_of_a_number_of_its_own_keeps_its_config_through_the_source
     assert SST2.in_order(classes_of(model.config)).labels == ("positive", "negative")
 
 
-@given(data=st.data(), name=st.sampled_from([name for name, facts in TASKS.items() if facts.labels]))
+@given(data=st.data(), name=st.sampled_from([name for name, values in TASKS.items() if "labels" in values]))
 def test_a_task_in_another_order_gives_the_same_scores_and_chance(data, name):
-    task = Glue(name)
+    task = glue(name)
     order = data.draw(st.permutations(range(task.outputs)))
     other = task.in_order([task.labels[number].upper() for number in order])
     draw = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -76,18 +77,13 @@ def test_a_task_stays_itself_where_the_order_is_its_own_or_the_names_are_not(nam
     assert SST2.in_order(names) is SST2
 
 
-class Made(Glue):
-    """SST-2 with a few rows."""
-
-    def splits(self):
-        import datasets
-
-        rows = {"sentence": list("abc"), "label": [0, 1, 1]}
-        return datasets.DatasetDict({name: datasets.Dataset.from_dict(rows) for name in ("train", "validation")})
-
-
-def test_the_rows_of_a_task_in_another_order_are_renumbered_by_name():
-    splits = Reordered(Made("sst2"), (1, 0)).splits()
-    assert {name: rows["label"][:] for name, rows in splits.items()} == {"train": [1, 0, 0], "validation": [1, 0, 0]}
+def test_the_rows_of_a_task_in_another_order_are_renumbered_by_name(monkeypatch):
+    rows = datasets.Dataset.from_dict({"sentence": list("abcd"), "label": [0, 1, 1, 0]})
+    splits = dict.fromkeys(("train", "validation"), rows)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.DatasetDict(splits))
+    splits = Reordered(glue("sst2", path="mine", share=0.25), (1, 0)).splits()
+    assert splits["validation"]["label"][:] == [1, 0, 0, 1]
+    rows = datasets.concatenate_datasets([splits["train"], splits["holdout"]])
+    kept = dict(zip(rows["sentence"], rows["label"], strict=True))
+    assert kept == dict(zip("abcd", [1, 0, 0, 1], strict=True))
     assert splits["train"].features["label"].names == ["positive", "negative"]
-    assert splits["train"]["sentence"][:] == ["a", "b", "c"]

@@ -206,6 +206,7 @@ def _report(
                 "steps": n,
                 "seconds": 0.05 * n + 9,
                 "step_seconds": 0.043,
+                "memory": 1_234_000_000 + n,
                 "gap": GAPS.get(phase, 0.0),
             }
             for phase, (m, n) in phases.items()

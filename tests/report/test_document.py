@@ -80,6 +80,7 @@ def expected(report: dict) -> list[str]:
     found += [words.size(nbytes) for nbytes in storage["bytes"].values()]
     found += [words.duration(phase["seconds"]) for phase in (*report["phases"].values(), report)]
     found += [f"{1000 * phase['step_seconds']:.0f} ms" for phase in report["phases"].values()]
+    found += [words.size(phase["memory"]) for phase in report["phases"].values()]
     return [number for number in found if number != words.NONE]
 
 

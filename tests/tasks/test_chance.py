@@ -2,14 +2,14 @@
 
 import numpy as np
 import pytest
+from glue import glue
 
-from nxmiformer.tasks.glue import Glue
 from nxmiformer.tasks.task import MARGIN, Chance
 
 
 @pytest.mark.parametrize(("name", "share"), [("sst2", 0.5), ("wnli", 0.3), ("mrpc", 0.7), ("qqp", 0.4), ("cola", 0.7)])
 def test_no_blind_answer_beats_chance_more_often_than_the_margin_lets_it(name, share):
-    task, draw = Glue(name), np.random.default_rng(0)
+    task, draw = glue(name), np.random.default_rng(0)
     beaten = []
     for _ in range(60):
         labels = (draw.random(200) < share).astype(int)
@@ -22,7 +22,7 @@ def test_no_blind_answer_beats_chance_more_often_than_the_margin_lets_it(name, s
 
 @pytest.mark.parametrize(("name", "share"), [("sst2", 0.6), ("mrpc", 0.7)])
 def test_chance_is_the_best_constant_answer_and_its_error_is_that_of_sampling_rows(name, share):
-    task, draw = Glue(name), np.random.default_rng(0)
+    task, draw = glue(name), np.random.default_rng(0)
     labels = (draw.random(400) < share).astype(int)
     constant = [task.score(np.eye(2)[np.full(400, each)], labels)[task.metric] for each in (0, 1)]
     assert task.chance(labels).score == pytest.approx(max(constant))
@@ -31,7 +31,7 @@ def test_chance_is_the_best_constant_answer_and_its_error_is_that_of_sampling_ro
 
 
 def test_the_error_of_a_blind_correlation_is_its_deviation():
-    task, draw = Glue("stsb"), np.random.default_rng(0)
+    task, draw = glue("stsb"), np.random.default_rng(0)
     labels = draw.random(100) * 5
     blind = [task.score(draw.normal(size=(100, 1)), labels)["pearson"] for _ in range(500)]
     assert task.chance(labels).score == 0
@@ -39,7 +39,7 @@ def test_the_error_of_a_blind_correlation_is_its_deviation():
 
 
 def test_a_split_of_one_class_can_show_nothing():
-    assert Glue("rte").chance(np.ones(10, dtype=int)) == Chance(1.0, 0.0)
+    assert glue("rte").chance(np.ones(10, dtype=int)) == Chance(1.0, 0.0)
     assert Chance(0.5, 0.1).limit == 0.5 + MARGIN * 0.1
 
 
