@@ -306,7 +306,8 @@ def _cell(outcome: str, notes: dict[str, int]) -> str:
         return "yes"
     if outcome == "-":
         return ""
-    return f"no ({notes.setdefault(outcome.removeprefix('no: '), len(notes) + 1)})"
+    note = re.sub(r"\b[A-Z]\w*(?:For[A-Z]\w+|MTModel)\b", "model", outcome.removeprefix("no: "))  # one for all alike
+    return f"no ({notes.setdefault(note, len(notes) + 1)})"
 
 
 if __name__ == "__main__":

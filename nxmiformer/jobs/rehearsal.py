@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from nxmiformer.applied.convert import check_called
 from nxmiformer.export.packed import check_packable
 from nxmiformer.layers.compressed import Compressed
-from nxmiformer.layers.everything import range_quantizers
+from nxmiformer.layers.everything import check_ranges, range_quantizers
 from nxmiformer.layers.found import compressed_layers, distinct_layers
 from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.untouched import untouched
 from nxmiformer.layers.weights import WeightQuantizer
+from nxmiformer.methods.dense import Dense
 from nxmiformer.plan.compression import CompressionPlan
 from nxmiformer.ranks import LostError, ranks
 from nxmiformer.tasks.batches import Examples
@@ -51,6 +52,9 @@ def rehearse(stage: Stage, phases: Mapping[str, Phase], report_on: str, plan: Co
             with _part("packing the model", "model, plan"):
                 check_packable(stage.model, plan, stage.tokenizer)
         with untouched(stage.model):
+            epoch = stage.steps_per_epoch()
+            compressing = [phase for phase in phases.values() if not isinstance(phase.method, Dense)]
+            check_ranges(stage.model, any(each.length(epoch).steps > each.method.delay for each in compressing))
             share = -(-stage.settings.batch_size // ranks().count)  # the most that a process has of a batch
             batch = _longest(stage.data["train"], _size(stage, share))
             inputs = batch.batch(range(len(batch)), stage.accelerator.device)

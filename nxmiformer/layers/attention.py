@@ -29,6 +29,8 @@ def attend(
     scaling: float | None = None,
     dropout: float = 0.0,
     position_bias: Tensor | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention with the quantizers that `module.ranges` has; without any it is the ordinary one.
@@ -40,6 +42,9 @@ def attend(
         scaling: of the scores; None: 1 / sqrt(features).
         dropout: of the weights, once they are quantized.
         position_bias: added to the scores, as T5 has it.
+        softcap: c of c tanh(scores / c), as Gemma 2 has it (arXiv 2408.00118, section 2).
+        s_aux: (heads,), the score of a key of each head that has no value, an attention sink: weights then sum to less
+            than 1.
 
     Returns:
         The output (batch, queries, heads, features), contiguous, and the weights (batch, heads, queries, keys).
@@ -52,11 +57,17 @@ def attend(
     if shared > 1:
         key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
     scores = torch.matmul(query, key.transpose(-1, -2)) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
     for added in (position_bias, attention_mask):
         scores = scores if added is None else scores + added
     scores = widened(scores.transpose(1, 2))  # (batch, queries, heads, keys): padding is told of queries
-    numerator = parts["numerator"]((scores - scores.detach().amax(-1, keepdim=True)).exp())
-    denominator = parts["denominator"](numerator.sum(-1, keepdim=True))
+    sinks = None if s_aux is None else widened(s_aux)[:, None]
+    top = scores.detach().amax(-1, keepdim=True)
+    top = top if sinks is None else torch.maximum(top, sinks.detach())
+    numerator = parts["numerator"]((scores - top).exp())
+    total = numerator.sum(-1, keepdim=True)
+    denominator = parts["denominator"](total if sinks is None else total + (sinks - top).exp())
     weights = parts["weights"](numerator / denominator).transpose(1, 2).to(value.dtype)
     weights = F.dropout(weights, dropout, training=module.training)
     output = torch.matmul(weights, value).transpose(1, 2)

@@ -123,10 +123,14 @@ def range_quantizers(model: nn.Module) -> dict[str, RangeQuantizer]:
     return {name: module for name, module in named if isinstance(module, RangeQuantizer)}
 
 
-def check_ranges(model: nn.Module) -> None:
-    """Raise a ValueError for quantizers that have seen no input in training, which would follow each batch instead."""
+def check_ranges(model: nn.Module, ahead: bool = False) -> None:
+    """Raise a ValueError for quantizers that have seen no input in training, which would follow each batch instead.
+
+    Args:
+        ahead: whether there is training ahead in which they will.
+    """
     blind = [name for name, each in range_quantizers(model).items() if not bool((each.low <= each.high).all())]
-    if blind:
+    if blind and not ahead:
         raise ValueError(
             f"plan.everything: {len(blind)} ranges have seen no input, such as {', '.join(blind[:4])}: take a recipe "
             f"that trains, for more steps than method.delay"

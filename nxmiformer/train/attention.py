@@ -115,7 +115,8 @@ def _configs(model: nn.Module) -> Iterator[PretrainedConfig]:
     for module in model.modules():
         if isinstance(module, PreTrainedModel):
             yield module.config
-            yield from (getattr(module.config, name) for name in module.config.sub_configs)
+            found = (getattr(module.config, name) for name in module.config.sub_configs)
+            yield from (each for each in found if each is not None)  # as ESM's, of a part that only some have
 
 
 def _registered(name: str) -> str:

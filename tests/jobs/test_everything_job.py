@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from safetensors.torch import load_file
 from test_job import job
 
@@ -27,3 +28,9 @@ def test_one_word_quantizes_everything_and_leaves_a_dense_model_that_can_be_read
     assert not [name for name in load_file(dense / "model.safetensors") if "ranges" in name]
     source, task = Pretrained(str(dense), finetuned=True), Grammar()
     assert source.model(task, source.tokenizer(task), 0).num_labels == 2
+
+
+def test_a_recipe_in_which_no_range_would_see_an_input_is_refused_before_any_training(tmp_path):
+    with pytest.raises(ValueError, match="ranges have seen no input.*take a recipe that trains"):
+        run(job(tmp_path / "run", "plan.everything=int8", recipe="one_shot"))
+    assert not (tmp_path / "run" / "dense").exists()

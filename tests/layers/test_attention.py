@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers.models.gemma2 import modeling_gemma2
+from transformers.models.gpt_oss import modeling_gpt_oss
 
 from nxmiformer.layers.attention import FEATURES, SCORES, attend
 from nxmiformer.layers.ranges import RangeQuantizer, Ranges, rounded
@@ -38,6 +40,28 @@ def test_without_quantizers_it_is_the_attention_of_torch(kv_heads):
     torch.testing.assert_close(output, expected.transpose(1, 2))
     torch.testing.assert_close(weights.sum(-1), torch.ones(BATCH, HEADS, TOKENS))
     assert output.is_contiguous()
+
+
+def test_a_soft_cap_is_that_of_gemma_2():
+    found, mask = inputs()
+    layer = nn.Module().eval()
+    layer.num_key_value_groups = 1
+    theirs = modeling_gemma2.eager_attention_forward(layer, *found.values(), mask, scaling=3.0, softcap=0.7)
+    for ours, each in zip(attend(layer, *found.values(), mask, scaling=3.0, softcap=0.7), theirs, strict=True):
+        torch.testing.assert_close(ours, each)
+
+
+@pytest.mark.parametrize("large", [-2.0, 9.0])
+def test_an_attention_sink_is_that_of_gpt_oss(large):
+    found, mask = inputs()
+    layer = nn.Module().eval()
+    layer.num_key_value_groups, layer.sinks = 1, nn.Parameter(torch.linspace(-1.0, 1.0, HEADS) + large)
+    theirs = modeling_gpt_oss.eager_attention_forward(layer, *found.values(), mask, scaling=0.3)
+    ours = attend(layer, *found.values(), mask, scaling=0.3, s_aux=layer.sinks)
+    for mine, each in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, each)
+    gradient, expected = (torch.autograd.grad(each[0].sum(), layer.sinks)[0] for each in (ours, theirs))
+    torch.testing.assert_close(gradient, expected)
 
 
 def test_each_step_of_it_is_rounded_between_the_ends_of_what_it_gives():
