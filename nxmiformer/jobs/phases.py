@@ -142,9 +142,10 @@ def check_taught(job: Job, phases: Mapping[str, Phase]) -> None:
     for name, phase in phases.items():
         if _goes_on(phase.method) and phase.objective.distils:
             labels = f"recipe.phases.{name}.objective='{{task: 1.0, logits: 0.0, hidden: 0.0, attention: 0.0}}'"
+            instead = f", or {labels} to learn from labels" if job.task.learns else ""
             raise ValueError(
                 f"phase {name!r} distils a dense model of the task: give model.teacher=RUN/dense of a run that trained "
-                f"one, or {labels} to learn from labels"
+                f"one{instead}"
             )
 
 

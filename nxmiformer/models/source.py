@@ -119,6 +119,11 @@ class Pretrained(Source):
         Raises:
             ValueError: the checkpoint does not supply everything but a head, or its classes are not the task's.
         """
+        if self.keep_layers is not None and not task.learns:
+            raise ValueError(
+                f"model.keep_layers: task={task.name} trains no dense model, and a model without some of its layers "
+                "needs training: leave it out"
+            )
         transformers.set_seed(seed)
         with quiet(), self._own_code():
             own = AutoConfig.from_pretrained(self._place, revision=self._revision, trust_remote_code=False).id2label

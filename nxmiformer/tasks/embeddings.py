@@ -31,6 +31,7 @@ POOLINGS = ("mean", "first", "last")
 CORRELATIONS = ("spearman", "pearson")
 RECALL = "recall_at_1"
 SECOND = "second_"  # before the names of the rows of a pair's second text
+COUNTED = "counted"  # 1 for a token of a text, 0 for padding; some models take no `attention_mask`
 CHUNK = 2**24  # cosines that are computed at once, at most
 
 
@@ -55,6 +56,7 @@ class Embeddings(Table, Task):
     head: ClassVar[str] = "AutoModel"
     targets: ClassVar[tuple[str, ...]] = ()
     learns: ClassVar[bool] = False
+    unseen: ClassVar[tuple[str, ...]] = (COUNTED, SECOND + COUNTED)
     name: str = "embeddings"
     columns: Sequence[str] = ("text",)
     label: str | None = None
@@ -104,7 +106,8 @@ class Embeddings(Table, Task):
     def encode(
         self, split: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, config: PretrainedConfig
     ) -> Examples:
-        """Pairs of texts, each truncated to `max_length` tokens, and the shorter padded to the length of the longer.
+        """Pairs of texts, each truncated to `max_length` tokens, and the shorter padded to the length of the longer: on
+        the right, whichever side the tokenizer pads, for absolute positions move with padding on the left.
 
         Raises:
             ValueError: the model has an encoder and a decoder, so that it is not clear which of them embeds; or no text
@@ -119,17 +122,19 @@ class Embeddings(Table, Task):
         if not columns[0]:
             raise ValueError(f"task.path={self.path}: no text of a split has two words, to be cut in two")
         found = [tokenizer(texts, truncation=True, max_length=max_length) for texts in columns]
-        padding = fills(found[0], tokenizer)
+        padding = {**fills(found[0], tokenizer), COUNTED: 0}
         features = []
         for first, second in zip(*map(rows_of, found), strict=True):
             width = max(len(first["input_ids"]), len(second["input_ids"]))
-            each = {name: _filled(row, width, padding[name], tokenizer) for name, row in first.items()}
-            other = {SECOND + name: _filled(row, width, padding[name], tokenizer) for name, row in second.items()}
-            features.append({**each, **other})
+            each, other = (
+                {name: row + [padding[name]] * (width - len(row)) for name, row in {**rows, COUNTED: real}.items()}
+                for rows, real in ((text, [1] * len(text["input_ids"])) for text in (first, second))
+            )
+            features.append({**each, **{SECOND + name: row for name, row in other.items()}})
         truths = [None] * len(features) if self.label is None else split[self.label][:]
         cut = sum(cut_off(*each, tokenizer) for each in zip(found, ([texts] for texts in columns), strict=True))
         both = {**padding, **{SECOND + name: fill for name, fill in padding.items()}}
-        return Examples(features, both, {}, truths, tokenizer.padding_side, max_length, cut)
+        return Examples(features, both, {}, truths, "right", max_length, cut)
 
     def _pairs(self, split: datasets.Dataset) -> list[list[str]]:
         """The first and the second texts."""
@@ -140,16 +145,12 @@ class Embeddings(Table, Task):
 
     def told(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The first texts, and below them the second ones."""
-        return {
-            name: torch.cat([rows, batch[SECOND + name]]) for name, rows in batch.items() if not name.startswith(SECOND)
-        }
+        return {name: _below(batch, name) for name in batch if not name.startswith(SECOND) and name not in self.unseen}
 
     def units(self, outputs: Outputs, batch: Mapping[str, Tensor]) -> Units:
         """The vector of each text, of length 1."""
         states = outputs["last_hidden_state"]
-        mask = self.told(batch).get("attention_mask")
-        if mask is None:
-            mask = torch.ones(states.shape[:2], dtype=torch.int64, device=states.device)
+        mask = _below(batch, COUNTED)
         if states.shape[:2] != mask.shape:
             raise ValueError(
                 f"task=embeddings: of texts {tuple(mask.shape)} the model gives states {tuple(states.shape)}, which "
@@ -224,7 +225,6 @@ def _halves(text: str) -> tuple[str, str]:
     return " ".join(words[:middle]), " ".join(words[middle:])
 
 
-def _filled(row: list[int], width: int, fill: int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The row, padded to a width on the side where the tokenizer pads."""
-    more = [fill] * (width - len(row))
-    return more + row if tokenizer.padding_side == "left" else row + more
+def _below(batch: Mapping[str, Tensor], name: str) -> Tensor:
+    """The rows of the first texts, and below them those of the second ones."""
+    return torch.cat([batch[name], batch[SECOND + name]])

@@ -31,6 +31,6 @@ def test_one_word_quantizes_everything_and_leaves_a_dense_model_that_can_be_read
 
 
 def test_a_recipe_in_which_no_range_would_see_an_input_is_refused_before_any_training(tmp_path):
-    with pytest.raises(ValueError, match="ranges have seen no input.*take a recipe that trains"):
+    with pytest.raises(ValueError, match=r"ranges have seen no input.*take a recipe that trains"):
         run(job(tmp_path / "run", "plan.everything=int8", recipe="one_shot"))
     assert not (tmp_path / "run" / "dense").exists()

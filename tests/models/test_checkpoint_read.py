@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from glue import glue
+from glue_tasks import glue
 from safetensors.torch import load_file, save_file
 
 import nxmiformer

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from glue import TASKS, glue
+from glue_tasks import TASKS, glue
 from hypothesis import given
 from hypothesis import strategies as st
 

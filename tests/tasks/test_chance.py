@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from glue import glue
+from glue_tasks import glue
 
 from nxmiformer.tasks.task import MARGIN, Chance
 

@@ -29,6 +29,7 @@ import nxmiformer as nx
 from nxmiformer.export.onnx import Onnx
 from nxmiformer.jobs.build import build
 from nxmiformer.jobs.search import search
+from nxmiformer.models.source import Pretrained
 from nxmiformer.tasks.embeddings import POOLINGS, Embeddings, pooled, recall
 from nxmiformer.train.evaluate import Answers, looks
 
@@ -92,24 +93,41 @@ def test_texts_that_are_all_alike_find_nothing():
     assert recall(torch.ones(3, 2, 4) / 2) == 0.0
 
 
-@pytest.mark.parametrize("side", ["right", "left"])
+def gpt2():
+    config = transformers.GPT2Config(
+        n_embd=16, n_layer=1, n_head=2, n_positions=32, vocab_size=28, initializer_range=0.3
+    )
+    return seeded(transformers.GPT2Model, config)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])  # where the tokenizer pads
 @pytest.mark.parametrize("pooling", POOLINGS)
-def test_neither_padding_nor_the_other_text_of_a_pair_changes_a_vector(side, pooling):
-    tokens, model = tokenizer(padding_side=side), bert()
+@pytest.mark.parametrize("make", [bert, gpt2])
+def test_neither_padding_nor_the_other_text_of_a_pair_changes_a_vector(make, side, pooling):
+    names = ["input_ids", "attention_mask", *(["token_type_ids"] if make is bert else [])]
+    tokens, model = tokenizer(padding_side=side, model_input_names=names), make()
     task = Embeddings(path="nowhere", pooling=pooling, **LABELLED)
     examples = encoded(PAIRS, tokens, pooling=pooling, **LABELLED)
-    if side == "right":  # absolute positions move with padding on the left
-        check_batches_do_not_matter(task, model, examples)
-        _, answers = units_of(task, model, examples, 5)
-        for number, pair in enumerate(answers):
-            for given, column in zip(pair, ("first", "second"), strict=True):
-                twin = vector(model, PAIRS[column][number], pooling)
-                np.testing.assert_allclose(given, twin.numpy(), atol=1e-5)
+    check_batches_do_not_matter(task, model, examples)
+    _, answers = units_of(task, model, examples, 5)
+    for number, pair in enumerate(answers):
+        for given, column in zip(pair, ("first", "second"), strict=True):
+            twin = vector(model, PAIRS[column][number], pooling, tokens)
+            np.testing.assert_allclose(given, twin.numpy(), atol=1e-5)
     for feature in examples.features:
         assert len({len(row) for row in feature.values()}) == 1
-        ids, mask = np.array(feature["second_input_ids"]), np.array(feature["second_attention_mask"])
-        assert (ids[mask == 0] == tokens.pad_token_id).all()
-        assert (np.diff(mask) <= 0).all() if side == "right" else (np.diff(mask) >= 0).all()
+
+
+def test_padding_is_not_pooled_where_the_model_takes_no_mask():
+    tokens = tokenizer(model_input_names=["input_ids"])
+    for pooling in POOLINGS:
+        task = Embeddings(path="nowhere", pooling=pooling, **LABELLED)
+        batch = encoded(PAIRS, tokens, pooling=pooling, **LABELLED).batch(range(6), "cpu")
+        assert set(task.inputs(batch)) == {"input_ids"}
+        states = torch.randn(12, batch["input_ids"].shape[1], 3, generator=torch.Generator().manual_seed(0))
+        real = task.inputs(batch)["input_ids"] != tokens.pad_token_id
+        units = task.units({"last_hidden_state": states}, batch)
+        torch.testing.assert_close(units.logits, F.normalize(pooled(states, real.long(), pooling), dim=-1))
 
 
 def test_with_a_label_the_score_is_the_correlation_of_the_cosines_with_it():
@@ -258,6 +276,12 @@ def test_a_model_of_an_encoder_and_a_decoder_is_refused():
 def test_a_recipe_that_needs_labels_is_refused_before_any_work(tmp_path, overrides, message):
     with pytest.raises(ValueError, match=message):
         composed(tmp_path, f"task.path={tmp_path}", *overrides)
+
+
+def test_a_model_of_fewer_layers_is_refused_as_nothing_would_train_it(tmp_path):
+    bert().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"model\.keep_layers: task=embeddings trains no dense model"):
+        Pretrained(str(tmp_path), keep_layers=[0]).model(Embeddings(path="nowhere"), None, 0)
 
 
 def test_the_surgeon_takes_what_the_phase_minimises(tmp_path):

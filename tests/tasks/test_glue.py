@@ -4,7 +4,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
-from glue import TASKS, glue
+from glue_tasks import TASKS, glue
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "glue"
 

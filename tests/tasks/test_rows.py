@@ -2,7 +2,7 @@
 
 import datasets
 import pytest
-from glue import glue
+from glue_tasks import glue
 
 HAS = r"one of 0 \(unacceptable\), 1 \(acceptable\) .* is expected"
 
