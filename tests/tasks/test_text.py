@@ -105,7 +105,7 @@ def test_fractions_are_a_number_and_so_is_what_is_said_to_be_one():
         (["a", " "], {}, r"row 1 .*: ' ', but a label is expected"),
         (["a", "b"], {"kind": "number"}, "row 0: 'a' is of type string, but a number is expected"),
         ([0.5, float("inf")], {"kind": "number"}, "row 1 .*: inf, but a finite number is expected"),
-        ([0.5, 1.5], {"labels": ["x", "y"]}, "holds numbers, which have no classes"),
+        ([0.5, 1.5], {"names": ["x", "y"]}, "holds numbers, which have no classes"),
         (["a", "b"], {"kind": "labels"}, "holds string, such as 'a': task.kind=labels takes lists"),
         ([["a"], ["b"]], {"kind": "classes"}, r"holds list<.*such as \['a'\]: task.kind=labels takes lists"),
         ([["a", "a"], ["b"]], {}, r"row 0 .*: \['a', 'a'\], but a list, each at most once, of a, b"),
