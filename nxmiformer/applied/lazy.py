@@ -6,7 +6,7 @@ from typing import NoReturn, Self
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.compressed import become
+from nxmiformer.layers.compressed import Compressed, become
 from nxmiformer.layers.embedding import CompressedEmbedding, shares, sharing
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.memory import Memory
@@ -69,15 +69,16 @@ class PackedWeight(nn.Module):
         return f"{self.spec}"
 
 
-class LazyLinear(CompressedLinear):
-    """A compressed linear layer that unpacks its weight in every forward pass."""
+class Lazy(Compressed):
+    """A compressed layer whose weight stays packed."""
 
     weight: PackedWeight  # type: ignore[assignment]
+    transposed: bool
 
     @property
     def matrix(self) -> Tensor:
         """The weight as (out_features, in_features), unpacked again at each call."""
-        weight = self.weight()
+        weight: Tensor = self.weight()
         return weight.t() if self.transposed else weight
 
     @property
@@ -86,47 +87,26 @@ class LazyLinear(CompressedLinear):
         return ()
 
     def train(self, mode: bool = True) -> Self:
-        return super().train(_evaluation(mode))
+        if mode:
+            raise ValueError(
+                "a model that unpacks its weights lazily is for evaluation: read it without lazy to train it"
+            )
+        return super().train(mode)
 
     def release(self) -> NoReturn:
         """Raise a ValueError: a plain layer has no weight to unpack."""
         raise ValueError(PACKED)
 
 
-class LazyEmbedding(CompressedEmbedding):
-    """A compressed embedding that unpacks the rows that are looked up."""
+class LazyLinear(Lazy, CompressedLinear):  # type: ignore[misc]  # whose weight is a tensor
+    """One that unpacks its weight in every forward pass."""
 
-    weight: PackedWeight  # type: ignore[assignment]
 
-    @property
-    def matrix(self) -> Tensor:
-        """The weight, (num_embeddings, embedding_dim), unpacked again at each call."""
-        weight: Tensor = self.weight()
-        return weight
+class LazyEmbedding(Lazy, CompressedEmbedding):  # type: ignore[misc]
+    """One that unpacks the rows that are looked up."""
 
     def compute(self, ids: Tensor) -> Tensor:
         return self.weight.rows(ids.flatten()).view(*ids.shape, self.embedding_dim)
-
-    @property
-    def stored(self) -> tuple[Tensor, ...]:
-        """None: what is packed does not change."""
-        return ()
-
-    def train(self, mode: bool = True) -> Self:
-        return super().train(_evaluation(mode))
-
-    def release(self) -> NoReturn:
-        """Raise a ValueError: a plain embedding has no weight to unpack."""
-        raise ValueError(PACKED)
-
-
-Lazy = LazyLinear | LazyEmbedding
-
-
-def _evaluation(mode: bool) -> bool:
-    if mode:
-        raise ValueError("a model that unpacks its weights lazily is for evaluation: read it without lazy to train it")
-    return mode
 
 
 def lazy_layers(model: nn.Module) -> dict[str, Lazy]:
