@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from nxmiformer.applied.convert import check_called
 from nxmiformer.export.packed import check_packable
 from nxmiformer.layers.compressed import Compressed
-from nxmiformer.layers.everything import check_ranges, range_quantizers
+from nxmiformer.layers.everything import blind_ranges, check_ranges, range_quantizers
 from nxmiformer.layers.found import compressed_layers, distinct_layers
 from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.mode import evaluating
@@ -52,18 +52,20 @@ def rehearse(stage: Stage, phases: Mapping[str, Phase], report_on: str, plan: Co
             with _part("packing the model", "model, plan"):
                 check_packable(stage.model, plan, stage.tokenizer)
         with untouched(stage.model):
-            epoch = stage.steps_per_epoch()
-            compressing = [phase for phase in phases.values() if not isinstance(phase.method, Dense)]
-            check_ranges(stage.model, any(each.length(epoch).steps > each.method.delay for each in compressing))
             share = -(-stage.settings.batch_size // ranks().count)  # the most that a process has of a batch
             batch = _longest(stage.data["train"], _size(stage, share))
             inputs = batch.batch(range(len(batch)), stage.accelerator.device)
             with _part("a forward pass", "train.max_length, plan.exclude, model"):
                 check_called(stage.model, stage.task.inputs(inputs))
             _thin_out(stage.model)
+            blind = blind_ranges(stage.model)
             check_distillation(phases, stage.model, stage.task.told(inputs))
             for name, phase in phases.items():
                 _phase(stage, name, phase, inputs)
+            epoch = stage.steps_per_epoch()
+            compressing = [phase for phase in phases.values() if not isinstance(phase.method, Dense)]
+            if not any(each.length(epoch).steps > each.method.delay for each in compressing):
+                check_ranges(blind)
             with _part("the evaluation", EVALUATION):
                 answers = _evaluate(stage)
             for split in dict.fromkeys(("holdout", report_on)):

@@ -1,6 +1,6 @@
 """Quantizers of whatever a model multiplies besides the weights of its layers, and how they get into it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -123,14 +123,14 @@ def range_quantizers(model: nn.Module) -> dict[str, RangeQuantizer]:
     return {name: module for name, module in named if isinstance(module, RangeQuantizer)}
 
 
-def check_ranges(model: nn.Module, ahead: bool = False) -> None:
-    """Raise a ValueError for quantizers that have seen no input in training, which would follow each batch instead.
+def blind_ranges(model: nn.Module) -> list[str]:
+    """The names of the quantizers that have seen no input in training."""
+    return [name for name, each in range_quantizers(model).items() if not bool((each.low <= each.high).all())]
 
-    Args:
-        ahead: whether there is training ahead in which they will.
-    """
-    blind = [name for name, each in range_quantizers(model).items() if not bool((each.low <= each.high).all())]
-    if blind and not ahead:
+
+def check_ranges(blind: Sequence[str]) -> None:
+    """Raise a ValueError for quantizers that see no input in training: they would follow each batch instead."""
+    if blind:
         raise ValueError(
             f"plan.everything: {len(blind)} ranges have seen no input, such as {', '.join(blind[:4])}: take a recipe "
             f"that trains, for more steps than method.delay"
