@@ -1,5 +1,6 @@
 """The GLUE tasks, as the configuration has them."""
 
+from functools import cache
 from pathlib import Path
 
 import hydra
@@ -16,7 +17,11 @@ TASKS = {
 
 def glue(name, **options):
     """The task of that name; nothing of its data is read yet."""
-    told = [f"task={name}", *(f"task.{key}={value}" for key, value in options.items())]
-    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
-        values = OmegaConf.to_container(hydra.compose("config", told).task)
+    values = dict(_values(name, *(f"task.{key}={value}" for key, value in options.items())))
     return hydra.utils.get_class(values.pop("_target_"))(**values)
+
+
+@cache
+def _values(name, *told):
+    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
+        return OmegaConf.to_container(hydra.compose("config", [f"task={name}", *told]).task)

@@ -65,7 +65,7 @@ def understood(
     refuse(pc.is_null(column, nan_is_null=True), column, at, "a label")
     kind = kind or _kind(column, at)
     if kind == "number":
-        if names is not None:
+        if names:
             raise ValueError(f"task.labels={list(names)}: {at} holds numbers, which have no classes: task.kind=classes")
         return Numbers(label, span=None if span is None else (span[0], span[1]))
     if (kind == "labels") != _is_list(column.type):
