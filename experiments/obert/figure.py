@@ -75,7 +75,8 @@ def _figure(results: pd.DataFrame) -> Figure:
     panels[0].set_ylabel("% of the dense score retained")
     present = [method for method in NAMES if method in set(results.method)]
     handles = [panels[0].plot([], [], "o-", color=COLOURS[method])[0] for method in present]
-    figure.legend(handles, [NAMES[method] for method in present], loc="outside lower center", ncols=3, frameon=False)
+    names, columns = [NAMES[method] for method in present], min(3, len(tasks))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
