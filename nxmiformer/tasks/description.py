@@ -79,7 +79,8 @@ def _example(task: Task, row: Mapping[str, Any], examples: Examples, tokenizer: 
     tokens = rows.get("input_ids", next(iter(rows.values())))
     kept = [token for token, there in zip(tokens, rows.get("attention_mask", [1] * len(tokens)), strict=True) if there]
     text = str(tokenizer.decode(kept))
-    answer = f" -> {_named(task, row[task.reads[-1]], examples.truths[0])}" if len(task.reads) > 1 else ""
+    labelled = len(task.reads) > 1 and examples.truths[0] is not None
+    answer = f" -> {_named(task, row[task.reads[-1]], examples.truths[0])}" if labelled else ""
     answer = _short(answer, WIDTH)
     return f"an example: {_short(' '.join(text.split()), LINES * WIDTH - len(answer) - SPARE)}{answer}"
 

@@ -69,3 +69,7 @@ def test_however_many_classes_and_however_long_the_texts_it_stays_a_few_lines(tr
     lines = told(labelled(*names), truths, texts=["very old book " * 90] * len(truths))
     assert len(lines) <= MOST
     assert max(map(len, lines)) <= WIDTH
+
+
+def test_an_example_without_a_label_has_no_answer():
+    assert " -> " not in told(labelled(columns=("text", "label")), [None, None])[-1]
