@@ -1,4 +1,4 @@
-"""Training mode and evaluation mode."""
+"""Training mode, evaluation mode, and whether activations are computed twice."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,3 +16,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def checkpointing(model: nn.Module) -> bool:
+    """Whether a part of a model of `transformers` computes its activations again in the backward pass."""
+    return any(vars(module).get("gradient_checkpointing") for module in model.modules())

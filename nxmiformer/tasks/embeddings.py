@@ -185,8 +185,7 @@ class Embeddings(Table, Task):
         return Chance(1 / others, math.sqrt((1 - 1 / others) / others / (2 * len(truths))))
 
     def measured(self, max_length: int) -> str:
-        of = {"mean": "the mean", "first": "the first", "last": "the last"}[self.pooling]
-        return f"by {of} of the last hidden states of at most {max_length} tokens"
+        return f"by the {self.pooling} of the last hidden states of at most {max_length} tokens"
 
 
 def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:

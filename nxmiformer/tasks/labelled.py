@@ -27,13 +27,11 @@ class LabelledTexts(Task):
     Attributes:
         columns: the one or two text columns, in the order the tokenizer takes them.
         labels: the class names, in label order; empty for a regression.
-        span: the least and the largest label of a regression; None: any number.
         also: metrics that a score has besides `metric`.
     """
 
     head: ClassVar[str] = "AutoModelForSequenceClassification"
     columns: Sequence[str]
-    span: tuple[float, float] | None = None
     also: tuple[str, ...] = ()
 
     @property

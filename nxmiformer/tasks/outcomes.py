@@ -102,7 +102,7 @@ class Number(Outcome):
 
     def divergences(self, before: Tensor, after: Tensor, temperature: float = 1.0) -> Tensor:
         """Half the squared change, over the squared temperature."""
-        return 0.5 * (after - before).square().sum(-1) / temperature**2
+        return _half_square(before, after) / temperature**2
 
     def distillation(self, teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
         """The mean squared error, at any temperature."""
@@ -129,13 +129,17 @@ class Direction(Outcome):
     def divergences(self, before: Tensor, after: Tensor, temperature: float = 1.0) -> Tensor:
         """1 less the cosine, over the squared temperature: the divergence, up to a factor that is the concentration's.
         From the distance of the two vectors, which keeps the digits of small changes."""
-        return 0.5 * (after - before).square().sum(-1) / temperature**2
+        return _half_square(before, after) / temperature**2
 
     def centred(self, logits: Tensor) -> Tensor:
         return logits
 
     def apart(self, before: Tensor, after: Tensor) -> Tensor:
-        return self.divergences(before, after)
+        return _half_square(before, after)
+
+
+def _half_square(before: Tensor, after: Tensor) -> Tensor:
+    return 0.5 * (after - before).square().sum(-1)
 
 
 def _infinite(different: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class Text(Table, LabelledTexts):
     name: str = "text"
     kind: Literal["classes", "labels", "number"] | None = None
     labels: Sequence[str] | None = Told(known=True)  # type: ignore[assignment]
-    span: Sequence[float] | None = None  # type: ignore[assignment]
+    span: Sequence[float] | None = None
     metric: str | None = Told(known=True)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:

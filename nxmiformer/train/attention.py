@@ -15,7 +15,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from nxmiformer.console.quiet import quiet
 from nxmiformer.layers.attention import attend
-from nxmiformer.layers.mode import evaluating
+from nxmiformer.layers.mode import checkpointing, evaluating
 from nxmiformer.layers.ranges import widened
 from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.ranks import ranks
@@ -81,7 +81,7 @@ def check_scores(model: PreTrainedModel, batch: Mapping[str, Any]) -> None:
         raise ScoresError(f"a {kind} has an encoder and a decoder, whose scores are of several texts")
     if "input_ids" in batch and batch["input_ids"].ndim != 2:
         raise ScoresError(f"a {kind} reads several texts an example")
-    if any(vars(module).get("gradient_checkpointing") for module in model.modules()):
+    if checkpointing(model):
         raise ScoresError("gradient checkpointing computes attentions again, when nobody keeps their scores")
     with evaluating(model):
         own = _told(model(**batch))

@@ -112,7 +112,7 @@ class Compression(TrainerCallback, ExportableState):
         self._refuse(args, state, optimizer)
         self._model: PreTrainedModel = unwrapped(model)  # type: ignore[assignment]
         self._optimizer, self._base, self._batches = optimizer, optimizer.optimizer, train_dataloader
-        self._epoch = _batches(train_dataloader, args, state)
+        self._epoch = _steps_per_epoch(train_dataloader, args, state)
         self._first = state.max_steps - round(self.finish * state.max_steps)
         self._index = int(bool(self.finish) and state.global_step > self._first)
         untaught(self._model)
@@ -283,7 +283,7 @@ def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
-def _batches(loader: DataLoader, args: TrainingArguments, state: TrainerState) -> int:
+def _steps_per_epoch(loader: DataLoader, args: TrainingArguments, state: TrainerState) -> int:
     """Optimizer steps of one pass over the data; of data without a length, all steps."""
     try:
         return max(1, len(loader) // args.gradient_accumulation_steps)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from nxmiformer.layers.mode import checkpointing
 from nxmiformer.layers.ranges import widened
 from nxmiformer.tasks.outcomes import Classes, Labels, Number, Outcome
 from nxmiformer.tasks.units import IGNORED, Units, place_units, whole_units
@@ -50,7 +51,7 @@ class Taught:
     def __init__(self, model: PreTrainedModel, teacher: PreTrainedModel, objective: Objective, dropout: bool) -> None:
         if objective.attention:
             raise ValueError("attention scores are distilled by the command alone: attention=0 leaves them out")
-        if not dropout and any(vars(module).get("gradient_checkpointing") for module in model.modules()):
+        if not dropout and checkpointing(model):
             raise ValueError(
                 "gradient checkpointing needs layers in training mode, where dropout is on: set the probabilities of "
                 "the model's dropout to 0, and give dropout=True"
