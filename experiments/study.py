@@ -76,6 +76,8 @@ class Study:
                 return
         for method in self.arguments.methods:
             cell = self._cell(task, plan, method, seed)
+            if plan not in self.sweep.get("only", {}).get(method, [plan]):
+                continue
             if method == "modelopt":
                 if self.arguments.peers and plan in self.sweep["modelopt"]["plans"]:
                     self._settle(cell, self._rival)
@@ -131,7 +133,7 @@ class Study:
 
     def _ours(self, cell: Row) -> Row | None:
         start = ["recipe.phases.dense.steps=0", *self.sweep["plans"][cell["plan"]]]
-        report = self._train(cell, [*self.sweep["methods"][cell["method"]], *start])
+        report = self._train(cell, [*flat(self.sweep["methods"][cell["method"]]), *start])
         if report is None:
             return None
         metric, scores, ratio = report["task"]["metric"], report["scores"], report["storage"]["compression"]
@@ -151,10 +153,12 @@ class Study:
         """The report of a run of ours from the dense model, or None where it failed."""
         task, seed, steps = cell["task"], cell["seed"], self.sweep["tasks"][cell["task"]]["steps"]
         values = {"steps": steps, "admm": round(0.3 * steps), "finish": steps - round(0.3 * steps)}
-        values["lr"] = self._rate(task, cell["method"])
-        model = ["model=pretrained", f"model.path={self._folder(task, seed) / 'dense'}"]
+        values |= {"lr": self._rate(task, cell["method"]), "plan": cell["plan"], "outputs": self.arguments.outputs}
+        values["dense"] = self._folder(task, seed) / "dense"
         folder = self._folder(task, seed).with_name(f"{task}-{cell['plan']}-{cell['method']}-{seed}")
-        if not _job(folder, [*self._common(task, seed), *(each.format(**values) for each in flat(overrides)), *model]):
+        words = ["model=pretrained", f"model.path={values['dense']}", *(e.format(**values) for e in flat(overrides))]
+        given = {word.split("=")[0]: word for word in words}  # the last of two values of one key
+        if not _job(folder, [*self._common(task, seed), *given.values()]):
             return None
         report: Row = json.loads((folder / "report.json").read_text())
         _drop(folder, "checkpoints", "dense")

@@ -29,8 +29,11 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    sweep = yaml.safe_load((HERE / "kinds.yaml").read_text())
-    arguments = _arguments(sweep)
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--sweep", type=Path, default=HERE / "kinds.yaml", help="what is run (default: %(default)s)")
+    chosen, others = first.parse_known_args()
+    sweep = yaml.safe_load(chosen.sweep.read_text())
+    arguments = _arguments(sweep, first, others)
     study = Study(sweep, arguments)
     chains = [(kind, seed) for kind in arguments.kinds for seed in arguments.seeds or sweep["kinds"][kind]["seeds"]]
     chains = [each for each in chains if study.left(*each)]
@@ -134,8 +137,10 @@ class Study:
             print(*cell, f"{metric} {row['score']:.4f} of {row['dense']:.4f}", flush=True)
 
 
-def _arguments(sweep: Row) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _arguments(sweep: Row, first: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, parents=[first]
+    )
     add = parser.add_argument
     add("--models", type=Path, required=True, help="directory of all-MiniLM-L6-v2")
     add("--data", type=Path, required=True, help="directory of the data sets")
@@ -148,7 +153,7 @@ def _arguments(sweep: Row) -> argparse.Namespace:
     add("--plans", nargs="+", default=list(sweep["plans"]), choices=sweep["plans"], help="only these")
     add("--methods", nargs="+", default=list(sweep["methods"]), choices=sweep["methods"], help="only these")
     add("--seeds", nargs="+", type=int, help="only these")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":
