@@ -52,6 +52,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--tiny", action="store_true", help="to see that it runs")
     parser.add_argument("--rounds", type=int, default=48, help="steps of each method (default: %(default)s)")
+    parser.add_argument(
+        "--layers", type=int, default=12, help="of BERT-base, whose steps are timed (default: %(default)s)"
+    )
     parser.add_argument("--only", nargs="*", default=[], help="kinds of rows, such as projection (default: all)")
     parser.add_argument("--limit", type=float, default=150, help="seconds (default: %(default)s)")
     arguments = parser.parse_args()
@@ -74,6 +77,7 @@ class Bench:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.device, self.tiny, self.rounds = torch.device(arguments.device), arguments.tiny, arguments.rounds
+        self.base = {**BASE, "model": {"num_hidden_layers": arguments.layers}}
         self.path, self.limit, self.began = arguments.out / "cost.json", arguments.limit, time.perf_counter()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         gpu = torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU"
@@ -161,7 +165,7 @@ class Bench:
             yield {"method": name, **self._profile(step)}
 
     def _stepper(self, method: Method, compiled: bool) -> Callable[[int], None]:
-        size = TINY if self.tiny else BASE
+        size = TINY if self.tiny else self.base
         model = self._model(size).train()
         convert(model, CompressionPlan.uniform(model, find_targets(model), JOINT, Activations(8)))
         method.attach(model, Length(1000, 100))
