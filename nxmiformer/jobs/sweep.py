@@ -131,11 +131,15 @@ class Around(Callback):
             sys.exit(1)
 
 
-def _stopped(directory: Path, kind: type[BaseException] | None, *_: object) -> None:
-    """If the sweep is stopped, say how to continue it, and end with status 130."""
-    if kind is not None and issubclass(kind, KeyboardInterrupt):
+def _stopped(directory: Path, kind: type[BaseException] | None, error: BaseException | None, *_: object) -> None:
+    """If the sweep is stopped, say how to continue it, and end with status 130; with 1, if Slurm has lost a job."""
+    stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+    lost = kind is not None and kind.__name__ == "UncompletedJobError"  # of submitit, which may not be installed
+    if lost:
+        print(f"nxmiformer: {directory}: {' '.join(str(error).splitlines()[:2])}", file=sys.stderr)
+    if stopped or lost:
         print(interrupted(sys.argv[1:], f"hydra.sweep.dir={directory}"), file=sys.stderr)
-        sys.exit(130)
+        sys.exit(130 if stopped else 1)
 
 
 def _clear(directory: Path) -> None:

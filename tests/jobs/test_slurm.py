@@ -1,0 +1,78 @@
+"""A sweep on a real Slurm of one machine: what a cancelled job leaves is gone on with by the same command."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import hydra
+import pytest
+from slurm_cluster import cluster, missing
+
+from nxmiformer import cli
+from nxmiformer.jobs import compress as jobs
+
+MAIN = [sys.executable, "-c", "from nxmiformer.cli import main; main()"]
+LONG = ["model.hidden=32", "model.heads=2", "model.intermediate=64", "model.layers=1"]
+LONG += ["task.train=48", "task.holdout=24", "task.validation=24", "train.batch_size=8", "train.checkpoint_every=1"]
+LONG += ["train.evaluate_every=0", "train.cpu=true", "train.threads=1", "recipe.phases.admm.method.calibration=0"]
+LONG += ["recipe.phases.dense.steps=3", "recipe.phases.admm.steps=120", "recipe.phases.finish.steps=1"]
+PATIENCE = 240  # seconds
+
+
+@pytest.fixture
+def slurm():
+    """The environment of a cluster's clients."""
+    if importlib.util.find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        pytest.skip("hydra-submitit-launcher is not installed")
+    if absent := missing():
+        pytest.skip(f"Slurm and its accounts (slurm-wlm, slurmdbd, munge, mariadb-server) lack {', '.join(absent)}")
+    with tempfile.TemporaryDirectory() as place, cluster(Path(place)) as more:
+        yield {**os.environ, **more, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+
+
+def test_a_sweep_whose_job_was_cancelled_ends_on_the_second_call_in_the_bits_of_one_that_was_not(slurm, tmp_path):
+    words = [*MAIN, "-m", "seed=0,1", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10"]
+    words += ["hydra.sweep.dir=sweep", "resume=true", *LONG]
+    place, log = tmp_path / "sweep", tmp_path / "log"
+    metrics = place / "1" / "metrics.jsonl"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(words, cwd=tmp_path, env=slurm, stdout=output, stderr=output) as process,
+    ):
+        deadline = time.monotonic() + PATIENCE
+        while process.poll() is None and time.monotonic() < deadline:
+            if metrics.exists() and len(metrics.read_text().splitlines()) >= 6:
+                break
+            time.sleep(0.01)
+        cancelled = task_of(slurm, 1)
+        subprocess.run(["scancel", cancelled], env=slurm, check=True)
+        assert process.wait(PATIENCE) == 1, log.read_text()
+    told = log.read_text()
+    assert f"Job {cancelled}" in told
+    assert "CANCELLED" in told
+    assert "resume=true" in told.splitlines()[-1]
+    assert "unexpected" not in told
+    reports = [path.parent.name for path in place.glob("*/report.json")]
+    assert reports == ["0"], told
+
+    done = subprocess.run(words, cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 skipped, 1 done" in done.stdout
+    assert [json.loads(row)["total_step"] for row in metrics.read_text().splitlines()] == list(range(1, 125))
+    with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
+        config = hydra.compose("config", [*LONG, "seed=1", "name=whole", "dense_cache=null"])
+    jobs.run(cli.build(config, tmp_path / "whole"))
+    packed = Path("packed") / "model.safetensors"
+    assert (place / "1" / packed).read_bytes() == (tmp_path / "whole" / packed).read_bytes()
+
+
+def task_of(environment, index):
+    """The job's number of a task of the array that is in the queue."""
+    words = ["squeue", "--noheader", "--array", "--format=%i %K"]
+    rows = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    return next(job for job, task in map(str.split, rows) if task == str(index))
