@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
@@ -59,6 +60,11 @@ def read_sweep(directory: Path) -> dict[str, Any]:
 def flat(overrides: Any) -> list[str]:
     """Overrides as a list; a sweep.yaml may put lists that it shares into lists."""
     return [overrides] if isinstance(overrides, str) else [word for each in overrides for word in flat(each)]
+
+
+def last(words: Iterable[str]) -> list[str]:
+    """Overrides without those of a key that comes again."""
+    return list({word.split("=")[0]: word for word in words}.values())
 
 
 class Study:
@@ -157,8 +163,7 @@ class Study:
         values["dense"] = self._folder(task, seed) / "dense"
         folder = self._folder(task, seed).with_name(f"{task}-{cell['plan']}-{cell['method']}-{seed}")
         words = ["model=pretrained", f"model.path={values['dense']}", *(e.format(**values) for e in flat(overrides))]
-        given = {word.split("=")[0]: word for word in words}  # the last of two values of one key
-        if not _job(folder, [*self._common(task, seed), *given.values()]):
+        if not _job(folder, [*self._common(task, seed), *last(words)]):
             return None
         report: Row = json.loads((folder / "report.json").read_text())
         _drop(folder, "checkpoints", "dense")

@@ -17,13 +17,19 @@ STUDIES = sorted(file.parent.name for file in EXPERIMENTS.glob("*/sweep.yaml"))
 SCRIPT = runpy.run_path(str(EXPERIMENTS / "study.py"))
 SWEEPS = {name: SCRIPT["read_sweep"](EXPERIMENTS / name) for name in STUDIES}
 SWEEP = SWEEPS["glue_uniform"]
-VALUES = {"steps": 10, "admm": 3, "finish": 7, "lr": "1e-4"}
+VALUES = {"steps": 10, "admm": 3, "finish": 7, "lr": "1e-4", "dense": "some/dense", "plan": "kron8"}
 
 
 def compose(tmp_path, sweep, overrides):
     words = ["model=pretrained", "model.path=some/model", *sweep["common"], *SCRIPT["flat"](overrides)]
+    words = SCRIPT["last"](word.format(**VALUES, outputs=tmp_path) for word in words)
+    for key, _, value in (word.partition("=") for word in words):
+        if key == "plan.path":
+            Path(value).touch()
+        elif key == "model.path" and Path(value).is_relative_to(tmp_path):
+            Path(value).mkdir(parents=True)
     with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
-        return build(hydra.compose("config", [word.format(**VALUES) for word in words]), tmp_path)
+        return build(hydra.compose("config", words), tmp_path)
 
 
 def methods():
@@ -44,10 +50,11 @@ def test_every_method_of_a_study_composes_and_takes_the_same_steps_or_those_that
 
 @pytest.mark.parametrize(("study", "plan"), [(name, plan) for name, sweep in SWEEPS.items() for plan in sweep["plans"]])
 def test_every_task_and_plan_of_a_study_composes(tmp_path, study, plan):
-    for task, facts in SWEEPS[study]["tasks"].items():
-        job = compose(
-            tmp_path, SWEEPS[study], [f"task={task}", "recipe=one_shot", *facts["dense"], *SWEEPS[study]["plans"][plan]]
-        )
+    sweep = SWEEPS[study]
+    fitting = [name for name in sweep["methods"] if plan in sweep.get("only", {}).get(name, [plan])]
+    recipe = next(word for word in SCRIPT["flat"](sweep["methods"][fitting[0]]) if word.startswith("recipe="))
+    for task, facts in sweep["tasks"].items():
+        job = compose(tmp_path, sweep, [f"task={task}", recipe, *facts["dense"], *sweep["plans"][plan]])
         assert job.task.name == task
         assert job.budget.given == ("@" in plan)
         assert job.planning.name == plan or job.budget.given
