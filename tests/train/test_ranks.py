@@ -1,7 +1,7 @@
 """What several processes do together is what one does alone.
 
-Two processes are started once. In forks of their own they end as processes should not; then they run the jobs of the
-laws one after the other, and one process runs the same jobs here.
+Two processes are started once. In forks of their own they end as processes should not, and are four; then they run the
+jobs of the laws one after the other, and one process runs the same jobs here.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import sys
+import traceback
 
 import pytest
 import torch
@@ -112,13 +113,13 @@ def free_port():
 
 @contextlib.contextmanager
 def kept(place):
-    """Keep copies of a run in the middle of its second phase: one to look at, one to go on from."""
+    """Keep copies of a run in the middle of its second phase: one to look at, two to go on from."""
     save = Checkpoints.save
 
     def copying(self, name, model, position, state):
         save(self, name, model, position, state)
         if name == "latest" and (position.phase, position.step) == (1, 2):
-            for copy in ("middle", "stopped"):
+            for copy in ("middle", "stopped", "halted"):
                 shutil.copytree(place, place.with_name(copy))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -162,32 +163,61 @@ def loss_of_tokens(rows):
 
 def process(rank, place, ports):
     """All that one of the processes does."""
-    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": WORLD, "LOCAL_WORLD_SIZE": WORLD, "OMP_NUM_THREADS": 1}
-    os.environ.update({name: str(value) for name, value in here.items()} | {"MASTER_ADDR": "localhost"})
+    os.environ.update({"OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost"})
     torch.set_num_threads(1)
     os.chdir(place)
     for name, act in ENDINGS.items():
-        os.environ["MASTER_PORT"] = str(ports[name])
+        launched(rank, WORLD, ports[name])
         forked(lambda act=act: act(rank), place / f"{name}-{rank}.txt")
-    os.environ["MASTER_PORT"] = str(ports["laws"])
+    ended = [
+        started(lambda each=each: four(each, place, ports["four"]), place / f"four-{each}.txt") for each in twice(rank)
+    ]
+    for child in ended:
+        os.waitpid(child, 0)
+    launched(rank, WORLD, ports["laws"])
     with joined():
         laws(place)
         run(dataclasses.replace(LAWS["admm"](place / "one" / "stopped"), resume=True))
         torch.save(loss_of_tokens(ranks().rows(5)), place / f"tokens-{rank}.pt")
 
 
+def launched(rank, world, port):
+    """What a launcher says to a process."""
+    here = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in here.items()})
+
+
+def twice(rank):
+    """The ranks of the two forks of a process, among four."""
+    return 2 * rank, 2 * rank + 1
+
+
+def four(rank, place, port):
+    """All that one of four processes does."""
+    launched(rank, 2 * WORLD, port)
+    with joined():
+        run(LAWS["admm"](place / "four"))
+        run(dataclasses.replace(LAWS["admm"](place / "one" / "halted"), resume=True))
+
+
 def forked(act, output):
     """Do something in a process of its own, whose words and status are left in a file."""
+    os.waitpid(started(act, output), 0)
+
+
+def started(act, output):
+    """Begin that, and give the process's number."""
     child = os.fork()
     if child:
-        os.waitpid(child, 0)
-        return
+        return child
     with output.open("w") as file:
         os.dup2(file.fileno(), 1), os.dup2(file.fileno(), 2)
         try:
             act()
         except SystemExit as error:
             os.write(1, f"status {error.code}\n".encode())
+        except Exception:
+            traceback.print_exc()
         finally:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(0)
@@ -249,7 +279,7 @@ def one(tmp_path_factory):
 def several(one):
     """Where several processes have."""
     place, spawn = one.parent, multiprocessing.get_context("spawn")
-    ports = {name: free_port() for name in (*ENDINGS, "laws")}
+    ports = {name: free_port() for name in (*ENDINGS, "four", "laws")}
     found = [spawn.Process(target=process, args=(rank, place, ports)) for rank in range(WORLD)]
     for each in found:
         each.start()
@@ -293,6 +323,12 @@ def test_they_go_on_from_the_checkpoint_of_one_process_and_one_goes_on_from_thei
     run(dataclasses.replace(LAWS["admm"](several / "stopped"), resume=True))
     AcceleratorState._reset_state(True)
     same_runs(one / "admm", several / "stopped")
+
+
+def test_four_processes_do_what_one_does_and_go_on_from_its_checkpoint(one, several):
+    assert (several / "four").exists(), several.joinpath("four-0.txt").read_text()
+    same_runs(one / "admm", several / "four")
+    same_runs(one / "admm", one / "halted")
 
 
 def test_a_mean_over_tokens_has_the_gradient_of_the_whole_batch_whoever_has_the_tokens(several):
