@@ -81,5 +81,10 @@ class Job:
             object.__setattr__(self, "recipe", self.recipe.of_a_trained_model())
         if not self.task.learns:
             object.__setattr__(self, "recipe", self.recipe.without_labels(self.task.name))
+            if self.search is not None and self.search.sensitivity.labelled:
+                raise ValueError(
+                    f"task {self.task.name} has no labels to learn from, and search.sensitivity looks at their loss: "
+                    f"take sensitivity@search.sensitivity=anchored"
+                )
         if self.budget.given and self.planning.path is not None:
             raise ValueError(f"plan.path={self.planning.path} is a plan already: leave out the budget, or the path")

@@ -4,7 +4,7 @@ import abc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class Method(abc.ABC):
         learned_scales: train the scales (LSQ) instead of recomputing them.
     """
 
+    prunes: ClassVar[bool] = False  # whether a support is all that it looks for
+
     refresh: int = 16
     rescale: int = 16
     delay: int = 0
@@ -76,10 +78,21 @@ class Method(abc.ABC):
         return False
 
     def attach(self, model: nn.Module, length: Length) -> None:
-        """Attach to the model's compressed layers."""
+        """Attach to the model's compressed layers.
+
+        Raises:
+            ValueError: it only prunes, and no layer's set has zeros to choose.
+        """
         unfactor(model)
         self.model, self.length = model, length
         self.layers = distinct_layers(model)
+        sets = [layer.quantizer.constraint for layer in self.layers.values()]
+        if self.prunes and sets and all(each.sparsity is None for each in sets):
+            points = " and ".join(dict.fromkeys(map(str, sets)))
+            raise ValueError(
+                f"{type(self).__name__} prunes, and {points} leaves nothing to prune: take a plan with sparsity, or "
+                f"recipe=ste_qat, which trains towards any set"
+            )
         for layer in self.layers.values():
             layer.quantizer.reset()
             self.prepare(layer)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,8 @@ class Gradual(Method):
         initial: sparsity of the first pruning; a layer whose set asks for less has its own from the first one on.
         before, after: shares of the phase in front of the first pruning, and after the last one.
     """
+
+    prunes: ClassVar[bool] = True
 
     prunings: int = 1
     initial: float = 0.0

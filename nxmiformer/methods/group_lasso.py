@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ class GroupLasso(Method):
             gradient before it is clipped, as the authors do.
         sized: whether the penalty is times the square root of a group's size.
     """
+
+    prunes: ClassVar[bool] = True
 
     penalty: float = 0.02
     power: int = 1

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +57,8 @@ class Movement(Method):
         score_rate: the scores' learning rate, without weight decay.
         before, after: shares of the phase in which the threshold has not begun to rise, and has ended to.
     """
+
+    prunes: ClassVar[bool] = True
 
     threshold: float = 0.1
     penalty: float = 0.0

@@ -18,7 +18,7 @@ from nxmiformer.methods.base import Calibration, Length
 from nxmiformer.methods.gradual import Gradual
 from nxmiformer.methods.ranking import Ranking, check_global, check_ranking, ranked, shape_of
 from nxmiformer.optim.cubic import Cubic
-from nxmiformer.optim.fisher import Fisher, Surgeon
+from nxmiformer.optim.fisher import Fisher, Surgeon, check_run
 from nxmiformer.sets import SparsitySet
 
 log = logging.getLogger(__name__)
@@ -79,6 +79,11 @@ class Obert(Gradual):
         super().attach(model, length)
         if self.density is not None:
             check_global(self.sparse(), self.density)
+        for name, layer in self.sparse().items():
+            sparsity = layer.quantizer.constraint.sparsity
+            if self.gradients and sparsity is not None and isinstance(layer, CompressedLinear):
+                with named(name):
+                    check_run(self.block, sparsity.run)
 
     def calibrate(self, given: Calibration) -> Iterator[str]:
         if not self.gradients:

@@ -67,6 +67,12 @@ class Fisher:
         return _in_chunks(invert, self.size, self.gram)
 
 
+def check_run(size: int, length: int) -> None:
+    """Raise a ValueError unless blocks of so many weights hold whole runs of so many."""
+    if size % length:
+        raise ValueError(f"blocks of {size} weights cut groups of {length} in two: give a block that {length} divides")
+
+
 class Surgeon:
     """The cost of pruning a weight, and how the remaining weights compensate (Hassibi and Stork 1992).
 
@@ -103,10 +109,7 @@ class Surgeon:
     def _parts(self, length: int) -> Tensor:
         """F^-1 between the elements of each run of so many consecutive weights of a row, (out, in / length, length,
         length)."""
-        if self.size % length:
-            raise ValueError(
-                f"blocks of {self.size} weights cut groups of {length} in two: give a block that {length} divides"
-            )
+        check_run(self.size, length)
         runs = self.size // length
         parts = self.blocks.reshape(-1, runs, length, runs, length).diagonal(dim1=1, dim2=3).permute(0, 3, 1, 2)
         rows, columns = self.w.shape

@@ -36,6 +36,10 @@ class Anchored(Sensitivity):
         for words in self.anchors:
             from_words(words)
 
+    @property
+    def labelled(self) -> bool:
+        return self.foreseen.labelled or self.measured.labelled
+
     def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
         rows, columns = evidence.layers[layer].matrix.shape
         fitting = [each for each in map(from_words, self.anchors) if each.rejects((rows, columns)) is None]

@@ -19,6 +19,11 @@ Kind = Literal["logits", "divergence", "loss"]  # of damage that can be measured
 class Sensitivity(abc.ABC):
     """Foresees the damage of one layer in one set; a dense layer has none. Damages of several layers are added."""
 
+    @property
+    def labelled(self) -> bool:
+        """Whether it needs the task's loss, and so labels."""
+        return False
+
     @abc.abstractmethod
     def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
         """The damage of `layer` in each of the sets, 0 or more."""
@@ -88,6 +93,10 @@ class LossChange(Sensitivity):
         if self.order not in (1, 2):
             raise ValueError(f"a change of loss is predicted to order 1 or 2, not {self.order}")
 
+    @property
+    def labelled(self) -> bool:
+        return True
+
     def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
         w = evidence.layers[layer].matrix.detach().float()
         slopes, curvature = evidence.expansion[layer]
@@ -120,6 +129,10 @@ class Measured(Sensitivity):
             raise ValueError(f"iterations={self.iterations} must be at least 0")
         if self.examples is not None and self.examples < 1:
             raise ValueError(f"examples={self.examples} must be at least 1")
+
+    @property
+    def labelled(self) -> bool:
+        return self.what == "loss"
 
     def __call__(self, evidence: Evidence, layer: str, sets: Sequence[ConstraintSet]) -> list[float]:
         seen = evidence if self.examples is None else evidence.part(self.examples)

@@ -181,6 +181,11 @@ class SparsitySet(ConstraintSet):
         w = torch.zeros(shape, dtype=values.dtype, device=values.device)
         return w.masked_scatter_(self.unpack_mask(tensors, shape), values)
 
+    @property
+    def run(self) -> int:
+        """How many consecutive elements of a row `cheapest` prices together."""
+        return self.tile[1]
+
     def cheapest(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
         """The support whose pruned elements cost least, where the loss is a quadratic of Hessian H around `w`.
 

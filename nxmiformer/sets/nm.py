@@ -70,12 +70,17 @@ class NM(SparsitySet):
         """So many of each group, rounded up."""
         return replace(self, keep=min(self.group, max(self.keep, ceil(density * self.group - 1e-9))))
 
+    @property
+    def run(self) -> int:
+        alone = self.keep == self.group or comb(self.group, self.keep) > PATTERNS
+        return 1 if alone else self.group
+
     def cheapest(self, w: Tensor, inverse: Callable[[int], Tensor]) -> Tensor:
         """Of each group the pattern whose pruned elements cost least together, w^T (H^-1)^-1 w / 2, among all of them;
         where there are more than PATTERNS, each element is priced alone."""
-        if self.keep == self.group or comb(self.group, self.keep) > PATTERNS:
+        if self.run == 1:
             return super().cheapest(w, inverse)
-        groups, parts = w.double().view(-1, self.group, 1), inverse(self.group).double().flatten(0, 1)
+        groups, parts = w.double().view(-1, self.group, 1), inverse(self.run).double().flatten(0, 1)
         patterns = torch.combinations(torch.arange(self.group, device=w.device), self.group - self.keep)
         prices = []
         for pattern in patterns:

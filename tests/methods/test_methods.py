@@ -64,12 +64,16 @@ def gpt2():
 MODELS = {"bert": bert, "gpt2": gpt2}
 
 
-def make(model="bert", constraint=JOINT, activations=None):
-    """A converted model in training mode, and its plan."""
+def make(model="bert", constraint=JOINT, activations=None, method=None):
+    """A converted model in training mode, and its plan, whose first layer has zeros for a method that only prunes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = MODELS[model]()
-    plan = CompressionPlan.uniform(made, find_targets(made), constraint, activations)
+    targets = find_targets(made)
+    weights = {target.name: constraint for target in targets.layers}
+    if method is not None and method.prunes and constraint.sparsity is None:
+        weights[targets.layers[0].name] = Then(NM(2, 4), constraint)
+    plan = CompressionPlan.assigned(made, targets, weights, activations)
     return convert(made, plan).train(), plan
 
 
@@ -131,12 +135,21 @@ def method(request):
 
 
 @pytest.fixture(params=[*[("bert", name) for name in SETS], ("gpt2", "2of4_int4")], ids="-".join)
-def made(request):
+def made(request, method):
     model, constraint = request.param
-    return make(model, SETS[constraint], Activations())
+    return make(model, SETS[constraint], Activations(), method)
 
 
 # What every method does.
+
+
+def test_a_method_that_only_prunes_refuses_a_model_without_zeros_to_choose_and_the_others_take_it(method):
+    model = make(constraint=Grid(4))[0]
+    if method.prunes:
+        with pytest.raises(ValueError, match="prunes, and int4 leaves nothing to prune: take a plan with sparsity"):
+            method().attach(model, Length(STEPS, EPOCH))
+    else:
+        run(model, method(), steps=1)
 
 
 def test_the_loss_falls_and_every_compressed_weight_ends_in_its_set(method, made):
@@ -186,10 +199,10 @@ def test_training_twice_gives_the_same_bits(method, made):
     ids=str,
 )
 def test_a_run_goes_on_from_its_state_as_if_it_had_not_stopped(method, kind, constraint, learned):
-    model, _ = make(kind, constraint, Activations())
+    model, _ = make(kind, constraint, Activations(), method)
     options = {"refresh": 3, "rescale": 4, "learned_scales": learned}
     phase = Run(model, method(**options)).take(7)
-    twin, _ = make(kind, constraint, Activations())
+    twin, _ = make(kind, constraint, Activations(), method)
     plain = {key: value for key, value in model.state_dict().items() if not key.endswith(".quantizer.scales")}
     twin.load_state_dict(plain)
     again = Run(twin, method(**options))
@@ -634,7 +647,7 @@ def test_a_decay_that_is_negative_is_refused_by_sr_ste(value):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_rounded_ahead_of_a_step_is_what_its_forward_pass_would_round_and_is_let_go_with_it(name):
-    phase = Run(make()[0], METHODS[name](refresh=2, rescale=3))
+    phase = Run(make(method=METHODS[name])[0], METHODS[name](refresh=2, rescale=3))
     layers, ahead = phase.method.layers.values(), 0
     for _ in range(STEPS):
         phase.backward()

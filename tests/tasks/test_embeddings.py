@@ -271,6 +271,7 @@ def test_a_model_of_an_encoder_and_a_decoder_is_refused():
     [
         (["recipe=ste_qat"], r"phase 'ste_qat' learns from labels.*objective='\{task: 0.0"),
         (["recipe=obert", "recipe.phases.obert.objective={task: 0.0, logits: 1.0}"], "method.loss=objective"),
+        (["sensitivity@search.sensitivity=loss_change"], "has no labels to learn from, and search.sensitivity looks"),
     ],
 )
 def test_a_recipe_that_needs_labels_is_refused_before_any_work(tmp_path, overrides, message):
