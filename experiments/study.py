@@ -62,6 +62,11 @@ def flat(overrides: Any) -> list[str]:
     return [overrides] if isinstance(overrides, str) else [word for each in overrides for word in flat(each)]
 
 
+def takes(sweep: dict[str, Any], method: str, plan: str) -> bool:
+    """Whether the method is run under the plan: all are, but for those of which the sweep says `only`."""
+    return plan in sweep.get("only", {}).get(method, [plan])
+
+
 def last(words: Iterable[str]) -> list[str]:
     """Overrides without those of a key that comes again."""
     return list({word.split("=")[0]: word for word in words}.values())
@@ -82,10 +87,10 @@ class Study:
                 return
         for method in self.arguments.methods:
             cell = self._cell(task, plan, method, seed)
-            if plan not in self.sweep.get("only", {}).get(method, [plan]):
+            if not takes(self.sweep, method, plan):
                 continue
             if method == "modelopt":
-                if self.arguments.peers and plan in self.sweep["modelopt"]["plans"]:
+                if self.arguments.peers:
                     self._settle(cell, self._rival)
             else:
                 self._settle(cell, self._ours)
@@ -159,10 +164,11 @@ class Study:
         """The report of a run of ours from the dense model, or None where it failed."""
         task, seed, steps = cell["task"], cell["seed"], self.sweep["tasks"][cell["task"]]["steps"]
         values = {"steps": steps, "admm": round(0.3 * steps), "finish": steps - round(0.3 * steps)}
-        values |= {"lr": self._rate(task, cell["method"]), "plan": cell["plan"], "outputs": self.arguments.outputs}
-        values["dense"] = self._folder(task, seed) / "dense"
+        dense = self._folder(task, seed) / "dense"
+        values |= {"lr": self._rate(task, cell["method"]), "plan": cell["plan"], "dense": dense}
+        values["outputs"] = self.arguments.outputs
         folder = self._folder(task, seed).with_name(f"{task}-{cell['plan']}-{cell['method']}-{seed}")
-        words = ["model=pretrained", f"model.path={values['dense']}", *(e.format(**values) for e in flat(overrides))]
+        words = ["model=pretrained", f"model.path={dense}", *(e.format(**values) for e in flat(overrides))]
         if not _job(folder, [*self._common(task, seed), *last(words)]):
             return None
         report: Row = json.loads((folder / "report.json").read_text())

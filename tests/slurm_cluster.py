@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-DAEMONS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd")
-COMMANDS = (*DAEMONS, "mariadb-install-db", "mariadb", "sbatch", "srun", "scancel", "squeue", "sacct", "sacctmgr")
+COMMANDS = ("munged", "mariadbd", "slurmdbd", "slurmctld", "slurmd")
+COMMANDS += ("mariadb-install-db", "mariadb", "sbatch", "srun", "scancel", "squeue", "sacct", "sacctmgr")
 PATIENCE = 60  # seconds for a daemon to answer
 
 CLUSTER = """
@@ -44,7 +44,7 @@ AccountingStorageHost={host}
 AccountingStoragePort={ports[2]}
 AccountingStoragePass={place}/munge.socket
 SchedulerParameters=sched_interval=1
-NodeName={host} CPUs={cpus} State=UNKNOWN
+NodeName={host} CPUs=2 State=UNKNOWN
 PartitionName=all Nodes={host} Default=YES State=UP
 """
 ACCOUNTS = """
@@ -77,7 +77,7 @@ def cluster(place: Path) -> Iterator[dict[str, str]]:
     Raises:
         TimeoutError: a daemon does not answer; it names it, with the end of what it wrote.
     """
-    facts = {"place": place, "host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "cpus": 2}
+    facts = {"place": place, "host": socket.gethostname().split(".")[0], "user": getpass.getuser()}
     facts["ports"] = _ports(4)
     for directory in ("state", "spool", "accounts"):
         (place / directory).mkdir()
@@ -90,10 +90,8 @@ def cluster(place: Path) -> Iterator[dict[str, str]]:
     database = ["--no-defaults", f"--datadir={place}/accounts", f"--socket={place}/accounts.socket"]
 
     def call(*words: str) -> bool:
-        return (
-            subprocess.run([_found(words[0]) or words[0], *words[1:]], env=environment, capture_output=True).returncode
-            == 0
-        )
+        program = _found(words[0]) or words[0]
+        return subprocess.run([program, *words[1:]], env=environment, capture_output=True, check=False).returncode == 0
 
     with ExitStack() as running:
 
@@ -113,10 +111,9 @@ def cluster(place: Path) -> Iterator[dict[str, str]]:
             f"--pid-file={place}/munged.pid", f"--log-file={place}/munged.log", f"--seed-file={place}/munge.seed",
             answers=socket_file.exists,
         )  # fmt: skip
-        assert call(
-            "mariadb-install-db", *database[:2], f"--user={facts['user']}", "--auth-root-authentication-method=normal"
-        )
-        address = ["--bind-address=127.0.0.1", f"--port={facts['ports'][3]}", f"--user={facts['user']}"]
+        who = f"--user={facts['user']}"
+        assert call("mariadb-install-db", *database[:2], who, "--auth-root-authentication-method=normal")
+        address = ["--bind-address=127.0.0.1", f"--port={facts['ports'][3]}", who]
         sql = "create user slurm@'127.0.0.1' identified by 'slurm'; grant all on slurm.* to slurm@'127.0.0.1'"
         client = ["mariadb", "--no-defaults", database[2], "--user=root", "--execute"]
         start("mariadbd", *database, *address, answers=lambda: call(*client, "select 1"))

@@ -51,8 +51,8 @@ def test_every_method_of_a_study_composes_and_takes_the_same_steps_or_those_that
 @pytest.mark.parametrize(("study", "plan"), [(name, plan) for name, sweep in SWEEPS.items() for plan in sweep["plans"]])
 def test_every_task_and_plan_of_a_study_composes(tmp_path, study, plan):
     sweep = SWEEPS[study]
-    fitting = [name for name in sweep["methods"] if plan in sweep.get("only", {}).get(name, [plan])]
-    recipe = next(word for word in SCRIPT["flat"](sweep["methods"][fitting[0]]) if word.startswith("recipe="))
+    fitting = next(each for name, each in sweep["methods"].items() if SCRIPT["takes"](sweep, name, plan))
+    recipe = next(word for word in SCRIPT["flat"](fitting) if word.startswith("recipe="))
     for task, facts in sweep["tasks"].items():
         job = compose(tmp_path, sweep, [f"task={task}", recipe, *facts["dense"], *sweep["plans"][plan]])
         assert job.task.name == task

@@ -79,11 +79,12 @@ class Obert(Gradual):
         super().attach(model, length)
         if self.density is not None:
             check_global(self.sparse(), self.density)
-        for name, layer in self.sparse().items():
-            sparsity = layer.quantizer.constraint.sparsity
-            if self.gradients and sparsity is not None and isinstance(layer, CompressedLinear):
-                with named(name):
-                    check_run(self.block, sparsity.run)
+        if self.gradients:
+            for name, layer in (each for part in self._passes() for each in part.items()):
+                targets = (self.target(layer, number) for number in self.moments.values())
+                for target in filter(None, targets):
+                    with named(name):
+                        check_run(self.block, target.run)
 
     def calibrate(self, given: Calibration) -> Iterator[str]:
         if not self.gradients:

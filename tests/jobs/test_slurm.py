@@ -12,15 +12,12 @@ from pathlib import Path
 import hydra
 import pytest
 from slurm_cluster import cluster, missing
+from test_sweep import LONG, MAIN
 
 from nxmiformer import cli
 from nxmiformer.jobs import compress as jobs
 
-MAIN = [sys.executable, "-c", "from nxmiformer.cli import main; main()"]
-LONG = ["model.hidden=32", "model.heads=2", "model.intermediate=64", "model.layers=1"]
-LONG += ["task.train=48", "task.holdout=24", "task.validation=24", "train.batch_size=8", "train.checkpoint_every=1"]
-LONG += ["train.evaluate_every=0", "train.cpu=true", "train.threads=1", "recipe.phases.admm.method.calibration=0"]
-LONG += ["recipe.phases.dense.steps=3", "recipe.phases.admm.steps=120", "recipe.phases.finish.steps=1"]
+LONGER = [*LONG, "recipe.phases.admm.steps=120"]  # than it takes to cancel a job
 PATIENCE = 240  # seconds
 
 
@@ -37,7 +34,7 @@ def slurm():
 
 def test_a_sweep_whose_job_was_cancelled_ends_on_the_second_call_in_the_bits_of_one_that_was_not(slurm, tmp_path):
     words = [*MAIN, "-m", "seed=0,1", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10"]
-    words += ["hydra.sweep.dir=sweep", "resume=true", *LONG]
+    words += ["hydra.sweep.dir=sweep", "resume=true", *LONGER]
     place, log = tmp_path / "sweep", tmp_path / "log"
     metrics = place / "1" / "metrics.jsonl"
     with (
@@ -65,7 +62,7 @@ def test_a_sweep_whose_job_was_cancelled_ends_on_the_second_call_in_the_bits_of_
     assert "1 skipped, 1 done" in done.stdout
     assert [json.loads(row)["total_step"] for row in metrics.read_text().splitlines()] == list(range(1, 125))
     with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
-        config = hydra.compose("config", [*LONG, "seed=1", "name=whole", "dense_cache=null"])
+        config = hydra.compose("config", [*LONGER, "seed=1", "name=whole", "dense_cache=null"])
     jobs.run(cli.build(config, tmp_path / "whole"))
     packed = Path("packed") / "model.safetensors"
     assert (place / "1" / packed).read_bytes() == (tmp_path / "whole" / packed).read_bytes()
