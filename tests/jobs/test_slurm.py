@@ -1,11 +1,14 @@
 """A sweep on a real Slurm of one machine: what a cancelled job leaves is gone on with by the same command."""
 
+import contextlib
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -17,7 +20,7 @@ from test_sweep import LONG, MAIN
 from nxmiformer import cli
 from nxmiformer.jobs import compress as jobs
 
-LONGER = [*LONG, "recipe.phases.admm.steps=120"]  # than it takes to cancel a job
+LONGER = [*LONG, "recipe.phases.admm.steps=40"]
 PATIENCE = 240  # seconds
 
 
@@ -46,9 +49,10 @@ def test_a_sweep_whose_job_was_cancelled_ends_on_the_second_call_in_the_bits_of_
             if metrics.exists() and len(metrics.read_text().splitlines()) >= 6:
                 break
             time.sleep(0.01)
-        cancelled = task_of(slurm, 1)
-        subprocess.run(["scancel", cancelled], env=slurm, check=True)
-        assert process.wait(PATIENCE) == 1, log.read_text()
+        with held(processes_of(1)):
+            cancelled = task_of(slurm, 1)
+            subprocess.run(["scancel", cancelled], env=slurm, check=True)
+            assert process.wait(PATIENCE) == 1, log.read_text()
     told = log.read_text()
     assert f"Job {cancelled}" in told
     assert "CANCELLED" in told
@@ -60,12 +64,44 @@ def test_a_sweep_whose_job_was_cancelled_ends_on_the_second_call_in_the_bits_of_
     done = subprocess.run(words, cwd=tmp_path, env=slurm, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 skipped, 1 done" in done.stdout
-    assert [json.loads(row)["total_step"] for row in metrics.read_text().splitlines()] == list(range(1, 125))
+    assert [json.loads(row)["total_step"] for row in metrics.read_text().splitlines()] == list(range(1, 45))
     with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
         config = hydra.compose("config", [*LONGER, "seed=1", "name=whole", "dense_cache=null"])
     jobs.run(cli.build(config, tmp_path / "whole"))
     packed = Path("packed") / "model.safetensors"
     assert (place / "1" / packed).read_bytes() == (tmp_path / "whole" / packed).read_bytes()
+
+
+def processes_of(index):
+    """The numbers of the Python processes of a task of the array."""
+    found = []
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words, environment = ((place / name).read_bytes().split(b"\0") for name in ("cmdline", "environ"))
+            if words[0] == sys.executable.encode() and f"SLURM_ARRAY_TASK_ID={index}".encode() in environment:
+                found.append(int(place.name))
+    assert found, f"no process of task {index}"
+    return found
+
+
+@contextlib.contextmanager
+def held(processes):
+    """The processes stand still until they are killed, though Slurm wakes what it is to end."""
+    over = threading.Event()
+
+    def stop():
+        while not over.wait(0.01):
+            for process in processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGSTOP)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def task_of(environment, index):
