@@ -4,13 +4,12 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-import yaml
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from rows import insert_table  # noqa: E402 (beside the studies, not installed)
+from table import write_table  # noqa: E402 (beside the studies, not installed)
 
 NAMES = {
     "one_shot": "magnitude, not trained",
@@ -28,28 +27,7 @@ def main() -> None:
     results = pd.read_csv(HERE / "results.csv")
     methods = results[results.method != "dense_more"]
     _figure(methods).savefig(HERE / "figure.png", dpi=150)
-    insert_table(HERE / "README.md", _table(methods))
-
-
-def _table(results: pd.DataFrame) -> str:
-    """% of the dense score retained, a row a task and plan, a column a method: mean and deviation over the seeds."""
-    present = [method for method in NAMES if method in set(results.method)]
-    plans = list(yaml.safe_load((HERE / "sweep.yaml").read_text())["plans"])
-    lines = [f"| task | plan | of the layers | dense | {' | '.join(f'`{method}`' for method in present)} |"]
-    lines.append("|---" * (4 + len(present)) + "|")
-    for (task, plan), rows in sorted(
-        results.groupby(["task", "plan"]), key=lambda each: (each[0][0], plans.index(each[0][1]))
-    ):
-        size = f"{100 * (1 - rows.compression_all.iloc[0]):.1f} %"
-        cells = [_spread(100 * rows[rows.method == method].retention) for method in present]
-        lines.append(f"| {task} | {plan} | {size} | {rows.dense_score.mean():.4f} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _spread(values: pd.Series) -> str:
-    if not len(values):
-        return "–"
-    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+    write_table(HERE, list(NAMES))
 
 
 def _figure(results: pd.DataFrame) -> Figure:

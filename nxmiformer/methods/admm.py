@@ -15,6 +15,7 @@ from nxmiformer.layers.moments import input_moments
 from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Calibration, Method
 from nxmiformer.optim import ADMM, Balanced, Constant, Ramp, Schedule, SupportChange, Warmup, reconstruct
+from nxmiformer.optim.admm import Importance
 from nxmiformer.ranks import ranks
 from nxmiformer.sets import ConstraintSet, Transposed
 
@@ -44,7 +45,7 @@ class Admm(Method):
         dual: factor on the dual; see there.
         target: the set of Z: the layer's whole set ("joint"), or its sparsity set alone ("sparsity"), which lets the
             remaining weights cross the cells of a low-bit grid. A layer that has no sparsity set is always joint.
-        importance: None or "second_moment"; see there.
+        importance: None, "second_moment" or "adam"; see there.
         see: the weights that the loss is computed with: "projection" as above, or "dense" for W itself.
     """
 
@@ -55,7 +56,7 @@ class Admm(Method):
     pull: Literal["decoupled", "penalty"] = "decoupled"
     dual: float = 0.0
     target: Target = "sparsity"
-    importance: Literal["second_moment"] | None = None
+    importance: Importance | None = None
     see: Literal["projection", "dense"] = "projection"
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from nxmiformer.sets import ConstraintSet
 from nxmiformer.sets.batch import Asked, nearest
 
 Pull = Literal["decoupled", "penalty", "manual"]
+Importance = Literal["second_moment", "adam"]
 
 
 class ADMM(torch.optim.Optimizer):
@@ -39,7 +40,10 @@ class ADMM(torch.optim.Optimizer):
     - "manual": as "penalty", but the caller calls `add_penalty()`, so that it can be clipped too.
 
     An adaptive base such as Adam divides the penalty by the size of its gradients. With it, "decoupled" closes the gap,
-    and a penalty of the same rho mostly does not. The loss that a closure returns does not include the penalty, so a
+    and a penalty of the same rho mostly does not. "decoupled" is also the penalty in Adam's own metric D, the diagonal
+    of its denominators. With m its mean gradient, the W that minimises m W + ||W - W_0||_D^2 / (2 lr)
+    + (s / 2) ||W - Z + U||_D^2 is Adam's step, and then this one with rho = s * lr. The projection in this metric is
+    importance="adam". The loss that a closure returns does not include the penalty, so a
     line search needs "decoupled".
 
     Args:
@@ -51,8 +55,8 @@ class ADMM(torch.optim.Optimizer):
         pull: see above.
         dual: factor on the dual at each update. 1 is ADMM; 0 keeps U at zero, which is the quadratic penalty method and
             needs no memory for U. Values between decay the dual.
-        importance: "second_moment" weights the projection by Adam's `exp_avg_sq`, a diagonal Fisher estimate; None: no
-            weights.
+        importance: "second_moment" weights the projection by Adam's `exp_avg_sq`, a diagonal Fisher estimate; "adam" by
+            its denominator, the root of that; None: no weights.
         dtype: of Z and U; None: that of the parameter. Each takes one element per constrained weight.
 
     Raises:
@@ -73,7 +77,7 @@ class ADMM(torch.optim.Optimizer):
         interval: int = 32,
         pull: Pull = "decoupled",
         dual: float = 1.0,
-        importance: Literal["second_moment"] | None = None,
+        importance: Importance | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         if interval < 1:
@@ -82,8 +86,8 @@ class ADMM(torch.optim.Optimizer):
             raise unknown("pull", pull, get_args(Pull))
         if not 0 <= dual <= 1:
             raise ValueError(f"dual must be in [0, 1], not {dual}")
-        if importance not in (None, "second_moment"):
-            raise unknown("importance", importance, ["second_moment"])
+        if importance is not None and importance not in get_args(Importance):
+            raise unknown("importance", importance, get_args(Importance))
         super().__init__(base.param_groups, base.defaults)
         self.base = base
         self._share()
@@ -147,10 +151,11 @@ class ADMM(torch.optim.Optimizer):
             return None
         if "exp_avg_sq" not in moments:
             raise ValueError(
-                f"importance='second_moment' needs an Adam, whose state has 'exp_avg_sq'; that of {name} under "
+                f"importance={self.importance!r} needs an Adam, whose state has 'exp_avg_sq'; that of {name} under "
                 f"{type(self.base).__name__} has {sorted(moments)}"
             )
-        return moments["exp_avg_sq"]
+        squares: Tensor = moments["exp_avg_sq"]
+        return squares if self.importance == "second_moment" else squares.sqrt() + self.defaults["eps"]
 
     def _target(self, name: str) -> Tensor:
         """Z - U."""

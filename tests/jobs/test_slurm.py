@@ -15,11 +15,13 @@ from pathlib import Path
 import hydra
 import pytest
 from slurm_cluster import cluster, missing
-from test_sweep import LONG, MAIN
+from test_sweep import LONG, UNDRAWN
 
 from nxmiformer import cli
 from nxmiformer.jobs import compress as jobs
 
+PROMPT = "from submitit import SlurmJob; SlurmJob.watcher._delay_s = 2"  # else a state is a minute old
+MAIN = [sys.executable, "-c", f"{PROMPT}; {UNDRAWN}; from nxmiformer.cli import main; main()"]
 LONGER = [*LONG, "recipe.phases.admm.steps=40"]
 PATIENCE = 240  # seconds
 

@@ -207,7 +207,9 @@ def test_the_multiplier_rho_u_outlives_a_change_of_rho():
 # State
 
 
-@pytest.mark.parametrize("options", [{}, {"dual": 0.0}, {"importance": "second_moment"}, {"dtype": torch.bfloat16}])
+@pytest.mark.parametrize(
+    "options", [{}, {"dual": 0.0}, {"importance": "second_moment"}, {"importance": "adam"}, {"dtype": torch.bfloat16}]
+)
 @pytest.mark.parametrize("schedule", [Ramp(0.01, 1.0, 15), Balanced(0.1), SupportChange(0.1)])
 def test_a_resumed_run_is_bit_equal_to_an_uninterrupted_one(schedule, options):
     def fresh():
@@ -619,9 +621,36 @@ def test_second_moments_weigh_the_projection():
     assert optimizer.z["w"].nonzero()[:, 1].tolist() == [0]
 
 
-def test_second_moments_need_an_adam():
+def test_the_metric_of_adam_weighs_the_projection_by_the_roots_of_the_second_moments():
+    w = nn.Parameter(torch.tensor([[1.0, 1.5, 1.2, 1.3]]))
+    optimizer = ADMM(Adam([w], lr=0.0), [("w", w)], {"w": NM(1, 4)}, rho=1e-9, interval=1, dual=0, importance="adam")
+    w.grad = torch.tensor([[2.0, 1.0, 0.1, 0.1]])
+    optimizer.step()
+    assert optimizer.z["w"].nonzero()[:, 1].tolist() == [1]  # 2 * 1 < 1 * 1.5**2, though 4 * 1 is not
+    w.grad = torch.tensor([[3.0, 0.9, 0.1, 0.1]])
+    optimizer.step()
+    assert optimizer.z["w"].nonzero()[:, 1].tolist() == [0]
+
+
+def test_the_decoupled_pull_is_the_penalty_in_the_metric_of_adam_solved_exactly():
+    lr, strength, betas, eps = 0.01, 7.0, (0.9, 0.999), 1e-8
+    w = nn.Parameter(torch.randn(4, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    optimizer = ADMM(Adam([w], lr, betas, eps), [("w", w)], {"w": NM(2, 4)}, rho=strength * lr, interval=1)
+    mean, square = torch.zeros_like(w), torch.zeros_like(w)
+    for step in range(1, 5):
+        w.grad = torch.randn(4, 8, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+        mean, square = betas[0] * mean + 0.1 * w.grad, betas[1] * square + 0.001 * w.grad**2
+        metric = (square / (1 - betas[1] ** step)).sqrt() + eps
+        descent, target = mean / (1 - betas[0] ** step), optimizer.z["w"] - optimizer.u["w"]
+        exact = (metric / lr * w.detach() - descent + strength * metric * target) / (metric / lr + strength * metric)
+        optimizer.step()
+        torch.testing.assert_close(w.detach(), exact)
+
+
+@pytest.mark.parametrize("importance", ["second_moment", "adam"])
+def test_second_moments_need_an_adam(importance):
     model = network()
-    optimizer = wrap(model, SGD(model.parameters(), lr=0.1, momentum=0.9), importance="second_moment", interval=1)
+    optimizer = wrap(model, SGD(model.parameters(), lr=0.1, momentum=0.9), importance=importance, interval=1)
     with pytest.raises(ValueError, match=r"0\.weight under SGD has \['momentum_buffer'\]"):
         train(model, optimizer, 1)
 

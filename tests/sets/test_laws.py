@@ -1,6 +1,7 @@
 """Laws that every set keeps, for every set, dtype and kind of weight."""
 
 import dataclasses
+import functools
 import pickle
 
 import naive
@@ -48,6 +49,12 @@ def inputs(dtype: torch.dtype) -> list[Tensor]:
     ties = (gaussian(5, torch.float64) * 2).round() / 4
     unequal = gaussian(6, torch.float64) * torch.logspace(-2, 3, SHAPE[0], dtype=torch.float64)[:, None]
     return [w.to(dtype) for w in (gaussian(0), heavy, sparse, ties, unequal)]
+
+
+@functools.lru_cache(len(SETS) * len(DTYPES))
+def projections(points: ConstraintSet, dtype: torch.dtype) -> list[Tensor]:
+    """Of each of the inputs."""
+    return list(map(points.project, inputs(dtype)))
 
 
 def random_support(points: SparsitySet | None, seed: int, full: bool) -> Tensor:
@@ -117,8 +124,7 @@ def squared(a: Tensor, b: Tensor) -> float:
 def test_a_projection_is_a_member_of_the_same_dtype_and_shape_and_projecting_it_changes_no_bit(
     points: ConstraintSet, dtype: torch.dtype
 ) -> None:
-    for w in inputs(dtype):
-        point = points.project(w)
+    for w, point in zip(inputs(dtype), projections(points, dtype), strict=True):
         assert point.dtype == dtype
         assert point.shape == w.shape
         assert points.contains(point)
@@ -136,8 +142,8 @@ def test_a_member_is_contained_and_projects_to_itself(points: ConstraintSet, dty
 @pytest.mark.parametrize("points", SPARSE, ids=name)
 @every_dtype
 def test_no_sampled_support_is_nearer_than_the_projections(points: SparsitySet, dtype: torch.dtype) -> None:
-    for w in inputs(dtype):
-        distance = squared(w, points.project(w))
+    for w, point in zip(inputs(dtype), projections(points, dtype), strict=True):
+        distance = squared(w, point)
         for seed in range(20):
             support = random_support(points, seed, full=True)
             assert distance <= squared(w, torch.where(support, w, 0)) * (1 + 1e-12)
@@ -181,8 +187,8 @@ def test_the_searched_scale_is_never_worse_than_the_largest_magnitudes(
 ) -> None:
     grid = dataclasses.replace(points.grid, scale="absmax")
     plain = grid if points.sparsity is None else Then(points.sparsity, grid)
-    for w in inputs(dtype):
-        searched = grid.rows((w.double() - points.project(w).double()).square()).sum(1)
+    for w, point in zip(inputs(dtype), projections(points, dtype), strict=True):
+        searched = grid.rows((w.double() - point.double()).square()).sum(1)
         absmax = grid.rows((w.double() - plain.project(w).double()).square()).sum(1)
         assert searched.sum() <= absmax.sum()
         if not isinstance(points.sparsity, Block):  # which blocks are kept depends on the scale
@@ -222,11 +228,11 @@ def test_a_projection_with_importance_is_a_member(points: ConstraintSet, dtype: 
 @every_dtype
 def test_equal_importance_changes_no_bit_of_the_support(points: ConstraintSet, dtype: torch.dtype) -> None:
     if isinstance(points, SparsitySet):
-        for w in inputs(dtype):
-            assert naive.same_bits(points.project(w, torch.full(SHAPE, 0.25)), points.project(w))
+        for w, point in zip(inputs(dtype), projections(points, dtype), strict=True):
+            assert naive.same_bits(points.project(w, torch.full(SHAPE, 0.25)), point)
     else:
-        w = gaussian(0, dtype)
-        even, plain = points.project(w, torch.full(SHAPE, 0.25)), points.project(w)
+        w, plain = gaussian(0, dtype), projections(points, dtype)[0]
+        even = points.project(w, torch.full(SHAPE, 0.25))
         assert squared(w, even) <= squared(w, plain) * 1.02 + 1e-12
 
 
@@ -235,7 +241,7 @@ def test_equal_importance_changes_no_bit_of_the_support(points: ConstraintSet, d
 def test_packing_and_unpacking_anew_or_into_memory_that_is_there_changes_no_bit(
     points: ConstraintSet, dtype: torch.dtype
 ) -> None:
-    for member in [*map(points.project, inputs(dtype)), *members(points, dtype)]:
+    for member in [*projections(points, dtype), *members(points, dtype)]:
         packed = points.pack(member)
         assert set(packed) <= {"values", "indices", "scales"}
         assert all(part.ndim == 1 for part in packed.values())
