@@ -1,16 +1,20 @@
-"""Write the table of a study that study.py ran into its README: python experiments/table.py STUDY"""
+"""Write the table of a study that study.py ran into its README: python experiments/table.py STUDY
+
+A study of several tasks or plans gets a row for each, and a column a method. One that compares methods alone has a row
+a method, and how far it is from `admm` with the same seeds.
+"""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 from rows import insert_table  # noqa: E402 (beside this script, not installed)
+from study import read_sweep  # noqa: E402
 
 
 def main() -> None:
@@ -20,10 +24,12 @@ def main() -> None:
     write_table(HERE / sys.argv[1])
 
 
-def write_table(study: Path, methods: Sequence[str] = ()) -> None:
-    """Into the study's README.md; columns are in the order of the given methods, or of its sweep."""
-    results, sweep = pd.read_csv(study / "results.csv"), yaml.safe_load((study / "sweep.yaml").read_text())
-    insert_table(study / "README.md", retained(results, list(sweep["plans"]), methods or list(sweep["methods"])))
+def write_table(study: Path) -> None:
+    """Into the study's README.md, in the order of its sweep."""
+    results, sweep = pd.read_csv(study / "results.csv"), read_sweep(study)
+    alone = len(sweep["plans"]) == len(sweep["tasks"]) == 1
+    table = compared(results) if alone else retained(results, list(sweep["plans"]), list(sweep["methods"]))
+    insert_table(study / "README.md", table)
 
 
 def retained(results: pd.DataFrame, plans: Sequence[str], methods: Sequence[str]) -> str:
@@ -43,6 +49,23 @@ def _spread(values: pd.Series) -> str:
     if not len(values):
         return "–"
     return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
+
+
+def compared(results: pd.DataFrame) -> str:
+    """The accuracy of each method, mean and deviation over the seeds, and the points between it and `admm`."""
+    runs = results[results.method != "dense_more"]
+    ours = runs[runs.method == "admm"].set_index("seed").score
+    lines = ["| method | seeds | accuracy | against `admm`, points |", "|---|---|---|---|"]
+    for method, rows in runs.groupby("method", sort=False):
+        difference = 100 * (rows.set_index("seed").score - ours).dropna()
+        against = "" if method == "admm" else f"{difference.mean():+.1f} ± {difference.std():.1f}"
+        lines.append(f"| `{method}` | {len(rows)} | {_percent(rows.score)} | {against} |")
+    dense = results[results.method == "dense_more"].dense_score
+    return "\n".join([f"The dense models have {_percent(dense)}.", "", *lines])
+
+
+def _percent(scores: pd.Series) -> str:
+    return f"{100 * scores.mean():.2f} ± {100 * scores.std():.2f} %"
 
 
 if __name__ == "__main__":

@@ -128,12 +128,16 @@ def test_the_readme_is_short_and_has_one_figure_and_ten_lines_of_python():
     assert len([line for line in code.splitlines() if line.strip()]) <= 14
 
 
-@pytest.mark.parametrize("study", ["glue_uniform", "glue_search", "ablation"])
+TABLES = {"glue_uniform": "glue_uniform/figure.py", "glue_search": "glue_search/figure.py"}
+TABLES |= dict.fromkeys(["ablation", "obert", "group_lasso", "fullyqt", "on_the_loss"], "table.py")
+
+
+@pytest.mark.parametrize("study", TABLES)
 def test_the_tables_of_a_study_and_of_the_readme_are_those_of_the_committed_results(study, tmp_path, monkeypatch):
     shutil.copytree(ROOT / "experiments", tmp_path / "experiments", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(README, tmp_path)
     monkeypatch.setattr(Figure, "savefig", lambda *words, **options: None)
-    script = "table.py" if study == "ablation" else "figure.py"
-    runpy.run_path(str(tmp_path / "experiments" / study / script), run_name="__main__")
+    monkeypatch.setattr(sys, "argv", ["table.py", study])
+    runpy.run_path(str(tmp_path / "experiments" / TABLES[study]), run_name="__main__")
     for path in ("README.md", f"experiments/{study}/README.md"):
         assert (tmp_path / path).read_text(encoding="utf-8") == (ROOT / path).read_text(encoding="utf-8")

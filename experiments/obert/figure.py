@@ -27,7 +27,7 @@ def main() -> None:
     results = pd.read_csv(HERE / "results.csv")
     methods = results[results.method != "dense_more"]
     _figure(methods).savefig(HERE / "figure.png", dpi=150)
-    write_table(HERE, list(NAMES))
+    write_table(HERE)
 
 
 def _figure(results: pd.DataFrame) -> Figure:
