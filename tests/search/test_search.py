@@ -16,6 +16,7 @@ from nxmiformer.search.knapsack import Knapsack
 from nxmiformer.search.search import Search
 from nxmiformer.search.sensitivity import OutputError, WeightError
 from nxmiformer.sets import Grid
+from nxmiformer.sets.words import from_words
 
 WORDS = ["int8", "int4", "2:4+int4", "1:4+int4"]
 REST = 8_000
@@ -64,6 +65,20 @@ def test_every_plan_fits_and_the_best_diverges_the_least(seen, tmp_path, strateg
     assert found.best == found.plans[0]
     assert divergences == sorted(divergences)
     assert {"uniform 1:4+int4"} <= {plan.name for plan in found.plans}
+
+
+MIXED = ["kron2x2", "kron1x4+int8", "8x8@0.5+int4", "0.2dense+int8", "1:4+int4", "int3", "dense"]
+
+
+def test_sets_of_every_kind_are_chosen_from_under_one_budget(bert, tmp_path):
+    found = searched(bert, tmp_path, Budget(ratio=0.2), candidates=Candidates(MIXED), uniform=9)
+    assert all(plan.bits == cost(plan.sets, bert, Budget()) <= found.budget for plan in found.plans)
+    assert len({type(each) for each in found.best.sets.values()}) > 1
+    names = {plan.name for plan in found.plans if plan.name.startswith("uniform")}
+    bits = {words: cost(dict.fromkeys(bert.layers, from_words(words)), bert, Budget()) for words in MIXED[:-1]}
+    fit = {words for words, each in bits.items() if each <= found.budget}
+    assert names == {f"uniform {words}" for words in fit}
+    assert fit < set(MIXED[:-1])
 
 
 def test_the_best_of_a_budget_that_a_uniform_plan_fills_is_not_worse_than_it(seen, tmp_path):
