@@ -47,7 +47,7 @@ class Rows:
 def insert_table(page: Path, table: str) -> None:
     """Put a table between the marks of a page, in the place of what is there."""
     text, count = re.subn(
-        r"(<!-- made by figure.py -->\n).*?(<!-- end -->)",
+        r"(<!-- made by \S+ -->\n).*?(<!-- end -->)",
         lambda found: f"{found[1]}{table}\n{found[2]}",
         page.read_text(),
         flags=re.S,

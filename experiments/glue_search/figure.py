@@ -1,7 +1,7 @@
 """Draw figure.png from results.csv and the uniform study's, and write the table into README.md:
 python experiments/glue_search/figure.py"""
 
-import re
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +9,12 @@ import pandas as pd
 from nxmiformer.figures.frontier import frontier
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from rows import insert_table  # noqa: E402 (beside the studies, not installed)
+
 WEIGHTS = 10_616_832  # of MiniLM's encoder
 SAME = 0.01  # two plans are of one size that differ by less
-MARKS = ("<!-- made by experiments/glue_search/figure.py -->", "<!-- end -->")
 
 
 def main() -> None:
@@ -23,10 +26,7 @@ def main() -> None:
     runs["bytes"] = (1 - runs.compression_all) * WEIGHTS * 4
     frame = runs.query("method == 'admm'").rename(columns={"score": "packed", "dense_score": "dense"})
     frontier(frame, size="bytes").savefig(HERE / "figure.png", dpi=150)
-    pattern = "(" + re.escape(MARKS[0]) + r"\n).*?(" + re.escape(MARKS[1]) + ")"
-    readme = HERE / "README.md"
-    text = f"{_table(runs)}\n\n{_paired(runs)}"
-    readme.write_text(re.sub(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", readme.read_text(), flags=re.S))
+    insert_table(HERE / "README.md", f"{_table(runs)}\n\n{_paired(runs)}")
 
 
 def _table(runs: pd.DataFrame) -> str:

@@ -2,7 +2,7 @@
 python experiments/glue_uniform/figure.py"""
 
 import math
-import re
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from rows import insert_table  # noqa: E402 (beside the studies, not installed)
+
 NAMES = {
     "one_shot": "one-shot projection",
     "admm_paper": "ADMM as the paper's code",
@@ -39,11 +43,11 @@ def main() -> None:
     compared = methods[methods.task.isin(methods[methods.method == "admm"].task)]
     _figure(compared[compared.plan != WHOLE]).savefig(HERE / "figure.png", dpi=150)
     tables = _dense(results), _table(methods), _over_tasks(compared), _paired(compared)
-    _insert(HERE / "README.md", "\n\n".join(tables))
+    insert_table(HERE / "README.md", "\n\n".join(tables))
     sizes = pd.read_csv(HERE.parent / "size" / "results.csv")
     sizes = sizes[sizes.embeddings.isna()].set_index("linears")
     searched = pd.read_csv(HERE.parent / "glue_search" / "results.csv")
-    _insert(HERE.parents[1] / "README.md", _headline(compared, searched, sizes))
+    insert_table(HERE.parents[1] / "README.md", _headline(compared, searched, sizes))
 
 
 def _figure(results: pd.DataFrame) -> Figure:
@@ -174,17 +178,6 @@ def _kept(runs: pd.DataFrame) -> str:
     if not len(kept):
         return "–"
     return f"{kept.mean():.1f}" + (f" ± {kept.std():.1f}" if len(kept) > 1 else "") + " %"
-
-
-def _insert(file: Path, text: str) -> None:
-    """Put the text between the file's two marks."""
-    before = file.read_text()
-    marks = ("<!-- made by experiments/glue_uniform/figure.py -->", "<!-- end -->")
-    pattern = "(" + re.escape(marks[0]) + r"\n).*?(" + re.escape(marks[1]) + ")"
-    after, count = re.subn(pattern, lambda m: f"{m[1]}{text}\n{m[2]}", before, flags=re.S)
-    if count != 1:
-        raise SystemExit(f"{file} needs the marks {marks} once, not {count} times")
-    file.write_text(after)
 
 
 if __name__ == "__main__":

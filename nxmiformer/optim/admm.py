@@ -41,10 +41,9 @@ class ADMM(torch.optim.Optimizer):
 
     An adaptive base such as Adam divides the penalty by the size of its gradients. With it, "decoupled" closes the gap,
     and a penalty of the same rho mostly does not. "decoupled" is also the penalty in Adam's own metric D, the diagonal
-    of its denominators. With m its mean gradient, the W that minimises m W + ||W - W_0||_D^2 / (2 lr)
-    + (s / 2) ||W - Z + U||_D^2 is Adam's step, and then this one with rho = s * lr. The projection in this metric is
-    importance="adam". The loss that a closure returns does not include the penalty, so a
-    line search needs "decoupled".
+    of its denominators: with m its mean gradient, the W that minimises m W + ||W - W_0||_D^2 / (2 lr)
+    + (s / 2) ||W - Z + U||_D^2 is Adam's step, and then this one with rho = s * lr. importance="adam" projects in this
+    metric. The loss that a closure returns does not include the penalty, so a line search needs "decoupled".
 
     Args:
         base: the optimizer, already built over the parameters.

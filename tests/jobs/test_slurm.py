@@ -15,13 +15,13 @@ from pathlib import Path
 import hydra
 import pytest
 from slurm_cluster import cluster, missing
-from test_sweep import LONG, UNDRAWN
+from test_sweep import LONG, MAIN
 
 from nxmiformer import cli
 from nxmiformer.jobs import compress as jobs
 
 PROMPT = "from submitit import SlurmJob; SlurmJob.watcher._delay_s = 2"  # else a state is a minute old
-MAIN = [sys.executable, "-c", f"{PROMPT}; {UNDRAWN}; from nxmiformer.cli import main; main()"]
+PROMPT_MAIN = [*MAIN[:2], f"{PROMPT}; {MAIN[2]}"]
 LONGER = [*LONG, "recipe.phases.admm.steps=40"]
 PATIENCE = 240  # seconds
 
@@ -38,7 +38,7 @@ def slurm():
 
 
 def test_a_sweep_whose_job_was_cancelled_ends_on_the_second_call_in_the_bits_of_one_that_was_not(slurm, tmp_path):
-    words = [*MAIN, "-m", "seed=0,1", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10"]
+    words = [*PROMPT_MAIN, "-m", "seed=0,1", "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=10"]
     words += ["hydra.sweep.dir=sweep", "resume=true", *LONGER]
     place, log = tmp_path / "sweep", tmp_path / "log"
     metrics = place / "1" / "metrics.jsonl"
