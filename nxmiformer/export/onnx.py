@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from nxmiformer.export.format import Format, Outputs, Run, compared, no_tokens
+from nxmiformer.export.saturation import saturates
 from nxmiformer.export.symbolic import CODES, SymbolicRange, stand_in_for
 from nxmiformer.layers.everything import hand_on, range_quantizers
 from nxmiformer.layers.examples import inputs_of, made_up
@@ -71,10 +72,19 @@ class Onnx(Format):
         yield from no_tokens(model)
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
+        self._save(traced(model), directory)
+
+    def write_layer(self, layer: nn.Module, inputs: Tensor, directory: Path) -> None:
+        """Write a single linear layer, compressed or plain, that maps "x", of the shape of `inputs`, to "y"."""
+        holder = nn.Sequential(layer)
+        _symbolic(holder)
+        self._save(_exported(holder, (inputs,), ["x"], ["y"], None), directory)
+
+    def _save(self, graph: "ir.Model", directory: Path) -> None:
+        """Write a graph, with what is narrow stored so."""
         import onnx_ir as ir
         from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 
-        graph = traced(model)
         for node in graph.graph:
             producer = node.inputs[0].producer() if node.op_type == "LayerNormalization" and node.inputs[0] else None
             if producer is not None and producer.op_type == "Add":
@@ -93,8 +103,8 @@ class Onnx(Format):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
         options.log_severity_level = 3  # errors
-        # Where a CPU's product of 8-bit integers saturates (AVX2 without VNNI), take one that does not.
-        options.add_session_config_entry("session.x64quantprecision", "1")
+        if saturates():
+            options.add_session_config_entry("session.x64quantprecision", "1")
         session = onnxruntime.InferenceSession(directory / FILE, options, providers=["CPUExecutionProvider"])
         names, outputs = ([each.name for each in side] for side in (session.get_inputs(), session.get_outputs()))
 
@@ -130,11 +140,7 @@ def traced(model: PreTrainedModel) -> "ir.Model":
         given["decoder_input_ids"] = given["decoder_input_ids"][:, :-1]
     with torch.no_grad():
         outputs = list(compared(model(**given)))  # while it can still be run
-    factor(model)
-    for name, layer in compressed_layers(model).items():
-        stand_in = stand_in_for(layer)
-        hand_on(layer, stand_in)
-        model.set_submodule(name, stand_in)
+    _symbolic(model)
     if ranges := range_quantizers(model):
         unwatch(model)
         for name, quantizer in ranges.items():
@@ -143,16 +149,37 @@ def traced(model: PreTrainedModel) -> "ir.Model":
         model.config._attn_implementation = "eager"
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
     lengths = {"decoder_input_ids": torch.export.Dim("target")}
+    dynamic = {"inputs": tuple({0: batch, 1: lengths.get(name, length)} for name in names)}
+    return _exported(_InOrder(model, names, outputs), tuple(given[name] for name in names), names, outputs, dynamic)
+
+
+def _symbolic(model: nn.Module) -> None:
+    """Put in the place of each compressed layer what computes in ONNX operators."""
+    factor(model)
+    for name, layer in compressed_layers(model).items():
+        stand_in = stand_in_for(layer)
+        hand_on(layer, stand_in)
+        model.set_submodule(name, stand_in)
+
+
+def _exported(
+    model: nn.Module,
+    given: tuple[Tensor, ...],
+    names: Sequence[str],
+    outputs: Sequence[str],
+    dynamic: Mapping[str, Any] | None,
+) -> "ir.Model":
+    """The graph of a module from these inputs to its outputs, some axes of any length."""
     with _quiet():
         program = torch.onnx.export(
-            _InOrder(model, names, outputs),
-            tuple(given[name] for name in names),
+            model,
+            given,
             input_names=names,
             output_names=outputs,
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
-            dynamic_shapes={"inputs": tuple({0: batch, 1: lengths.get(name, length)} for name in names)},
+            dynamic_shapes=dynamic,
         )
     assert program is not None
     return program.model
