@@ -148,7 +148,7 @@ def ours(
     candidates = Candidates([f"int{each}" for each in bits])
     search = Search(candidates, SENSITIVITIES[sensitivity], Knapsack(), iterations=0)
     budget = Budget(bytes=int(limit * weights / 8), accounting="values")
-    found = search(evidence, targets, budget, 0, cache, _no_trial, False)
+    found = search(evidence, targets, budget.costs(targets.layers, 0), cache, _no_trial)
     seconds = time.process_time() - began
     first = next(plan for plan in found.plans if plan.name == "knapsack 1")
     plans = {f"ours, {sensitivity}": found.best, f"ours, {sensitivity}, foreseen only": first}

@@ -34,7 +34,7 @@ def main() -> None:
         choices, whole = Candidates(SETS).choices(targets), OneShot(evidence, 3)
         weights = sum(target.shape[0] * target.shape[1] for target in targets.layers)
         tables = {
-            name: Table.of(choices, dict(measure(evidence, choices, each, job.directory / "cache")), Budget())
+            name: Table.of(choices, dict(measure(evidence, choices, each, job.directory / "cache")), Budget().of)
             for name, each in run.SENSITIVITIES.items()
             if name not in arguments.without
         }

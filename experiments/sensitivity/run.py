@@ -68,7 +68,7 @@ def main() -> None:
         for name, sensitivity in wanted.items():
             began = time.perf_counter()
             damages = dict(measure(evidence, choices, sensitivity, job.directory / "cache"))
-            tables[name], seconds[name] = Table.of(choices, damages, Budget()), time.perf_counter() - began
+            tables[name], seconds[name] = Table.of(choices, damages, Budget().of), time.perf_counter() - began
         whole = OneShot(evidence, 3)
         rows = []
         for number in range(arguments.plans):

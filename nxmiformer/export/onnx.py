@@ -167,7 +167,7 @@ def _exported(
     given: tuple[Tensor, ...],
     names: Sequence[str],
     outputs: Sequence[str],
-    dynamic: Mapping[str, Any] | None,
+    dynamic: dict[str, Any] | None,
 ) -> "ir.Model":
     """The graph of a module from these inputs to its outputs, some axes of any length."""
     with _quiet():

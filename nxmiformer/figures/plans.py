@@ -34,7 +34,8 @@ _MARK = 0.14  # inches
 
 
 def search_frontier(found: Mapping[str, Any]) -> Figure:
-    """The score without training, and the divergence from the dense model, against bytes, of the plans of a search.
+    """The score without training, and the divergence from the dense model, of the plans of a search, against bytes or
+    latency.
 
     Those searched for several budgets are joined, the uniform ones named; without a frontier, these are the plans that
     fit the budget alone.
@@ -53,11 +54,19 @@ def search_frontier(found: Mapping[str, Any]) -> Figure:
     for ax, key in ((upper, "score"), (lower, "divergence")):
         _draw(ax, found, key)
     reference(upper, found["dense"], f"dense\n{words.score(metric, found['dense'])}")
-    text = f"budget {words.sized(found['budget'] / 8, 'layers')}"
-    label(upper, text, (found["budget"] / 8, 1.0), ORANGE, xycoords=("data", "axes fraction"), ha="center", va="bottom")
+    place = (words.amount(found, found["budget"]), 1.0)
+    label(
+        upper,
+        f"budget {words.limit(found)}",
+        place,
+        ORANGE,
+        xycoords=("data", "axes fraction"),
+        ha="center",
+        va="bottom",
+    )
     score_axis(upper.yaxis, metric)
     log_axis(lower.yaxis)
-    size_axis(lower)
+    size_axis(lower, words.said(found))
     note(figure, _note(found))
     title(figure, _finding(found) + words.search_caveat(found))
     return figure
@@ -101,15 +110,20 @@ def foreseen(found: Mapping[str, Any]) -> list[Plan]:
 
 
 def _distinct(found: Mapping[str, Any]) -> list[Plan]:
-    """The plans of a search, each once, with their `bytes` and their `kind`: a key of `KINDS`."""
+    """The plans of a search, each once, with their `amount` and their `kind`: a key of `KINDS`."""
     kinds: dict[frozenset[tuple[str, str]], Plan] = {}
     uniform = [plan for plan in (*found["plans"], *found["frontier"]) if _is_uniform(plan)]
     groups = {"chosen": [found["best"]], "uniform": uniform, "searched": found["frontier"], "measured": found["plans"]}
     for kind, plans in groups.items():
         for plan in plans:
-            known = {**plan, "bytes": plan["bits"] / 8, "kind": kind}
+            known = {**plan, "amount": _amount(found, plan), "kind": kind}
             kinds.setdefault(frozenset(plan["sets"].items()), known)
     return list(kinds.values())
+
+
+def _amount(found: Mapping[str, Any], plan: Plan) -> float:
+    """What the plan's layers cost, as the budget counts it."""
+    return words.amount(found, plan.get("cost", plan["bits"]))
 
 
 def _is_uniform(plan: Plan) -> bool:
@@ -130,7 +144,7 @@ def _limit(ax: Axes, found: Mapping[str, Any], key: str, more: Sequence[float]) 
     """Room for the plans, the budget, and names around the outermost."""
     plans, log = _distinct(found), ax.get_yscale() == "log"
     ax.set_xscale("log")
-    ax.set_xlim(*_room([*(plan["bytes"] for plan in plans), found["budget"] / 8], log=True))
+    ax.set_xlim(*_room([*(plan["amount"] for plan in plans), words.amount(found, found["budget"])], log=True))
     ax.set_ylim(*_room([*(plan[key] for plan in plans), *more], log))
 
 
@@ -144,12 +158,12 @@ def _room(values: Sequence[float], log: bool) -> tuple[float, float]:
 
 def _draw(ax: Axes, found: Mapping[str, Any], key: str) -> None:
     """The plans, those searched for several budgets joined, and the budget."""
-    ax.axvline(found["budget"] / 8, **{**DASHED, "color": ORANGE})
+    ax.axvline(words.amount(found, found["budget"]), **{**DASHED, "color": ORANGE})
     searched = [plan for plan in (found["best"], *found["frontier"]) if not _is_uniform(plan)]
-    line = sorted((plan["bits"] / 8, plan[key]) for plan in searched if _drawable(ax, plan[key]))
+    line = sorted((_amount(found, plan), plan[key]) for plan in searched if _drawable(ax, plan[key]))
     if found["frontier"] and line:
         ax.plot(*zip(*line, strict=True), color=BLUE, linewidth=1.2, alpha=0.5, zorder=2)
-    _points(ax, _distinct(found), "bytes", key)
+    _points(ax, _distinct(found), "amount", key)
 
 
 def _drawable(ax: Axes, value: float) -> bool:
@@ -175,11 +189,14 @@ def _note(found: Mapping[str, Any]) -> str:
     joined = ";  joined: searched for several budgets" if found["frontier"] else ""
     grey = any(plan["kind"] == "measured" for plan in _distinct(found))
     marks = f"named: uniform{joined}{';  grey: others for the budget' if grey else ''}"
-    return f"bytes of the searched layers{counted}, log scale\n{marks}"
+    what = f"bytes of the searched layers{counted}"
+    if (timed := found.get("latency")) is not None:
+        what = f"predicted latency in {timed['runtime']}, {timed['batch']} x {timed['length']} tokens"
+    return f"{what}, log scale\n{marks}"
 
 
 def _finding(found: Mapping[str, Any]) -> str:
-    best, metric, budget = found["best"], found["task"]["metric"], words.sized(found["budget"] / 8, "layers")
+    best, metric, budget = found["best"], found["task"]["metric"], words.limit(found)
     value = words.score(metric, best["score"])
     if _is_uniform(best):
         return f"No plan for {budget} is better than a uniform one: {value} {metric} without training"

@@ -4,7 +4,7 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -103,18 +103,18 @@ def log_axis(axis: Axis) -> None:
         axis.set_major_formatter("{x:g}")
 
 
-def size_axis(ax: Axes) -> None:
-    """Write the bytes of a logarithmic x axis, whose limits are set, as `words.size` does: "200 MB", "1 MB"."""
+def size_axis(ax: Axes, said: Callable[[float], str] = words.size) -> None:
+    """Write the amounts of a logarithmic x axis, whose limits are set, as `said` does, but round: "200 MB", "1 MB"."""
     low, high = ax.get_xlim()
     few = high < 5 * low  # so few that powers of ten, twice and five times them leave one tick or none
     ax.xaxis.set_major_locator(_round_numbers() if few else LogLocator(subs=(1, 2, 5), numticks=12))
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.xaxis.set_major_formatter(_size)
 
+    def written(value: float, _: float) -> str:
+        number, unit = said(value).split()
+        return f"{float(number):g} {unit}"
 
-def _size(nbytes: float, _: float) -> str:
-    number, unit = words.size(nbytes).split()
-    return f"{float(number):g} {unit}"
+    ax.xaxis.set_major_formatter(written)
 
 
 def _round_numbers() -> MaxNLocator:

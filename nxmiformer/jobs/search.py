@@ -17,6 +17,7 @@ from nxmiformer.files import write_text
 from nxmiformer.jobs.compress import run
 from nxmiformer.jobs.digests import read_contents
 from nxmiformer.jobs.job import Job
+from nxmiformer.jobs.latency import Timing, timed
 from nxmiformer.jobs.opening import check_same, opened, without_paths
 from nxmiformer.jobs.phases import leave_dense, train
 from nxmiformer.jobs.provenance import provenance
@@ -31,6 +32,7 @@ from nxmiformer.report.document import write_search
 from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.search.budget import NONE
+from nxmiformer.search.costs import Costs
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.search import Found
 from nxmiformer.search.whole import Sets
@@ -89,11 +91,13 @@ def search(job: Job) -> dict[str, Any]:
         raise ValueError("there is no search: give one, such as search=knapsack")
     if not job.budget.given:
         raise ValueError(NONE)
-    with opened(job, lambda model: _affordable(job, model)) as (stage, watched, position, resumed):
+    looked = _Look(job)
+    with opened(job, looked) as (stage, watched, position, resumed):
         if not job.resume:  # what an earlier search left is not this one's
             (job.directory / FOUND).unlink(missing_ok=True)
             shutil.rmtree(job.directory / TRIALS, ignore_errors=True)
-        targets, rest = _targets(watched), _rest_bits(job, stage.model, watched)
+        looked.keep()
+        targets = _targets(watched)
         # Under the plan that will be found the rest is rehearsed again; scales to learn come with its sets.
         known = {name: phase for name, phase in job.recipe.phases.items() if not phase.method.learned_scales}
         rehearse(stage, known, "holdout")
@@ -105,7 +109,7 @@ def search(job: Job) -> dict[str, Any]:
         def trial(sets: Sets, steps: int) -> float:
             return _trial(job, job.planning.assigned(stage.model, targets, sets), steps)
 
-        result = job.search(evidence, targets, job.budget, rest, job.directory / "cache", trial, stage.display)
+        result = job.search(evidence, targets, looked.costs, job.directory / "cache", trial, stage.display)
         seconds = time.perf_counter() - began
         plan = job.planning.assigned(stage.model, targets, result.best.sets)
         content = _content(job, stage, evidence, result, plan, seconds)
@@ -121,12 +125,35 @@ def nominal(job: Job, model: PreTrainedModel) -> CompressionPlan:
     return CompressionPlan.uniform(model, job.planning.targets(model), ANY)
 
 
-def _affordable(job: Job, model: PreTrainedModel) -> CompressionPlan:
-    """The same, once it is known that there is a plan within the budget."""
-    watched = nominal(job, model)
-    assert job.search is not None
-    job.search.limit(_targets(watched), job.budget, _rest_bits(job, model, watched))
-    return watched
+class _Look:
+    """Gives the nominal plan of a model once it is known that there is a plan within the budget.
+
+    Attributes:
+        costs: what sets cost in the model.
+    """
+
+    costs: Costs
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.timing: Timing | None = None
+
+    def __call__(self, model: PreTrainedModel) -> CompressionPlan:
+        watched, search = nominal(self.job, model), self.job.search
+        assert search is not None
+        targets = _targets(watched)
+        if self.job.budget.timed:
+            self.timing = timed(self.job, model, targets)
+            self.costs = self.timing.latency.costs(self.job.budget, targets.layers)
+        else:
+            self.costs = self.job.budget.costs(targets.layers, _rest_bits(self.job, model, watched))
+        search.check(targets, self.costs)
+        return watched
+
+    def keep(self) -> None:
+        """Write what was timed into the job's directory, which is its own by now."""
+        if self.timing is not None:
+            self.timing.keep()
 
 
 def _targets(nominal: CompressionPlan) -> Targets:

@@ -214,10 +214,12 @@ def _cut(run: Run) -> list[tuple[str, str]]:
 def plans(found: Mapping[str, Any]) -> Table:
     """The plans of a search, from the content of its `search.json`; of their trials the last, where there are any."""
     metric, tried = found["task"]["metric"], any(plan["trials"] for plan in found["plans"])
+    timed = found.get("latency") is not None
     rows = [
         (
             plan["name"],
             words.size(plan["bits"] / 8),
+            *((words.latency(words.amount(found, plan["cost"])),) if timed else ()),
             words.small(plan["predicted"]),
             words.small(plan["divergence"]),
             words.score(metric, plan["score"]),
@@ -225,7 +227,8 @@ def plans(found: Mapping[str, Any]) -> Table:
         )
         for plan in found["plans"]
     ]
-    header = ("plan", "of the\nlayers", "predicted", "divergence", "one-shot", *(("trained",) if tried else ()))
+    header = ("plan", "of the\nlayers", *(("latency",) if timed else ()), "predicted", "divergence", "one-shot")
+    header += ("trained",) if tried else ()
     return Table(header, tuple(rows))
 
 

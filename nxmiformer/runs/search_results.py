@@ -28,6 +28,7 @@ class _Plan:
     divergence: float
     score: float
     trials: list
+    cost: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class _Found:
     plans: list[_Plan]
     frontier: list[_Plan]
     interactions: list[_Pair]
+    latency: dict | None = None
 
 
 def read_search(directory: str | Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Numbers in words, the same in the console, the document and the figures."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from nxmiformer.runs.numbers import Run
@@ -173,6 +173,24 @@ def advice(run: Run) -> str:
     return f"{share} of the packed file is what the plan leaves dense; {overrides} packs {parts} too"
 
 
+def amount(found: Mapping[str, Any], cost: float) -> float:
+    """What layers cost, in the unit of the search's figures: bytes of the layers; of a budget of latency seconds of the
+    whole model."""
+    timed = found.get("latency")
+    return cost / 8 if timed is None else (cost + timed["rest"]) / 1e9
+
+
+def said(found: Mapping[str, Any]) -> Callable[[float], str]:
+    """How such an amount is written: "37.4 MB", "35.1 ms"."""
+    return size if found.get("latency") is None else latency
+
+
+def limit(found: Mapping[str, Any]) -> str:
+    """The budget of a search: "1.2 MB of the layers", "35.1 ms"."""
+    value = amount(found, found["budget"])
+    return sized(value, "layers") if found.get("latency") is None else latency(value)
+
+
 def search_headline(found: Mapping[str, Any]) -> str:
     """The finding of a search, from the content of its `search.json`: what the best plan does without training."""
     best, metric = found["best"], found["task"]["metric"]
@@ -180,7 +198,8 @@ def search_headline(found: Mapping[str, Any]) -> str:
     against = ""
     if others and min(others) > best["divergence"] > 0:
         against = f", {min(others) / best['divergence']:.1f} times closer to the dense one than any uniform plan"
-    of = f"{size(best['bits'] / 8)} of the layers' {size(found['budget'] / 8)}"
+    took, most = (said(found)(amount(found, cost)) for cost in (best.get("cost", best["bits"]), found["budget"]))
+    of = f"{took} of the layers' {most}" if found.get("latency") is None else f"predicted {took} of {most}"
     return f"{of}: {score(metric, best['score'])} {metric}{against}{search_caveat(found)}"
 
 

@@ -31,10 +31,10 @@ class Knapsack(Strategy):
 
     def __call__(self, table: Table, budget: int, most: int) -> list[Assignment]:
         apart = max(1, round(self.distance * len(table.choices)))
-        found = [solve(table.damage, table.bits, budget)]
+        found = [solve(table.damage, table.costs, budget)]
         while len(found) < most:
             try:
-                found.append(solve(table.damage, table.bits, budget, found, apart))
+                found.append(solve(table.damage, table.costs, budget, found, apart))
             except Exhausted:
                 break
         return sorted((tuple(int(index) for index in each) for each in found), key=table.predicted)

@@ -9,8 +9,8 @@ import numpy as np
 
 from nxmiformer.console.display import SILENT, Display
 from nxmiformer.layers.targets import Targets
-from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Candidates, Choice, words_of
+from nxmiformer.search.costs import Costs
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.halving import Halving
 from nxmiformer.search.sensitivity import Sensitivity
@@ -28,7 +28,8 @@ class Scored:
     Attributes:
         name: its origin.
         sets: by layer; None is dense.
-        bits: as the budget counts them.
+        bits: stored for the layers, as the budget counts them; all of them where it counts time.
+        cost: of the layers, in the unit of the budget: these bits, or nanoseconds.
         predicted: predicted damage, added up over the layers.
         divergence: divergence of the logits, with all layers in their sets and without training.
         score: score of the task, likewise.
@@ -38,6 +39,7 @@ class Scored:
     name: str
     sets: Sets
     bits: int
+    cost: int
     predicted: float
     divergence: float
     score: float
@@ -59,7 +61,8 @@ class Found:
         frontier: the best plans for other budgets, and all uniform ones.
         damages: the sensitivity, by layer and set.
         interactions: of pairs of layers: both names, the damage of both together, the sum of their damages.
-        budget: in bits.
+        budget: limit of the layers, in bits or nanoseconds.
+        latency: facts of the measurement where time was counted.
     """
 
     best: Scored
@@ -68,11 +71,13 @@ class Found:
     damages: Damages
     interactions: tuple[tuple[str, str, float, float], ...]
     budget: int
+    latency: Mapping[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return {
             "budget": self.budget,
+            "latency": None if self.latency is None else dict(self.latency),
             "best": self.best.to_dict(),
             "plans": [each.to_dict() for each in self.plans],
             "frontier": [each.to_dict() for each in self.frontier],
@@ -128,8 +133,7 @@ class Search:
         self,
         evidence: Evidence,
         targets: Targets,
-        budget: Budget,
-        rest: int,
+        costs: Costs,
         cache: Path,
         trial: Trial,
         display: Display = SILENT,
@@ -139,37 +143,36 @@ class Search:
         Args:
             evidence: of the dense model.
             targets: its layers.
-            rest: bits of the model's file that are none of theirs.
+            costs: of their sets, and the limit.
             cache: directory in which measured damages are kept.
             trial: trains with these sets for so many steps, and gives the score on the holdout; for `halving`.
             display: shows how far it is.
 
         Raises:
-            ValueError: as `limit`.
+            ValueError: as `check`.
         """
-        choices, limit = self.candidates.choices(targets), self.limit(targets, budget, rest)
+        self.check(targets, costs)
+        choices = self.candidates.choices(targets)
         damages = self._damages(evidence, choices, cache, display)
-        table, whole = Table.of(choices, damages, budget), OneShot(evidence, self.iterations)
-        plans = _scored(table, whole, self._proposals(table, limit), "plans", display)
-        plans = self._halved(sorted(plans, key=lambda each: (each.divergence, each.bits)), trial, display)
+        table, whole = Table.of(choices, damages, costs.cost), OneShot(evidence, self.iterations)
+        plans = _scored(table, whole, self._proposals(table, costs.limit), costs, "plans", display)
+        plans = self._halved(sorted(plans, key=lambda each: (each.divergence, each.cost)), trial, display)
         pairs = whole.interactions(plans[0].sets, self.interactions, display) if self.interactions else []
-        frontier = _scored(table, whole, self._frontier(table), "frontier", display)
-        return Found(plans[0], tuple(plans), tuple(frontier), damages, tuple(pairs), limit)
+        frontier = _scored(table, whole, self._frontier(table, costs), costs, "frontier", display)
+        return Found(plans[0], tuple(plans), tuple(frontier), damages, tuple(pairs), costs.limit, costs.latency)
 
-    def limit(self, targets: Targets, budget: Budget, rest: int) -> int:
-        """The budget in bits. What it needs is known before anything is trained.
+    def check(self, targets: Targets, costs: Costs) -> None:
+        """Whether there is a plan within the limit is known before anything is trained.
 
         Raises:
-            ValueError: there is no budget, or it is too small (the message has the smallest possible one); or a layer
-                has no candidate.
+            ValueError: the budget is too small (the message has the smallest possible one); or a layer has no
+                candidate.
         """
-        weights = sum(target.shape[0] * target.shape[1] for target in targets.layers)
-        limit, least = budget.bits(weights, rest), 0
+        least = 0
         for choice in self.candidates.choices(targets):
-            least += min(sum(budget.cost(each, layer.shape) for layer in choice.layers) for each in choice.sets)
-        if least > limit:
-            raise ValueError(f"budget {budget} is too small: the least is {budget.smallest(least, weights, rest)}")
-        return limit
+            least += min(sum(costs.cost(each, layer) for layer in choice.layers) for each in choice.sets)
+        if least > costs.limit:
+            raise ValueError(f"budget {costs.budget} is too small: the least is {costs.smallest(least)}")
 
     def _damages(self, evidence: Evidence, choices: Sequence[Choice], cache: Path, display: Display) -> Damages:
         damages = {}
@@ -187,14 +190,14 @@ class Search:
         uniform = {f"uniform {words}": each for words, each in fitting[: self.uniform] if each not in found}
         return {**named, **uniform}
 
-    def _frontier(self, table: Table) -> dict[str, Assignment]:
+    def _frontier(self, table: Table, costs: Costs) -> dict[str, Assignment]:
         """The uniform assignments, and the best ones for budgets between the smallest and the largest of them."""
         uniform = table.uniform()
         if not self.frontier or not uniform:
             return {}
-        costs = [table.cost(each) for each in uniform.values()]
-        budgets = np.geomspace(min(costs), max(costs), self.frontier + 1)[:-1]
-        found = {f"searched {limit / 8:.0f} bytes": self.strategy(table, int(limit), 1)[0] for limit in budgets}
+        spent = [table.cost(each) for each in uniform.values()]
+        limits = map(int, np.geomspace(min(spent), max(spent), self.frontier + 1)[:-1])
+        found = {f"searched {costs.words(limit)}": self.strategy(table, limit, 1)[0] for limit in limits}
         return {**{f"uniform {words}": each for words, each in uniform.items()}, **found}
 
     def _halved(self, plans: list[Scored], trial: Trial, display: Display) -> list[Scored]:
@@ -214,7 +217,7 @@ class Search:
 
 
 def _scored(
-    table: Table, whole: OneShot, assignments: Mapping[str, Assignment], name: str, display: Display
+    table: Table, whole: OneShot, assignments: Mapping[str, Assignment], costs: Costs, name: str, display: Display
 ) -> list[Scored]:
     """The assignments by name, measured as whole models."""
 
@@ -223,6 +226,7 @@ def _scored(
             sets = table.sets(assignment)
             logits = whole.logits(sets)
             figures = whole.evidence.divergence(logits), whole.evidence.score(logits)
-            yield Scored(each, sets, table.cost(assignment), table.predicted(assignment), *figures)
+            bits = sum(costs.bits(sets[layer.name], layer) for choice in table.choices for layer in choice.layers)
+            yield Scored(each, sets, bits, table.cost(assignment), table.predicted(assignment), *figures)
 
     return list(display.tracked(work(), name, len(assignments)))

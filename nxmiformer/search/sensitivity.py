@@ -43,7 +43,8 @@ class WeightError(Sensitivity):
 class OutputError(Sensitivity):
     """The relative mean squared change of the layer's output on the evidence, after it was reconstructed in the set.
 
-    The rows of a weight are independent problems, so some of them represent all.
+    The rows of a weight are independent problems in most sets, so that some of them represent all. In others, such as
+    blocks and Kronecker products, all rows are looked at.
 
     Attributes:
         weighted: weight each output by the squared gradient of the logits, and take half the absolute change. This is
@@ -65,11 +66,20 @@ class OutputError(Sensitivity):
         weight = evidence.layers[layer].matrix.detach()
         order = torch.randperm(len(weight), generator=torch.Generator().manual_seed(0), device="cpu")
         rows = order[: self.rows].sort().values.to(weight.device)
-        problem = evidence.problem(layer).of(rows)
+        whole = evidence.problem(layer)
+        some = whole.of(rows)
         if not self.weighted:
-            return [problem.error(self._point(problem, each)) for each in sets]
-        slopes = evidence.output_gradients[layer].to(weight.device)[rows] * (len(weight) / len(rows))
-        return [0.5 * (problem.row_errors(self._point(problem, each)) * slopes).sum().item() for each in sets]
+            pairs = [(some if each.rowwise else whole, each) for each in sets]
+            return [problem.error(self._point(problem, each)) for problem, each in pairs]
+        slopes = evidence.output_gradients[layer].to(weight.device)
+        found = []
+        for each in sets:
+            if each.rowwise:
+                errors = some.row_errors(self._point(some, each)) * slopes[rows] * (len(weight) / len(rows))
+            else:
+                errors = whole.row_errors(self._point(whole, each)) * slopes
+            found.append(0.5 * errors.sum().item())
+        return found
 
     def _point(self, problem: Problem, constraint: ConstraintSet) -> Tensor:
         if not self.iterations:

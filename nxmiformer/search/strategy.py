@@ -10,7 +10,7 @@ class Strategy(abc.ABC):
 
     @abc.abstractmethod
     def __call__(self, table: Table, budget: int, most: int) -> list[Assignment]:
-        """At most `most` assignments of at most `budget` bits each, those of the least predicted damage first.
+        """At most `most` assignments that cost at most `budget` each, those of the least predicted damage first.
 
         Raises:
             ValueError: none fits. The message has the smallest possible budget.

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from nxmiformer.files import append, write_text
-from nxmiformer.search.budget import Budget
 from nxmiformer.search.candidates import Choice, words_of
+from nxmiformer.search.costs import Cost
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.sensitivity import Sensitivity
 from nxmiformer.sets import ConstraintSet
@@ -26,33 +26,33 @@ class Table:
     Attributes:
         choices: the decisions.
         damage: (choices, candidates), summed over tied layers; infinite where a choice has fewer candidates.
-        bits: (choices, candidates), likewise, as the budget counts them; 0 where there is no candidate.
+        costs: (choices, candidates), likewise, in the unit of the budget; 0 where there is no candidate.
     """
 
     choices: Sequence[Choice]
     damage: np.ndarray
-    bits: np.ndarray
+    costs: np.ndarray
 
     @classmethod
-    def of(cls, choices: Sequence[Choice], damages: Damages, budget: Budget) -> "Table":
+    def of(cls, choices: Sequence[Choice], damages: Damages, cost: Cost) -> "Table":
         """The table of these damages."""
         width = max(len(choice.sets) for choice in choices)
-        damage, bits = np.full((len(choices), width), np.inf), np.zeros((len(choices), width))
+        damage, costs = np.full((len(choices), width), np.inf), np.zeros((len(choices), width))
         for row, choice in enumerate(choices):
             for column, each in enumerate(choice.sets):
-                bits[row, column] = sum(budget.cost(each, layer.shape) for layer in choice.layers)
+                costs[row, column] = sum(cost(each, layer) for layer in choice.layers)
                 damage[row, column] = sum(
                     0.0 if each is None else damages[layer.name][words_of(each)] for layer in choice.layers
                 )
-        return cls(choices, damage, bits)
+        return cls(choices, damage, costs)
 
     def predicted(self, assignment: Assignment) -> float:
         """The damage of all layers, added up."""
         return float(self.damage[np.arange(len(assignment)), assignment].sum())
 
     def cost(self, assignment: Assignment) -> int:
-        """The bits of all layers."""
-        return int(self.bits[np.arange(len(assignment)), assignment].sum())
+        """What all layers cost."""
+        return int(self.costs[np.arange(len(assignment)), assignment].sum())
 
     def sets(self, assignment: Assignment) -> dict[str, ConstraintSet | None]:
         """The set of each layer by name."""

@@ -15,5 +15,5 @@ class Uniform(Strategy):
         if not found:
             costs = [table.cost(each) for each in table.uniform().values()]
             least = f"the smallest one takes {min(costs)}" if costs else "no set is a candidate of every layer"
-            raise ValueError(f"no uniform plan fits into {budget} bits: {least}")
+            raise ValueError(f"no uniform plan fits into {budget}: {least}")
         return sorted(found, key=table.predicted)[:most]

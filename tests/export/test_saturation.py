@@ -13,7 +13,7 @@ from nxmiformer.sets import Grid
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-from nxmiformer.export import onnx  # noqa: E402
+from nxmiformer.export import onnx
 
 ROWS, INNER, OUT = 5, 96, 64
 

@@ -233,7 +233,7 @@ def write_found(
     shapes = {f"bert.encoder.layer.{i}.{name}": shape for i in range(layers) for name, shape in components.items()}
     choices = [Choice((Target(name, shape),), tuple(map(from_words, sets))) for name, shape in shapes.items()]
     damages, budget = _damages(choices), Budget(ratio)
-    table, limit = Table.of(choices, damages, budget), budget.bits(sum(a * b for a, b in shapes.values()), 0)
+    table, limit = Table.of(choices, damages, budget.of), budget.bits(sum(a * b for a, b in shapes.values()), 0)
     uniform = {f"uniform {words}": each for words, each in table.uniform().items()}
     costs = [table.cost(each) for each in uniform.values()]
     best = {f"knapsack {n}": each for n, each in enumerate(Knapsack()(table, limit, 3), 1)}
@@ -270,5 +270,6 @@ def _scored(table: Table, assignments: dict[str, Assignment]) -> tuple[Scored, .
         draw = random.Random(repr(each))
         divergence = 4 * table.predicted(each) ** 1.2 * draw.lognormvariate(0, 0.4)
         score = 0.5 + 0.42 * math.exp(-divergence) + draw.gauss(0, 0.002)
-        found.append(Scored(name, table.sets(each), table.cost(each), table.predicted(each), divergence, score))
+        cost = table.cost(each)
+        found.append(Scored(name, table.sets(each), cost, cost, table.predicted(each), divergence, score))
     return tuple(found)

@@ -14,8 +14,10 @@ from nxmiformer.figures.plans import foreseen, search_frontier, trust
 from nxmiformer.figures.sensitivity import sensitivity
 from nxmiformer.figures.style import png
 from nxmiformer.plan.compression import CompressionPlan
+from nxmiformer.report.content import plans
 from nxmiformer.report.document import write_search
 from nxmiformer.runs.search_results import chosen, interactions, read_search
+from nxmiformer.runs.words import search_headline
 
 ONE = {"frontier", "plan", "sensitivity"}  # a single plan has these
 ALL = ONE | {"trust"}
@@ -62,6 +64,18 @@ def test_what_is_wrong_with_a_search_is_told_with_its_file_and_key(tmp_path, cha
     with pytest.raises(ValueError, match=r"search\.json") as error:
         read_search(tmp_path)
     assert said in str(error.value)
+
+
+def test_a_search_of_latency_is_told_in_milliseconds(tmp_path):
+    timed = {"runtime": "ONNX Runtime", "batch": 1, "length": 128, "rest": 3_000_000, "dense": 9_000_000}
+    found = read_search(write_found(tmp_path, latency=timed))
+    best, budget = found["best"]["cost"] / 1e6, found["budget"] / 1e6
+    predicted, most = (f"{each + 3:.2f} ms" for each in (best, budget))
+    assert search_headline(found).startswith(f"predicted {predicted} of {most}: ")
+    assert told(search_frontier(found)).startswith(f"The plan for {most} has ")
+    table = plans(found)
+    assert table.header[2] == "latency"
+    assert table.rows[0][2] == predicted
 
 
 def test_a_directory_without_a_search_is_told(tmp_path):

@@ -9,7 +9,7 @@ from nxmiformer.search.budget import Budget
 from nxmiformer.sets import NM, Grid, Then
 
 SETS = [NM(2, 4), NM(1, 4), NM(3, 4), Grid(8), Grid(3), Grid(4, 4), Then(NM(2, 4), Grid(3)), Then(NM(3, 8), Grid(1, 8))]
-LIMITS = ["ratio", "bytes", "whole_model_bytes"]
+LIMITS = ["ratio", "bytes", "whole_model_bytes", "latency", "milliseconds"]
 
 
 @given(st.sampled_from(SETS), st.integers(1, 9), st.integers(1, 4))
@@ -56,6 +56,12 @@ def test_a_limit_is_above_zero(limit, value):
         ({"ratio": 0.1, "bytes": 5}, "a budget has one limit, not budget.ratio=0.1 and budget.bytes=5"),
         ({"accounting": "al"}, "unknown accounting of a budget 'al': did you mean all"),
         ({"whole_model_bytes": 9, "accounting": "values"}, "budget.accounting=values has no effect"),
+        (
+            {"latency": 0.5, "accounting": "values"},
+            "budget.latency counts all, so budget.accounting=values has no effect",
+        ),
+        ({"latency": 1.5}, "budget.latency=1.5: it must be above 0 and at most 1"),
+        ({"latency": 0.5, "batch": 0}, "budget.batch=0: it must be at least 1"),
     ],
 )
 def test_a_budget_that_cannot_be_is_refused(given, message):
@@ -86,6 +92,8 @@ def test_no_limit_is_no_budget():
         ({"bytes": 70}, "70 bytes"),
         ({"bytes": 70, "accounting": "indices"}, "70 bytes by indices"),
         ({"whole_model_bytes": 70}, "70 whole bytes"),
+        ({"latency": 0.5}, "0.5 of the latency"),
+        ({"milliseconds": 12.5}, "12.5 ms"),
     ],
 )
 def test_a_budget_in_words(given, words):

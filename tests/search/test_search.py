@@ -45,7 +45,8 @@ def targets_of(seen):
 def searched(seen, cache, budget=None, trial=no_trial, **given):
     given = {"candidates": Candidates(WORDS), "sensitivity": OutputError(), "strategy": Knapsack(), **given}
     search = Search(**{"iterations": 0, **given})
-    return search(seen, targets_of(seen), budget or Budget(ratio=0.12), REST, cache, trial)
+    targets = targets_of(seen)
+    return search(seen, targets, (budget or Budget(ratio=0.12)).costs(targets.layers, REST), cache, trial)
 
 
 def cost(sets, seen, budget):
@@ -139,11 +140,12 @@ def test_a_budget_that_is_too_small_names_the_smallest_that_is_not(bert, budget)
     search, targets = Search(Candidates(WORDS), WeightError(), Greedy()), targets_of(bert)
     assume(0 < bits_of(budget, bert) < least(budget, bert))
     with pytest.raises(ValueError, match=f"budget {budget} is too small: the least is budget") as error:
-        search.limit(targets, budget, REST)
+        search.check(targets, budget.costs(targets.layers, REST))
     name, value = str(error.value).split()[-1].removeprefix("budget.").split("=")
     number, step = (float(value), 1e-4) if name == "ratio" else (int(value), 1)
     enough, less = (Budget(**{name: each}, accounting=budget.accounting) for each in (number, number - step))
-    assert search.limit(targets, enough, REST) >= least(budget, bert) > bits_of(less, bert)
+    search.check(targets, costs := enough.costs(targets.layers, REST))
+    assert costs.limit >= least(budget, bert) > bits_of(less, bert)
 
 
 def test_a_budget_for_all_leaves_all_dense_where_that_is_a_candidate(bert, tmp_path):

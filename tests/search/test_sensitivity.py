@@ -8,7 +8,7 @@ from small import evidence
 
 from nxmiformer.search.anchored import Anchored
 from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity
-from nxmiformer.sets import NM, Grid, Then
+from nxmiformer.sets import NM, Block, Grid, Kronecker, Then, Unstructured
 
 SETS = [Grid(8), Grid(3), NM(2, 4), Then(NM(2, 4), Grid(4)), Then(NM(1, 4), Grid(2))]
 BY_ITSELF = pytest.mark.parametrize("sensitivity", SENSITIVITIES, ids=repr)
@@ -100,6 +100,14 @@ def test_some_rows_tell_of_all_on_average(whole, weighted):
     some, every = (OutputError(weighted, rows, 0) for rows in (8, 10_000))
     ratios = [some(whole, name, [Grid(4)])[0] / every(whole, name, [Grid(4)])[0] for name in whole.layers]
     assert np.exp(np.mean(np.log(ratios))) == pytest.approx(1, abs=0.35)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("constraint", [Kronecker(4, 4), Block(8, 4, 0.5), Unstructured(0.3)], ids=str)
+def test_all_rows_are_looked_at_where_they_are_no_problems_of_their_own(seen, weighted, constraint):
+    some, every = (OutputError(weighted, rows, 0)(seen, one(seen), [constraint, Grid(4)]) for rows in (3, 10_000))
+    assert some[0] == every[0] > 0
+    assert some[1] != every[1]
 
 
 def test_reconstruction_does_less_damage_than_projection(whole):

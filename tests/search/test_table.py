@@ -18,21 +18,21 @@ DAMAGES = {"a.0.x": {"2:4": 1.0, "int4": 2.0}, "a.1.x": {"2:4": 10.0, "int4": 20
 
 def table(tie="free", sets=("2:4", "dense", "int4"), **given):
     choices = Candidates(list(sets), tie=tie, **given).choices(LAYERS)
-    return Table.of(choices, DAMAGES, Budget(accounting="values"))
+    return Table.of(choices, DAMAGES, Budget(accounting="values").of)
 
 
 def test_each_candidate_has_its_damage_and_its_bits_and_a_dense_layer_none():
     found = table()
     np.testing.assert_array_equal(found.damage, [[1, 0, 2], [10, 0, 20], [0, 100, np.inf]])
     np.testing.assert_array_equal(
-        found.bits, [[4 * 4 * 32, 4 * 8 * 32, 4 * 8 * 4], [4 * 8 * 32, 4 * 16 * 32, 4 * 16 * 4], [24 * 32, 24 * 4, 0]]
+        found.costs, [[4 * 4 * 32, 4 * 8 * 32, 4 * 8 * 4], [4 * 8 * 32, 4 * 16 * 32, 4 * 16 * 4], [24 * 32, 24 * 4, 0]]
     )
 
 
 def test_damages_and_bits_of_tied_layers_add_up():
     free, tied = table(), table("component")
     np.testing.assert_array_equal(tied.damage, [free.damage[:2].sum(0), free.damage[2]])
-    np.testing.assert_array_equal(tied.bits, [free.bits[:2].sum(0), free.bits[2]])
+    np.testing.assert_array_equal(tied.costs, [free.costs[:2].sum(0), free.costs[2]])
 
 
 def test_an_assignment_is_its_sets_their_damage_and_their_bits():
