@@ -113,7 +113,8 @@ class Study:
 
     def _common(self, task: str, seed: int) -> list[str]:
         path = [f"task.path={self.arguments.glue}"] if self.arguments.glue and task != EMBEDDED else []
-        return [f"task={task}", f"seed={seed}", *self.sweep["common"], *path]
+        precision = [f"train.precision={self.arguments.precision}"]
+        return [f"task={task}", f"seed={seed}", *self.sweep["common"], *precision, *path]
 
     def _folder(self, task: str, seed: int) -> Path:
         return Path(self.arguments.outputs) / f"{task}-dense-{seed}"
@@ -211,6 +212,7 @@ def _arguments(sweep: dict[str, Any]) -> argparse.Namespace:
     add("study", help="the directory's name")
     add("--models", help="directory that holds the model's (default: the hub)")
     add("--glue", help="directory of GLUE in the hub's layout (default: the hub)")
+    add("--precision", default="bf16", help="no: float32, for a CPU (default: %(default)s)")
     add("--peers", help="Python of ModelOpt's environment, such as .venv-peers/bin/python")
     add("--outputs", default="outputs/glue", help="where the runs go (default: %(default)s)")
     add("--workers", type=int, default=1, help="cells that run side by side")
