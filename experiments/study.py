@@ -113,7 +113,7 @@ class Study:
 
     def _common(self, task: str, seed: int) -> list[str]:
         path = [f"task.path={self.arguments.glue}"] if self.arguments.glue and task != EMBEDDED else []
-        precision = [f"train.precision={self.arguments.precision}"]
+        precision = [f"train.precision={self.arguments.precision or self.sweep['precision']}"]
         return [f"task={task}", f"seed={seed}", *self.sweep["common"], *precision, *path]
 
     def _folder(self, task: str, seed: int) -> Path:
@@ -212,7 +212,7 @@ def _arguments(sweep: dict[str, Any]) -> argparse.Namespace:
     add("study", help="the directory's name")
     add("--models", help="directory that holds the model's (default: the hub)")
     add("--glue", help="directory of GLUE in the hub's layout (default: the hub)")
-    add("--precision", default="bf16", help="no: float32, for a CPU (default: %(default)s)")
+    add("--precision", choices=["no", "bf16"], help=f"no: float32, for a CPU (default: {sweep['precision']})")
     add("--peers", help="Python of ModelOpt's environment, such as .venv-peers/bin/python")
     add("--outputs", default="outputs/glue", help="where the runs go (default: %(default)s)")
     add("--workers", type=int, default=1, help="cells that run side by side")
@@ -220,7 +220,10 @@ def _arguments(sweep: dict[str, Any]) -> argparse.Namespace:
     add("--plans", nargs="+", default=list(sweep["plans"]), choices=sweep["plans"], help="only these")
     add("--methods", nargs="+", default=methods, choices=methods, help="only these")
     add("--seeds", nargs="+", type=int, default=sweep["seeds"], help="only these")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.peers and (precision := arguments.precision or sweep["precision"]) != "bf16":
+        parser.error(f"ModelOpt's cells are trained in bf16, and these would be in {precision!r}: leave out --peers")
+    return arguments
 
 
 def _job(folder: Path, overrides: list[str]) -> bool:

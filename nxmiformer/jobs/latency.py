@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -23,8 +23,10 @@ from nxmiformer.files import write_text
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.provenance import device_name
 from nxmiformer.layers.examples import made_up
+from nxmiformer.layers.linear import CompressedLinear
+from nxmiformer.layers.mode import evaluating
 from nxmiformer.layers.projection import project
-from nxmiformer.layers.targets import Targets
+from nxmiformer.layers.targets import Target, Targets
 from nxmiformer.layers.wrapped import unwrapped
 from nxmiformer.models.fit import positions
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
@@ -61,11 +63,13 @@ def timed(job: Job, model: PreTrainedModel, targets: Targets) -> Timing:
         ValueError: the model, a candidate or the plan has no form in ONNX Runtime.
     """
     assert job.search is not None
-    _check(job, model)
-    batch, length = job.budget.batch, job.budget.length
+    batch, length = job.budget.shape
+    _check(job, model, length)
     inputs = made_up(model, batch, length)
-    calls = _calls(model, targets, inputs)
-    forms = {DENSE, *(form(each) for choice in job.search.candidates.choices(targets) for each in choice.sets)}
+    head = [(target, each) for target, each in job.planning.around(model) if not target.lookup]
+    calls = _calls(model, [*targets.layers, *(target for target, _ in head)], inputs)
+    sets = [each for choice in job.search.candidates.choices(targets) for each in choice.sets]
+    forms = {DENSE, *map(form, [*sets, *(each for _, each in head)])}
     threads = job.settings.threads or torch.get_num_threads()
     facts: dict[str, Any] = {"runtime": "ONNX Runtime", "batch": batch, "length": length, "threads": threads}
     facts["device"] = device_name(torch.device("cpu"))
@@ -74,35 +78,39 @@ def timed(job: Job, model: PreTrainedModel, targets: Targets) -> Timing:
     mark = hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
     file = job.directory / "cache" / f"latency-{mark}.json"
     if file.exists():
-        found = parse(file.read_bytes(), str(file))
-        rows = [(((tuple(given), tuple(shape)), words), each) for given, shape, words, each in found["layers"]]
-        return Timing(Latency(found["dense"], calls, dict(rows), facts), file)
-    dense, layers = _measured(job, model, inputs, list(product(distinct, sorted(forms))), threads)
-    return Timing(Latency(dense, calls, layers, facts), file)
+        kept = parse(file.read_bytes(), str(file))
+        rows = [(((tuple(given), tuple(shape)), words), each) for given, shape, words, each in kept["layers"]]
+        dense, layers = kept["dense"], dict(rows)
+    else:
+        with torch.random.fork_rng(devices=[]):  # training draws what it would without
+            dense, layers = _measured(job, model, inputs, list(product(distinct, sorted(forms))), threads)
+    found = Latency(dense, 0, calls, layers, facts)
+    around = sum(found.of(each, target) - found.of(None, target) for target, each in head)
+    return Timing(replace(found, around=around), file)
 
 
-def _check(job: Job, model: PreTrainedModel) -> None:
+def _check(job: Job, model: PreTrainedModel, length: int) -> None:
     """Refuse what cannot be timed, in words."""
     if job.planning.everything is not None:
         raise ValueError("a budget of latency times layers alone: leave out plan.everything, or give a budget of bytes")
     onnx, limit = Onnx(), positions(model)
     onnx.check_packages()
-    if limit is not None and job.budget.length > limit:
-        raise ValueError(f"budget.length={job.budget.length}: the model has positions for {limit} tokens")
+    if limit is not None and length > limit:
+        raise ValueError(f"budget.length={length}: the model has positions for {limit} tokens")
     if refused := list(onnx.refusals(model, CompressionPlan({}))):
         raise ValueError(f"a budget of latency is measured in ONNX Runtime, and {'; '.join(refused)}")
 
 
-def _calls(model: PreTrainedModel, targets: Targets, given: dict[str, Tensor]) -> dict[str, list[Call]]:
+def _calls(model: PreTrainedModel, layers: Sequence[Target], given: dict[str, Tensor]) -> dict[str, list[Call]]:
     """The shapes that each layer, or one that shares its weight, is called with in a forward pass."""
-    found: dict[str, list[Call]] = {target.name: [] for target in targets.layers}
+    found: dict[str, list[Call]] = {target.name: [] for target in layers}
     handles = []
-    for target in targets.layers:
-        for name in (target.name, *target.aliases):
-            seen = partial(_seen, found[target.name], target.shape)
-            handles.append(unwrapped(model).get_submodule(name).register_forward_pre_hook(seen))
+    for target in layers:
+        modules = [unwrapped(model).get_submodule(name) for name in (target.name, *target.aliases)]
+        for module in {id(module): module for module in modules}.values():  # one module may have two names
+            handles.append(module.register_forward_pre_hook(partial(_seen, found[target.name], target.shape)))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             model(**{name: each.to(model.device) for name, each in given.items()})
     finally:
         for handle in handles:
@@ -153,4 +161,8 @@ def _layer(job: Job, call: Call, words: str) -> nn.Module | None:
             return None
         convert(holder, CompressionPlan({"0": LayerSpec(constraint, call[1], job.planning.activations)}))
         project(holder)
+        layer = holder[0]
+        assert isinstance(layer, CompressedLinear)
+        if layer.inputs is not None and layer.inputs.spec.ranges == "ema":
+            layer.inputs.peak.fill_(1.0)  # a range that was seen in training is a constant of the graph
     return holder[0]

@@ -32,6 +32,7 @@ from nxmiformer.report.document import write_search
 from nxmiformer.runs.numbers import REPORT
 from nxmiformer.runs.parse import parse
 from nxmiformer.search.budget import NONE
+from nxmiformer.search.candidates import DENSE
 from nxmiformer.search.costs import Costs
 from nxmiformer.search.evidence import Evidence
 from nxmiformer.search.search import Found
@@ -91,6 +92,11 @@ def search(job: Job) -> dict[str, Any]:
         raise ValueError("there is no search: give one, such as search=knapsack")
     if not job.budget.given:
         raise ValueError(NONE)
+    method = job.search
+    if job.budget.timed:  # what is fast enough already may stay dense
+        sets = tuple(dict.fromkeys([*method.candidates.sets, DENSE]))
+        method = replace(method, candidates=replace(method.candidates, sets=sets))
+        job = replace(job, search=method)
     looked = _Look(job)
     with opened(job, looked) as (stage, watched, position, resumed):
         if not job.resume:  # what an earlier search left is not this one's
@@ -104,12 +110,12 @@ def search(job: Job) -> dict[str, Any]:
         train(job, stage, _dense(job), position, resumed)
         leave_dense(replace(job, report_on="holdout"), stage)
         began = time.perf_counter()
-        evidence = evidence_of(stage, job.search.examples)
+        evidence = evidence_of(stage, method.examples)
 
         def trial(sets: Sets, steps: int) -> float:
             return _trial(job, job.planning.assigned(stage.model, targets, sets), steps)
 
-        result = job.search(evidence, targets, looked.costs, job.directory / "cache", trial, stage.display)
+        result = method(evidence, targets, looked.costs, job.directory / "cache", trial, stage.display)
         seconds = time.perf_counter() - began
         plan = job.planning.assigned(stage.model, targets, result.best.sets)
         content = _content(job, stage, evidence, result, plan, seconds)

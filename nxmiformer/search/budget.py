@@ -18,6 +18,7 @@ NONE = (
     "budget.latency=... or budget.milliseconds=..."
 )
 ROUND = 10_000
+BATCH, LENGTH = 1, 128
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Budget:
         latency: limit of the time of the whole model in ONNX Runtime on the CPU, as a share of the dense one's, in
             (0, 1].
         milliseconds: the same limit in milliseconds.
-        batch, length: the shape of the inputs that are timed (examples, tokens).
+        batch, length: the shape of the inputs that are timed (examples, tokens); None: BATCH and LENGTH.
     """
 
     ratio: float | None = None
@@ -42,8 +43,8 @@ class Budget:
     accounting: Accounting = "all"
     latency: float | None = None
     milliseconds: float | None = None
-    batch: int = 1
-    length: int = 128
+    batch: int | None = None
+    length: int | None = None
 
     def __post_init__(self) -> None:
         if self.accounting not in get_args(Accounting):
@@ -58,8 +59,10 @@ class Budget:
         if (whole := given.keys() - {"ratio", "bytes"}) and self.accounting != "all":
             raise ValueError(f"budget.{whole.pop()} counts all, so budget.accounting={self.accounting} has no effect")
         for name, count in (("batch", self.batch), ("length", self.length)):
-            if count < 1:
+            if count is not None and count < 1:
                 raise ValueError(f"budget.{name}={count}: it must be at least 1")
+            if count is not None and not self.timed:
+                raise ValueError(f"budget.{name}={count} is timed under a budget of latency, and has no effect here")
 
     @property
     def _limits(self) -> Mapping[str, float | None]:
@@ -70,6 +73,11 @@ class Budget:
     def given(self) -> bool:
         """Whether there is a limit."""
         return any(value is not None for value in self._limits.values())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The shape of the inputs that are timed: examples, tokens."""
+        return self.batch or BATCH, self.length or LENGTH
 
     @property
     def timed(self) -> bool:

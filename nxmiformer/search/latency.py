@@ -12,7 +12,6 @@ from nxmiformer.search.costs import Costs
 from nxmiformer.sets import ConstraintSet, Grid, Products
 from nxmiformer.sets.base import Shape
 
-ROUND = 1_000
 WIDTH = 8  # bits of the integers that it multiplies
 MILLISECOND = 1_000_000  # nanoseconds
 
@@ -28,12 +27,14 @@ class Latency:
 
     Attributes:
         dense: nanoseconds of the dense model.
+        around: of what else the plan compresses, above its dense time.
         calls: of each layer in one forward pass of it.
         layers: nanoseconds of a call, by call and `form`.
         facts: of the measurement, as JSON values.
     """
 
     dense: int
+    around: int
     calls: Mapping[str, Sequence[Call]]
     layers: Mapping[tuple[Call, str], int]
     facts: Mapping[str, Any]
@@ -44,13 +45,13 @@ class Latency:
 
     def costs(self, budget: Budget, layers: Sequence[Target]) -> Costs:
         """What a search among these layers counts, under a budget of time."""
-        rest = self.dense - sum(self.of(None, layer) for layer in layers)
+        rest = self.dense + self.around - sum(self.of(None, layer) for layer in layers)
         whole = budget.latency * self.dense if budget.latency is not None else (budget.milliseconds or 0) * MILLISECOND
 
         def smallest(cost: int) -> str:
             if budget.latency is not None:
-                return f"budget.latency={math.ceil((cost + rest) / self.dense * ROUND) / ROUND:g}"
-            return f"budget.milliseconds={math.ceil((cost + rest) / MILLISECOND * ROUND) / ROUND:g}"
+                return f"budget.latency={_above((cost + rest) / self.dense)}"
+            return f"budget.milliseconds={_above((cost + rest) / MILLISECOND)}"
 
         return Costs(
             budget=str(budget),
@@ -58,9 +59,15 @@ class Latency:
             cost=self.of,
             bits=budget.of,
             smallest=smallest,
-            words=lambda cost: f"{(cost + rest) / MILLISECOND:.3g} ms",
+            words=lambda cost: f"{(cost + rest) / MILLISECOND:.4g} ms",
             latency={**self.facts, "dense": self.dense, "rest": rest},
         )
+
+
+def _above(value: float) -> str:
+    """The next number of two digits: measured again, times differ in the third."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 1)
+    return f"{math.ceil(value / step) * step:.6g}"
 
 
 def form(constraint: ConstraintSet | None) -> str:
@@ -74,7 +81,7 @@ def form(constraint: ConstraintSet | None) -> str:
         return words_of(constraint)
     if not isinstance(constraint.grid, Grid):
         raise ValueError(
-            f"the candidate {constraint} has float values, which ONNX Runtime multiplies as it does dense ones: under "
+            f"the set {constraint} has float values, which ONNX Runtime multiplies as it does dense ones: under "
             f"a budget of latency give it a grid, such as {constraint}+int8, or take {DENSE}"
         )
     return str(replace(constraint.grid, bits=WIDTH))

@@ -196,7 +196,8 @@ class Search:
         if not self.frontier or not uniform:
             return {}
         spent = [table.cost(each) for each in uniform.values()]
-        limits = map(int, np.geomspace(min(spent), max(spent), self.frontier + 1)[:-1])
+        places = np.geomspace(min(spent), max(spent), self.frontier + 1)[:-1]
+        limits = sorted({max(min(spent), int(place)) for place in places})  # a place may be a hair below the least
         found = {f"searched {costs.words(limit)}": self.strategy(table, limit, 1)[0] for limit in limits}
         return {**{f"uniform {words}": each for words, each in uniform.items()}, **found}
 

@@ -14,6 +14,8 @@ class Uniform(Strategy):
         found = [each for each in table.uniform().values() if table.cost(each) <= budget]
         if not found:
             costs = [table.cost(each) for each in table.uniform().values()]
-            least = f"the smallest one takes {min(costs)}" if costs else "no set is a candidate of every layer"
-            raise ValueError(f"no uniform plan fits into {budget}: {least}")
+            least = "no set is a candidate of every layer"
+            if costs:
+                least = f"the smallest one takes {min(costs) / max(1, budget):.4g} times as much as there is"
+            raise ValueError(f"no uniform plan fits into the budget: {least}")
         return sorted(found, key=table.predicted)[:most]

@@ -1,5 +1,7 @@
 """Products of the largest 8-bit codes, whose sums are beyond 16 bits."""
 
+from unittest.mock import MagicMock
+
 import pytest
 import torch
 from torch import nn
@@ -11,9 +13,9 @@ from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import Grid
 
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
-pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+onnxruntime = pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
-from nxmiformer.export import onnx
+from nxmiformer.export import onnx  # noqa: E402
 
 ROWS, INNER, OUT = 5, 96, 64
 
@@ -26,6 +28,17 @@ def layer_of_ones():
     convert(holder, CompressionPlan({"0": LayerSpec(Grid(8), (OUT, INNER), Activations(8))}))
     project(holder)
     return holder.eval()[0]
+
+
+@pytest.mark.parametrize("cut_off", [False, True])
+def test_the_slow_product_is_asked_for_where_the_fast_one_saturates_and_only_there(tmp_path, monkeypatch, cut_off):
+    asked = []
+    options = type("Options", (), {"add_session_config_entry": lambda _, *entry: asked.append(entry)})
+    monkeypatch.setattr(onnx, "saturates", lambda: cut_off)
+    monkeypatch.setattr(onnxruntime, "SessionOptions", options)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *_, **__: MagicMock())
+    onnx.Onnx().read(tmp_path, 1)
+    assert asked == ([("session.x64quantprecision", "1")] if cut_off else [])
 
 
 @pytest.mark.parametrize("cut_off", [None, True], ids=["as this processor is", "as one that saturates"])

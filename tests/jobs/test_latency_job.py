@@ -3,11 +3,14 @@
 import json
 
 import pytest
+import torch
+import transformers
 from test_search_job import Killed, job, without_figures
 
 from nxmiformer.jobs import latency
 from nxmiformer.jobs import search as planner
 from nxmiformer.jobs.search import search
+from nxmiformer.layers.targets import Target, find_targets
 from nxmiformer.plan.compression import CompressionPlan
 
 pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -72,13 +75,50 @@ def test_times_are_measured_once_and_kept_for_a_search_that_goes_on(tmp_path, ma
     assert json.loads(file.read_text())["dense"] == DENSE
 
 
+def test_layers_may_stay_dense_whatever_the_candidates(tmp_path, made_up):
+    words = [each for each in SHORT if each != SETS]
+    content = search(job(tmp_path, *words, "search.candidates.sets=[int8,int4]", "budget.latency=0.8"))
+    assert set(content["best"]["sets"].values()) == {"int8", "dense"}
+
+
+def test_a_head_on_a_grid_is_timed_so(tmp_path, made_up):
+    plain, packed = (
+        search(job(tmp_path / name, *SHORT, "budget.latency=1.0", *more))["latency"]
+        for name, more in (("plain", []), ("packed", ["plan.head=int8"]))
+    )
+    heads = (plain["rest"] - packed["rest"]) / (PER_CALL["dense"] - PER_CALL["int8"])
+    assert heads == int(heads) >= 1
+
+
+def test_each_call_of_a_module_is_counted_once_whatever_its_names(made_up):
+    config = transformers.AlbertConfig(
+        vocab_size=30,
+        embedding_size=8,
+        hidden_size=16,
+        num_attention_heads=2,
+        intermediate_size=32,
+        num_hidden_layers=3,
+    )
+    config.num_hidden_layers = 3
+    model = transformers.AlbertForSequenceClassification(config)
+    inputs = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
+    calls = latency._calls(model, find_targets(model).layers, inputs)
+    assert set(map(len, calls.values())) == {3}
+    twice = torch.nn.ModuleList([torch.nn.Linear(4, 4)] * 2)
+    named = Target("0", (4, 4), aliases=("1",))
+    twice.forward = lambda x: twice[1](twice[0](x))
+    twice.device = torch.device("cpu")
+    assert latency._calls(twice, [named], {"x": torch.ones(3, 4)}) == {"0": [((3, 4), (4, 4))] * 2}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["budget.latency=0.5"], r"budget 0.5 of the latency is too small: the least is budget\.latency=0\.\d+$"),
         (["budget.milliseconds=0.01"], r"budget 0.01 ms is too small: the least is budget\.milliseconds=0\.\d+$"),
-        (["budget.latency=0.9", "search.candidates.sets=[2:4]"], r"candidate 2:4 has float values, .*give it a grid"),
+        (["budget.latency=0.9", "search.candidates.sets=[2:4]"], r"the set 2:4 has float values, .*give it a grid"),
         (["budget.latency=0.9", "budget.length=999"], "budget.length=999: the model has positions for 64 tokens"),
+        (["budget.ratio=0.9"], "budget.length=16 is timed under a budget of latency, and has no effect here"),
         (["budget.latency=0.9", "plan=fullyqt"], "leave out plan.everything, or give a budget of bytes"),
     ],
 )

@@ -1,5 +1,7 @@
 """Laws of a budget of time, on made-up times."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -13,7 +15,7 @@ FIRST, SECOND = ((1, 8, 4), (6, 4)), ((1, 8, 6), (4, 6))
 LAYERS = [Target("once", (6, 4)), Target("thrice", (4, 6))]
 CALLS = {"once": [FIRST], "thrice": [SECOND] * 3}
 TIMES = {(FIRST, "dense"): 50, (FIRST, "int8"): 20, (SECOND, "dense"): 40, (SECOND, "int8"): 10}
-LATENCY = Latency(1000, CALLS, TIMES, {"batch": 1})
+LATENCY = Latency(1000, 0, CALLS, TIMES, {"batch": 1})
 SMALLEST = 1000 - 50 - 3 * 40 + 20 + 3 * 10
 
 
@@ -37,7 +39,7 @@ def test_zeros_and_few_bits_are_multiplied_as_eight_bits(constraint, words):
 @pytest.mark.parametrize("constraint", [NM(2, 4), Unstructured(0.2), Block(2, 2, 0.5)], ids=str)
 def test_sparse_floats_have_no_form(constraint):
     with pytest.raises(
-        ValueError, match=r"candidate .* has float values, which ONNX Runtime multiplies as it does dense"
+        ValueError, match=r"the set .* has float values, which ONNX Runtime multiplies as it does dense"
     ):
         form(constraint)
 
@@ -67,8 +69,13 @@ def test_the_smallest_budget_is_enough_and_a_step_less_is_not(share, shares):
     name, value = costs.smallest(least).removeprefix("budget.").split("=")
     assert name == ("latency" if shares else "milliseconds")
     assert LATENCY.costs(Budget(**{name: float(value)}), LAYERS).limit >= least
-    if shares:
-        assert float(value) * 1000 < SMALLEST + 1
+    assert float(value) * (1000 if shares else 1e6) < SMALLEST * 1.12
+
+
+def test_what_else_is_compressed_is_part_of_the_rest():
+    costs = replace(LATENCY, around=-30).costs(Budget(latency=0.9), LAYERS)
+    assert costs.limit == 900 - (1000 - 170 - 30)
+    assert costs.latency["rest"] == 800
 
 
 def test_stored_bits_are_told_beside_the_time():

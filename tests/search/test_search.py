@@ -1,6 +1,7 @@
 """Laws of a whole search, on a random model."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -146,6 +147,15 @@ def test_a_budget_that_is_too_small_names_the_smallest_that_is_not(bert, budget)
     enough, less = (Budget(**{name: each}, accounting=budget.accounting) for each in (number, number - step))
     search.check(targets, costs := enough.costs(targets.layers, REST))
     assert costs.limit >= least(budget, bert) > bits_of(less, bert)
+
+
+@pytest.mark.parametrize("each", [112_667, 30_011, 7])
+def test_where_all_sets_cost_the_same_the_frontier_has_one_budget(bert, tmp_path, each):
+    targets = targets_of(bert)
+    costs = replace(Budget(ratio=1.0).costs(targets.layers, 0), cost=lambda *_: each, limit=each * len(targets.layers))
+    search = Search(Candidates(WORDS), WeightError(), Knapsack(), iterations=0, frontier=6)
+    found = search(bert, targets, costs, tmp_path, no_trial)
+    assert len([plan for plan in found.frontier if plan.name.startswith("searched")]) == 1
 
 
 def test_a_budget_for_all_leaves_all_dense_where_that_is_a_candidate(bert, tmp_path):
