@@ -36,7 +36,7 @@ def build(config: DictConfig, directory: Path) -> Job:
     absent = [key for key in wanted if key not in plain]
     if absent:
         raise ValueError(asked_for(absent))
-    if plain["job"] not in KINDS:
+    if plain["job"] not in list(KINDS):  # a value of any type, which need not be hashable
         raise unknown("job", plain["job"], KINDS)
     wrong = [line for key, hint in wanted.items() for line in mistakes(plain[key], hint, key)]
     if wrong:
