@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class Rows:
@@ -42,6 +45,13 @@ class Rows:
                 opened.flush()
                 os.fsync(opened.fileno())
         return True
+
+
+def spread(values: "pd.Series", digits: int) -> str:
+    """The mean, and the standard deviation where there are several values; a dash where there is none."""
+    if not len(values):
+        return "–"
+    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
 def insert_table(page: Path, table: str) -> None:

@@ -13,7 +13,7 @@ import pandas as pd
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from rows import insert_table  # noqa: E402 (beside this script, not installed)
+from rows import insert_table, spread  # noqa: E402 (beside this script, not installed)
 from study import read_sweep  # noqa: E402
 
 
@@ -40,15 +40,9 @@ def retained(results: pd.DataFrame, plans: Sequence[str], methods: Sequence[str]
     cells = results[results.method != "dense_more"].groupby(["task", "plan"])
     for (task, plan), rows in sorted(cells, key=lambda each: (each[0][0], plans.index(each[0][1]))):
         size = f"{100 * (1 - rows.compression_all.iloc[0]):.1f} %"
-        scores = [_spread(100 * rows[rows.method == method].retention) for method in present]
+        scores = [spread(100 * rows[rows.method == method].retention, 1) for method in present]
         lines.append(f"| {task} | {plan} | {size} | {rows.dense_score.mean():.4f} | {' | '.join(scores)} |")
     return "\n".join(lines)
-
-
-def _spread(values: pd.Series) -> str:
-    if not len(values):
-        return "–"
-    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
 
 
 def compared(results: pd.DataFrame) -> str:

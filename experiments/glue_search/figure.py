@@ -11,7 +11,7 @@ from nxmiformer.figures.frontier import frontier
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from rows import insert_table  # noqa: E402 (beside the studies, not installed)
+from rows import insert_table, spread  # noqa: E402 (beside the studies, not installed)
 
 WEIGHTS = 10_616_832  # of MiniLM's encoder
 SAME = 0.01  # two plans are of one size that differ by less
@@ -36,7 +36,7 @@ def _table(runs: pd.DataFrame) -> str:
     found = runs.groupby(["task", "plan", "method"], sort=False)
     for (task, plan, method), rows in sorted(found, key=lambda group: (group[0][0], -group[1].bytes.mean())):
         size = f"{rows.bytes.mean() / 1e6:.2f} MB ({100 * (1 - rows.compression_all.mean()):.2f} %)"
-        figures = f"{len(rows)} | {_mean(rows.score, 4)} | {_mean(100 * rows.retention, 1)} %"
+        figures = f"{len(rows)} | {spread(rows.score, 4)} | {spread(100 * rows.retention, 1)} %"
         lines.append(f"| {task} | {plan} | {method} | {size} | {figures} |")
     return "\n".join(lines)
 
@@ -61,10 +61,6 @@ def _paired(runs: pd.DataFrame) -> str:
                 tasks = ", ".join(ahead.index.unique("task"))
                 lines.append(f"| {method} | {plan} | {other} | {tasks} | {len(ahead)} | {by} | {(ahead > 0).sum()} |")
     return "\n".join(lines)
-
-
-def _mean(values: pd.Series, digits: int) -> str:
-    return f"{values.mean():.{digits}f}" + (f" ± {values.std():.{digits}f}" if len(values) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from rows import insert_table  # noqa: E402 (beside the studies, not installed)
+from rows import insert_table, spread  # noqa: E402 (beside the studies, not installed)
 
 NAMES = {
     "one_shot": "one-shot projection",
@@ -101,7 +101,7 @@ def _dense(results: pd.DataFrame) -> str:
     more = results[results.method == "dense_more"]
     lines = ["| task | dense | trained on (`dense_more`) | seeds |", "|---|---|---|---|"]
     for task, rows in more.groupby("task", sort=False):
-        lines.append(f"| {task} | {_mean(rows.dense_score)} | {_mean(rows.score)} | {len(rows)} |")
+        lines.append(f"| {task} | {spread(rows.dense_score, 4)} | {spread(rows.score, 4)} | {len(rows)} |")
     return "\n".join(lines)
 
 
@@ -112,7 +112,9 @@ def _table(results: pd.DataFrame) -> str:
         for method in METHODS:
             runs = rows[rows.method == method]
             if len(runs):
-                lines.append(f"| {task} | {plan} | `{method}` | {len(runs)} | {_mean(runs.score)} | {_kept(runs)} |")
+                lines.append(
+                    f"| {task} | {plan} | `{method}` | {len(runs)} | {spread(runs.score, 4)} | {_kept(runs)} |"
+                )
     return "\n".join(lines)
 
 
@@ -169,15 +171,8 @@ def _headline(results: pd.DataFrame, searched: pd.DataFrame, sizes: pd.DataFrame
     return "\n".join(lines)
 
 
-def _mean(scores: pd.Series) -> str:
-    return f"{scores.mean():.4f}" + (f" ± {scores.std():.4f}" if len(scores) > 1 else "")
-
-
 def _kept(runs: pd.DataFrame) -> str:
-    kept = 100 * runs.retention
-    if not len(kept):
-        return "–"
-    return f"{kept.mean():.1f}" + (f" ± {kept.std():.1f}" if len(kept) > 1 else "") + " %"
+    return spread(100 * runs.retention, 1) + (" %" if len(runs) else "")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from rows import insert_table  # noqa: E402 (beside the studies, not installed)
+from rows import insert_table, spread  # noqa: E402 (beside the studies, not installed)
 
 NAMES = {
     "one_shot": "projected, not trained",
@@ -42,18 +42,11 @@ def _table(results: pd.DataFrame) -> str:
             runs = rows[rows.method == method]
             if len(runs):
                 first, place = runs.iloc[0], 4 if runs.score.mean() < 1 else 2
-                kept = (
-                    _spread(100 * runs.kept, 1) + " %" if first.rising else _spread(runs.score / runs.dense, 2) + " x"
-                )
+                kept = spread(100 * runs.kept, 1) + " %" if first.rising else spread(runs.score / runs.dense, 2) + " x"
                 cells = [kind, first.metric, plan, f"{100 * (1 - first.compression):.1f} %", f"`{method}`", len(runs)]
-                cells += [_spread(runs.score, place), _spread(runs.dense, place), kept]
+                cells += [spread(runs.score, place), spread(runs.dense, place), kept]
                 lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
-
-
-def _spread(values: pd.Series, places: int) -> str:
-    deviation = f" ± {values.std():.{places}f}" if len(values) > 1 else ""
-    return f"{values.mean():.{places}f}{deviation}"
 
 
 def _figure(results: pd.DataFrame) -> Figure:

@@ -8,7 +8,7 @@ import pandas as pd
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from rows import insert_table  # noqa: E402 (beside the studies, not installed)
+from rows import insert_table, spread  # noqa: E402 (beside the studies, not installed)
 
 
 def main() -> None:
@@ -23,9 +23,8 @@ def table(results: pd.DataFrame) -> str:
     ]
     keys = ["task", "plan", "method", "upstream"]
     for (task, plan, method, upstream), rows in results.groupby(keys, sort=False):
-        size, kept = 100 * (1 - rows.compression.iloc[0]), 100 * rows.retention
-        spread = f" ± {kept.std():.1f}" if len(rows) > 1 else ""
-        figures = f"{size:.1f} % | {len(rows)} | {rows.dense.mean():.4f} | {kept.mean():.1f}{spread} %"
+        size = 100 * (1 - rows.compression.iloc[0])
+        figures = f"{size:.1f} % | {len(rows)} | {rows.dense.mean():.4f} | {spread(100 * rows.retention, 1)} %"
         lines.append(f"| {task} | {plan} | `{method}` | {f'2 x {upstream}' if upstream else '–'} | {figures} |")
     return "\n".join(lines)
 

@@ -116,14 +116,9 @@ def _distinct(found: Mapping[str, Any]) -> list[Plan]:
     groups = {"chosen": [found["best"]], "uniform": uniform, "searched": found["frontier"], "measured": found["plans"]}
     for kind, plans in groups.items():
         for plan in plans:
-            known = {**plan, "amount": _amount(found, plan), "kind": kind}
+            known = {**plan, "amount": words.spent(found, plan), "kind": kind}
             kinds.setdefault(frozenset(plan["sets"].items()), known)
     return list(kinds.values())
-
-
-def _amount(found: Mapping[str, Any], plan: Plan) -> float:
-    """What the plan's layers cost, as the budget counts it."""
-    return words.amount(found, plan.get("cost", plan["bits"]))
 
 
 def _is_uniform(plan: Plan) -> bool:
@@ -160,7 +155,7 @@ def _draw(ax: Axes, found: Mapping[str, Any], key: str) -> None:
     """The plans, those searched for several budgets joined, and the budget."""
     ax.axvline(words.amount(found, found["budget"]), **{**DASHED, "color": ORANGE})
     searched = [plan for plan in (found["best"], *found["frontier"]) if not _is_uniform(plan)]
-    line = sorted((_amount(found, plan), plan[key]) for plan in searched if _drawable(ax, plan[key]))
+    line = sorted((words.spent(found, plan), plan[key]) for plan in searched if _drawable(ax, plan[key]))
     if found["frontier"] and line:
         ax.plot(*zip(*line, strict=True), color=BLUE, linewidth=1.2, alpha=0.5, zorder=2)
     _points(ax, _distinct(found), "amount", key)

@@ -219,7 +219,7 @@ def plans(found: Mapping[str, Any]) -> Table:
         (
             plan["name"],
             words.size(plan["bits"] / 8),
-            *((words.latency(words.amount(found, plan["cost"])),) if timed else ()),
+            *((words.latency(words.spent(found, plan)),) if timed else ()),
             words.small(plan["predicted"]),
             words.small(plan["divergence"]),
             words.score(metric, plan["score"]),

@@ -180,6 +180,11 @@ def amount(found: Mapping[str, Any], cost: float) -> float:
     return cost / 8 if timed is None else (cost + timed["rest"]) / 1e9
 
 
+def spent(found: Mapping[str, Any], plan: Mapping[str, Any]) -> float:
+    """What a plan of the search costs, as `amount` has it."""
+    return amount(found, plan.get("cost", plan["bits"]))
+
+
 def said(found: Mapping[str, Any]) -> Callable[[float], str]:
     """How such an amount is written: "37.4 MB", "35.1 ms"."""
     return size if found.get("latency") is None else latency
@@ -198,7 +203,7 @@ def search_headline(found: Mapping[str, Any]) -> str:
     against = ""
     if others and min(others) > best["divergence"] > 0:
         against = f", {min(others) / best['divergence']:.1f} times closer to the dense one than any uniform plan"
-    took, most = (said(found)(amount(found, cost)) for cost in (best.get("cost", best["bits"]), found["budget"]))
+    took, most = map(said(found), (spent(found, best), amount(found, found["budget"])))
     of = f"{took} of the layers' {most}" if found.get("latency") is None else f"predicted {took} of {most}"
     return f"{of}: {score(metric, best['score'])} {metric}{against}{search_caveat(found)}"
 

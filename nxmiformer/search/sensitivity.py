@@ -72,13 +72,11 @@ class OutputError(Sensitivity):
             pairs = [(some if each.rowwise else whole, each) for each in sets]
             return [problem.error(self._point(problem, each)) for problem, each in pairs]
         slopes = evidence.output_gradients[layer].to(weight.device)
+        of_some = slopes[rows] * (len(weight) / len(rows))
         found = []
         for each in sets:
-            if each.rowwise:
-                errors = some.row_errors(self._point(some, each)) * slopes[rows] * (len(weight) / len(rows))
-            else:
-                errors = whole.row_errors(self._point(whole, each)) * slopes
-            found.append(0.5 * errors.sum().item())
+            problem, weights = (some, of_some) if each.rowwise else (whole, slopes)
+            found.append(0.5 * (problem.row_errors(self._point(problem, each)) * weights).sum().item())
         return found
 
     def _point(self, problem: Problem, constraint: ConstraintSet) -> Tensor:

@@ -99,7 +99,6 @@ def test_each_call_of_a_module_is_counted_once_whatever_its_names(made_up):
         intermediate_size=32,
         num_hidden_layers=3,
     )
-    config.num_hidden_layers = 3
     model = transformers.AlbertForSequenceClassification(config)
     inputs = {"input_ids": torch.ones(2, 5, dtype=torch.long)}
     calls = latency._calls(model, find_targets(model).layers, inputs)
