@@ -1,0 +1,68 @@
+"""The plans of the study: python experiments/seven/plans.py --models MODELS --out OUT
+
+A family is one kind of set. Of each, OUT gets the plan whose layers take the most bytes within a tenth, a twentieth and
+a fortieth of float32, and what each takes is printed. Where no set of a family is small enough, there is no plan.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from transformers import AutoConfig, AutoModelForSequenceClassification
+
+from nxmiformer.layers.inputs import Activations
+from nxmiformer.layers.targets import Target, find_targets
+from nxmiformer.plan.origin import Planning
+from nxmiformer.sets.words import from_words
+
+SHARES = (0.1, 0.05, 0.025)
+DENSITIES = [each / 1000 for each in range(1, 1000)]
+FAMILIES: Mapping[str, Sequence[str]] = {
+    "sparse_int8": [f"{density}densec+int8" for density in DENSITIES],
+    "sparse_int4": [f"{density}densec+int4" for density in DENSITIES],
+    "pieces_int8": [f"1x8@{density}+int8" for density in DENSITIES],
+    "blocks_int8": [f"32x32@{density}+int8" for density in DENSITIES],
+    "kronecker_int8": [f"kron{rows}x{cols}+int8" for rows in (1, 2, 3, 4) for cols in (1, 2, 3, 4)],
+    "everything": [f"int{bits}" for bits in range(1, 9)],
+    "nm_everything": ["2:4+int4", "1:4+int4", "1:8+int4", "1:16+int4"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", help="directory with all-MiniLM-L6-v2; without it, from the hub")
+    parser.add_argument("--out", type=Path, default=Path("outputs/seven"), help="(default: %(default)s)")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    source = f"{arguments.models or 'sentence-transformers'}/all-MiniLM-L6-v2"
+    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(source))
+    targets = find_targets(model)
+    dense = sum(4 * rows * cols for rows, cols in (target.shape for target in targets.layers))
+    for family, sets in FAMILIES.items():
+        sizes = {words: size_of(words, targets.layers) for words in sets}
+        for share in SHARES:
+            fitting = [words for words in sets if sizes[words] <= share * dense]
+            if not fitting:
+                print(f"{family}@{share}: none is small enough")
+                continue
+            words = max(fitting, key=sizes.__getitem__)
+            weight = from_words(words)
+            planning = Planning(
+                name=f"{family}@{share}",
+                weight=weight,
+                activations=Activations(8),
+                everything="int8" if family.endswith("everything") else None,
+            )
+            plan = planning.assigned(model, targets, {target.name: weight for target in targets.layers})
+            plan.save(arguments.out / f"{family}@{share}.json")
+            print(f"{family}@{share}: {words}, {sizes[words] / dense:.4f} of the layers")
+
+
+def size_of(words: str, layers: Iterable[Target]) -> int:
+    """What the layers take in this set, in bytes."""
+    chosen = from_words(words)
+    return sum(-(-chosen.storage(target.shape).total // 8) for target in layers)
+
+
+if __name__ == "__main__":
+    main()
