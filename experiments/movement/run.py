@@ -4,7 +4,8 @@
     python experiments/movement/run.py --time --models MODELS                                       # speeds, on the CPU
 
 A cell is a method at one strength. `movement` prunes at a penalty, is made compact, and is filled: trained on without a
-mask, by distillation from its dense model. The baselines `magnitude` and `gradient` remove a share of the heads and
+mask, by distillation from its dense model. `admm` reconstructs the layers that read heads and dimensions without a
+share of them, is made compact, and is filled. The baselines `magnitude` and `gradient` remove a share of the heads and
 dimensions of the dense model at once, the least by the norm or by |gradient x weight|, are made compact, and have as
 many steps of the same distillation. The INT8 model is the filled one projected, with 8-bit inputs. Every finished cell
 is a row of results.csv, every timed one of speeds.csv, and neither is run again. --tiny tries the script out.
@@ -51,7 +52,8 @@ from nxmiformer.train.recipe import Phase  # noqa: E402
 CELL = ("task", "method", "strength", "seed", "report_on")
 VALUES = ("heads", "dimensions", "parameters", "score", "int8", "dense", "retention", "steps", "seconds", "device")
 TIMED = ("contender", "batch", "length")
-METHODS = ("movement", "magnitude", "gradient")
+METHODS = ("movement", "admm", "magnitude", "gradient")
+PRUNING = {"movement": 0.7, "admm": 0.15}  # the share of the steps before the model is made compact
 BASELINE = "dense"
 DISTIL = Objective(task=0.1, logits=0.9)
 
@@ -86,18 +88,11 @@ def _directory(arguments: argparse.Namespace, cell: Mapping[str, Any]) -> Path:
 def _settled(arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
     """Prune, make compact, fill, quantize; what came of it."""
     directory = _directory(arguments, cell)
-    first = round(arguments.steps * (0.7 if cell["method"] == "movement" else 0))
+    first = round(arguments.steps * PRUNING.get(cell["method"], 0))
     common = [*source(arguments.models, arguments.glue, cell["task"], arguments.tiny), f"seed={cell['seed']}"]
     common += [f"report_on={cell['report_on']}", f"train.cpu={str(arguments.cpu).lower()}"]
     common.append(f"dense_cache={arguments.outputs / '.dense'}")
-    pruning = ["recipe=movement", "plan=hybrid", "plan.dimensions=1.0", "plan.weight.density=1.0"]
-    pruning += [f"recipe.phases.movement.steps={first}", f"recipe.phases.movement.optimizer.lr={arguments.lr}"]
-    pruning.append("recipe.phases.movement.method.feed_forward=0.5")
-    if cell["method"] == "movement":
-        pruning.append(f"recipe.phases.movement.method.penalty={cell['strength']}")
-    if arguments.tiny:
-        pruning.append("recipe.phases.dense.steps=4")
-    report = trained(directory, [*common, *pruning])
+    report = trained(directory, [*common, *_pruning(arguments, cell, first)])
     metric = report["task"]["metric"]
     with opened(job(directory / "fill", common), _nothing) as (stage, *_):
         model = _smaller(arguments, cell, stage, directory)
@@ -123,6 +118,20 @@ def _settled(arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, A
     }
 
 
+def _pruning(arguments: argparse.Namespace, cell: Mapping[str, Any], steps: int) -> list[str]:
+    """The words of the run that trains the dense model, and prunes it where that takes training."""
+    words = ["plan=hybrid", *(["recipe.phases.dense.steps=4"] if arguments.tiny else [])]
+    if cell["method"] == "admm":
+        words += [f"plan.{kind}={1 - cell['strength']:g}" for kind in ("heads", "dimensions")]
+        words += ["plan.include=['*.output.dense']", "recipe=admm", "recipe.phases.finish.steps=0"]
+        return [*words, f"recipe.phases.admm.steps={steps}", f"recipe.phases.admm.optimizer.lr={arguments.lr}"]
+    words += ["plan.dimensions=1.0", "plan.weight.density=1.0", "recipe=movement"]
+    words += [f"recipe.phases.movement.steps={steps}", f"recipe.phases.movement.optimizer.lr={arguments.lr}"]
+    words.append("recipe.phases.movement.method.feed_forward=0.5")
+    penalty = [f"recipe.phases.movement.method.penalty={cell['strength']}"] if cell["method"] == "movement" else []
+    return [*words, *penalty]
+
+
 def _nothing(model: nn.Module) -> CompressionPlan:
     """The plan of a model that is not to be compressed."""
     return CompressionPlan({}, {}, sum(p.numel() for p in model.parameters()))
@@ -135,7 +144,7 @@ def _with(stage: Stage, model: PreTrainedModel) -> Stage:
 
 def _smaller(arguments: argparse.Namespace, cell: dict[str, Any], stage: Stage, directory: Path) -> PreTrainedModel:
     """The cell's model without what is pruned, on the CPU."""
-    if cell["method"] == "movement":
+    if cell["method"] in PRUNING:
         model = load_packed(directory / "packed")
         strip(model)
     else:
