@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from nxmiformer.blockwise.settings import Blockwise
 from nxmiformer.layers.found import distinct_layers, linear_layers
+from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.moments import input_moments
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.fixed_mask import FixedMask
@@ -59,6 +60,23 @@ def reconstruct(block: nn.Module, batches: Batches, settings: Blockwise) -> Iter
     Raises:
         ValueError: a layer's inputs or weight will not do; it is named.
     """
+    for name, layer, problem in problems(block, batches, settings.damping):
+        try:
+            point = problem.point(layer.quantizer.constraint, settings.iterations)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        with torch.no_grad():
+            layer.matrix.copy_(point)
+        yield name, problem.error(point)
+
+
+def problems(block: nn.Module, batches: Batches, damping: float) -> Iterator[tuple[str, CompressedLinear, Problem]]:
+    """Every compressed linear layer of the block by its name there, and its reconstruction from the inputs that it has
+    while all layers are as they are at the start.
+
+    Raises:
+        ValueError: a layer's inputs or weight will not do; it is named.
+    """
     if not linear_layers(block):
         return
     numbers = ({"number": torch.tensor(number, device="cpu")} for number in range(batches.number))
@@ -71,13 +89,10 @@ def reconstruct(block: nn.Module, batches: Batches, settings: Blockwise) -> Iter
             if problem is not None and last is not None and torch.equal(last, moment):  # query, key and value
                 problem = problem.like(weight)
             else:
-                problem = Problem(weight, moment, settings.damping)
-            point = problem.point(layer.quantizer.constraint, settings.iterations)
+                problem = Problem(weight, moment, damping)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        with torch.no_grad():
-            layer.matrix.copy_(point)
-        yield name, problem.error(point)
+        yield name, layer, problem
 
 
 def tune(block: nn.Module, batches: Batches, settings: Blockwise, seed: int) -> Tuned:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from nxmiformer.blockwise.decoder import Decoder
 from nxmiformer.blockwise.settings import Blockwise
+from nxmiformer.blockwise.survey import SEEN
 from nxmiformer.sets.base import Shape
 
 DOUBLE, SINGLE = 8, 4  # bytes
@@ -47,12 +48,14 @@ class Predicted:
         return max(self.around, self.moments, self.reconstruction, self.training)
 
 
-def predict(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) -> Predicted:
+def predict(decoder: Decoder, settings: Blockwise, tokens: int, scored: int, surveyed: bool = False) -> Predicted:
     """Count what the way takes.
 
     Args:
         tokens: of a window.
         scored: tokens of a batch that is scored.
+        surveyed: whether the way is that of a survey: nothing is trained, layers are kept as they were and in their
+            anchors, and windows come out of each block in both.
     """
     model, item = decoder.model, decoder.model.dtype.itemsize
     (words, width), batch = decoder.embedding, settings.batch * tokens
@@ -63,14 +66,17 @@ def predict(decoder: Decoder, settings: Blockwise, tokens: int, scored: int) -> 
     shapes = {index: [decoder.plan.layers[name].shape for name in decoder.layers(index)] for index in range(len(sizes))}
     passing = item * PASSING * batch * (width + max((max(s) for each in shapes.values() for s in each), default=width))
     kept = round(item * KEPT * batch * max(sum(map(sum, each)) for each in shapes.values()))
-    flows = (2 if settings.steps else 1) * 2
+    flows = (2 if settings.steps and not surveyed else 1) * 2 * settings.windows
+    if surveyed:
+        flows += (len(sizes) + 1) * min(SEEN * settings.batch, settings.windows)
+        block *= 2
     return Predicted(
         around=fixed + around + block + passing,
         moments=fixed + block + max(_moments(each) for each in shapes.values()) + passing,
         reconstruction=fixed + block + max(_reconstruction(each) for each in shapes.values()),
-        training=fixed + block * (1 + STATES) + kept if settings.steps else 0,
+        training=fixed + block * (1 + STATES) + kept if settings.steps and not surveyed else 0,
         scoring=fixed + around + max(block + passing, LOGITS * SINGLE * scored * words),
-        disk=flows * settings.windows * tokens * width * item,
+        disk=flows * tokens * width * item,
     )
 
 

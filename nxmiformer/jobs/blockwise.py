@@ -6,62 +6,39 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-import transformers
-from transformers import PreTrainedTokenizerBase
-
-from nxmiformer.applied.convert import convert
-from nxmiformer.blockwise.decoder import Decoder, blank, blocks_of
 from nxmiformer.blockwise.memory import predict
-from nxmiformer.blockwise.passage import ACTIVATIONS, BLOCKS, Passage
+from nxmiformer.blockwise.passage import ACTIVATIONS, BLOCKS
 from nxmiformer.blockwise.score import score
-from nxmiformer.blockwise.stored import Checkpoint, Packed, checkpoint, shapes_of
-from nxmiformer.blockwise.windows import calibration
+from nxmiformer.blockwise.stored import Checkpoint, Packed
 from nxmiformer.console.display import Display
 from nxmiformer.export.assembled import assembling
-from nxmiformer.export.manifest import CONFIG, WEIGHTS, replaceable
-from nxmiformer.export.packed import PackedSize, add_results, check_packable
-from nxmiformer.files import digest_of, set_aside, write_text
-from nxmiformer.jobs.digests import digest
+from nxmiformer.export.manifest import WEIGHTS, replaceable
+from nxmiformer.export.packed import PackedSize, add_results
+from nxmiformer.files import set_aside, write_text
+from nxmiformer.jobs.decoder import Opened, left, open_decoder
 from nxmiformer.jobs.job import Job
-from nxmiformer.jobs.opening import begin, check_same, record, without_paths
-from nxmiformer.jobs.place import RECORD
+from nxmiformer.jobs.opening import begin
 from nxmiformer.jobs.provenance import device_name, provenance
-from nxmiformer.layers.found import compressed_layers
-from nxmiformer.models.fit import agree
-from nxmiformer.models.source import Pretrained
+from nxmiformer.jobs.survey import planned
 from nxmiformer.runs.many import BLOCKWISE
-from nxmiformer.runs.parse import parse
 from nxmiformer.runs.words import size
-from nxmiformer.tasks.batches import Examples
 from nxmiformer.train.memory import measuring
-
-DECODERS = "AutoModelForCausalLM"  # the head of the tasks whose models can be compressed so
-DECIDING = ("task", "model", "plan", "blockwise")  # of a configuration, what the packed model depends on
-
-
-class Opened(NamedTuple):
-    """A job that is ready to begin: nothing of the model's weights is in memory."""
-
-    passage: Passage
-    dense: Checkpoint
-    scored: Examples
-    tokenizer: PreTrainedTokenizerBase
-    identity: dict[str, Any]
 
 
 def blockwise(job: Job) -> dict[str, Any]:
     """Compress the decoder of the job; give the content of its `blocks.json`.
 
     Raises:
-        ValueError: the job is not for a decoder that is one list of blocks, in safetensors; or its plan does not fit.
+        ValueError: as `open_decoder` and, with a budget, as `survey`.
         RefusedError: it resumes, and what is in its directory is another's.
     """
     began, display = time.perf_counter(), Display(job.label)
-    opened = _opened(job, display)
-    if (content := _finished(job, opened.identity)) is not None:
+    job = planned(job)
+    opened = open_decoder(job, display, job.planning)
+    if (content := left(job, opened.identity, BLOCKWISE)) is not None:
+        _clear(job.directory)
         return content
     begin(job, opened.identity)
     passage, settings = opened.passage, job.blockwise
@@ -85,87 +62,6 @@ def blockwise(job: Job) -> dict[str, Any]:
     write_text(job.directory / BLOCKWISE, json.dumps(content, indent=1) + "\n")
     _clear(job.directory)
     return content
-
-
-def _opened(job: Job, display: Display) -> Opened:
-    """Read all but the weights, and refuse what could not be done."""
-    if job.task.head != DECODERS:
-        raise ValueError(f"job=blockwise compresses decoders of plain text: task=causal, not task={job.task.name}")
-    path = checkpoint(job.source)
-    assert isinstance(job.source, Pretrained)
-    if job.source.keep_layers is not None:
-        raise ValueError("model.keep_layers: job=blockwise compresses all layers; job=compress can begin with some")
-    if job.budget.given:
-        raise ValueError("job=blockwise does not search: leave out the budget, and give a plan")
-    if job.blockwise.steps and job.source.dtype != "float32":
-        raise ValueError(
-            f"blockwise.steps={job.blockwise.steps} trains in model.dtype: float32, not {job.source.dtype}"
-        )
-    display.say(f"reading task {job.task.name} and model {job.source.name}")
-    if job.settings.threads is not None:
-        torch.set_num_threads(job.settings.threads)
-    transformers.set_seed(job.seed)
-    tokenizer, tokens = job.source.tokenizer(job.task), job.settings.max_length
-    model = blank(path, job.task.head, getattr(torch, job.source.dtype))
-    blocks_of(model)
-    agree(model, tokenizer, tokens)
-    _refuse_everything(job.planning.everything)
-    plan = job.planning(model)
-    _refuse_everything(plan.everything)
-    convert(model, plan)
-    _refuse_static(model)
-    check_packable(model, plan, tokenizer)
-    decoder = Decoder(model, plan, job.settings.accelerator().device)
-    dense = Checkpoint(path, shapes_of(model, decoder.shared), model.base_model_prefix)
-    splits = job.task.splits()
-    data = {name: job.task.encode(splits[name], tokenizer, tokens, model.config) for name in ("train", job.report_on)}
-    ids = calibration(data["train"], tokens, job.blockwise.windows, job.blockwise.batch, job.seed)
-    content = {
-        "weights": digest([digest_of(file).encode() for file in dense.files]),
-        "config": digest_of(path / CONFIG),
-        "windows": digest([json.dumps([each.tolist() for each in ids]).encode()]),
-        "scored": digest(str(each["input_ids"]).encode() for each in data[job.report_on].features),
-    }
-    identity = {
-        "config": without_paths({key: job.config.get(key) for key in DECIDING}),
-        "plan": plan.fingerprint,
-        "seed": job.seed,
-        "tokens": tokens,
-        "report_on": job.report_on,
-        "content": content,
-    }
-    passage = Passage(decoder, dense, ids, job.blockwise, job.directory, job.seed)
-    return Opened(passage, dense, data[job.report_on], tokenizer, json.loads(json.dumps(identity)))
-
-
-def _refuse_everything(everything: object) -> None:
-    """Raise a ValueError where ranges of all inputs are to be learned while a model trains, which it does not here."""
-    if everything is not None:
-        raise ValueError("plan.everything is learned in training: job=blockwise takes plan.activations alone")
-
-
-def _refuse_static(model: torch.nn.Module) -> None:
-    """Raise a ValueError where ranges of inputs are to be learned while a model trains, which it does not here."""
-    layers = compressed_layers(model).values()
-    if any(layer.inputs is not None and layer.inputs.spec.ranges == "ema" for layer in layers):
-        raise ValueError("plan.activations.ranges=ema is learned in training: job=blockwise takes token or tensor")
-
-
-def _finished(job: Job, identity: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What this very job left in its directory, if it has ended; that what is there is its own.
-
-    Raises:
-        RefusedError: it is another's.
-    """
-    if not (job.resume and (job.directory / RECORD).exists()):
-        return None
-    theirs = record(job.directory).get("identity", {})
-    check_same(f"{job.directory} belongs to another job", theirs, identity, "the job there")
-    path = job.directory / BLOCKWISE
-    if not path.exists():
-        return None
-    _clear(job.directory)
-    return parse(path.read_bytes(), str(path))
 
 
 def _clear(directory: Path) -> None:

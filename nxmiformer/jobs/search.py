@@ -97,13 +97,13 @@ def search(job: Job) -> dict[str, Any]:
         sets = tuple(dict.fromkeys([*method.candidates.sets, DENSE]))
         method = replace(method, candidates=replace(method.candidates, sets=sets))
         job = replace(job, search=method)
-    looked = _Look(job)
+    looked = Look(job)
     with opened(job, looked) as (stage, watched, position, resumed):
         if not job.resume:  # what an earlier search left is not this one's
             (job.directory / FOUND).unlink(missing_ok=True)
             shutil.rmtree(job.directory / TRIALS, ignore_errors=True)
         looked.keep()
-        targets = _targets(watched)
+        targets = targets_of(watched)
         # Under the plan that will be found the rest is rehearsed again; scales to learn come with its sets.
         known = {name: phase for name, phase in job.recipe.phases.items() if not phase.method.learned_scales}
         rehearse(stage, known, "holdout")
@@ -131,7 +131,7 @@ def nominal(job: Job, model: PreTrainedModel) -> CompressionPlan:
     return CompressionPlan.uniform(model, job.planning.targets(model), ANY)
 
 
-class _Look:
+class Look:
     """Gives the nominal plan of a model once it is known that there is a plan within the budget.
 
     Attributes:
@@ -147,12 +147,12 @@ class _Look:
     def __call__(self, model: PreTrainedModel) -> CompressionPlan:
         watched, search = nominal(self.job, model), self.job.search
         assert search is not None
-        targets = _targets(watched)
+        targets = targets_of(watched)
         if self.job.budget.timed:
             self.timing = timed(self.job, model, targets)
             self.costs = self.timing.latency.costs(self.job.budget, targets.layers)
         else:
-            self.costs = self.job.budget.costs(targets.layers, _rest_bits(self.job, model, watched))
+            self.costs = self.job.budget.costs(targets.layers, rest_bits(self.job, model, watched))
         search.check(targets, self.costs)
         return watched
 
@@ -162,7 +162,7 @@ class _Look:
             self.timing.keep()
 
 
-def _targets(nominal: CompressionPlan) -> Targets:
+def targets_of(nominal: CompressionPlan) -> Targets:
     """The layers to look at. Those of the model itself no longer tell which way round they were stored."""
     specs = nominal.layers.items()
     return Targets(tuple(Target(n, spec.shape, spec.transposed, spec.aliases) for n, spec in specs), nominal.skipped)
@@ -204,7 +204,7 @@ def evidence_of(stage: Stage, examples: int) -> Evidence:
     return Evidence(stage.model, batches, forward, truths, metric)
 
 
-def _rest_bits(job: Job, model: PreTrainedModel, watched: CompressionPlan) -> int:
+def rest_bits(job: Job, model: PreTrainedModel, watched: CompressionPlan) -> int:
     """Bits of the packed file that are not of the layers that are searched: other tensors, and the header."""
     around = {target.parameter: each.storage(target.shape) for target, each in job.planning.around(model)}
     state = model.state_dict(keep_vars=True)

@@ -450,7 +450,10 @@ def test_a_job_leaves_a_packed_model_with_its_scores_and_is_not_done_twice(place
 
 REFUSED = {
     "task=masked": "job=blockwise compresses decoders of plain text: task=causal, not task=masked",
-    "budget.ratio=0.2": "job=blockwise does not search",
+    "budget.latency=0.5": "job=blockwise searches under a budget of bytes",
+    "budget.ratio=0.01": "budget 0.01 is too small: the least is budget.ratio=",
+    "budget.ratio=0.2 search.frontier=2": "no whole model to measure: leave out search.frontier",
+    "budget.ratio=0.2 plan.include=[*]": "sets of layers in blocks, and lm_head is in none: plan.exclude=[lm_head]",
     "model.keep_layers=[0]": "job=blockwise compresses all layers",
     "plan.everything=int8": "plan.everything is learned in training",
     "plan.activations.ranges=ema": "plan.activations.ranges=ema is learned in training",
@@ -465,7 +468,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is(place, tmp_path, word
     transformers.AutoModelForCausalLM.from_config(xlm()).save_pretrained(tmp_path / "xlm")
     tokenizer("$A").save_pretrained(tmp_path / "xlm")
     with pytest.raises(ValueError, match=re.escape(REFUSED[word])):
-        blockwise(job(place, tmp_path / "run", word.format(xlm=tmp_path / "xlm")))
+        blockwise(job(place, tmp_path / "run", *word.format(xlm=tmp_path / "xlm").split()))
     assert not (tmp_path / "run").exists()
 
 
