@@ -30,15 +30,14 @@ sys.path.insert(0, str(HERE.parent))
 
 from cells import job, parser_of, source, trained  # noqa: E402 (beside the studies, not installed)
 from rows import Rows  # noqa: E402
+from speeds import DENSE, speeds  # noqa: E402
 
 from nxmiformer.applied.convert import strip  # noqa: E402
-from nxmiformer.bench.clock import Bench, interleaved, summarised  # noqa: E402
+from nxmiformer.bench.clock import Bench  # noqa: E402
 from nxmiformer.export.compact import dense_plan  # noqa: E402
-from nxmiformer.export.onnx import Onnx  # noqa: E402
 from nxmiformer.export.packed import load_packed, packing  # noqa: E402
 from nxmiformer.jobs.opening import opened  # noqa: E402
 from nxmiformer.layers.compact import compact  # noqa: E402
-from nxmiformer.layers.examples import made_up  # noqa: E402
 from nxmiformer.layers.targets import is_transposed  # noqa: E402
 from nxmiformer.layers.units import Units, find_units  # noqa: E402
 from nxmiformer.methods.dense import Dense  # noqa: E402
@@ -54,7 +53,6 @@ VALUES = ("heads", "dimensions", "parameters", "score", "int8", "dense", "retent
 TIMED = ("contender", "batch", "length")
 METHODS = ("movement", "admm", "magnitude", "gradient")
 PRUNING = {"movement": 0.7, "admm": 0.15}  # the share of the steps before the model is made compact
-BASELINE = "dense"
 DISTIL = Objective(task=0.1, logits=0.9)
 
 
@@ -209,44 +207,22 @@ class _Filling(Dense):
 
 def _time(arguments: argparse.Namespace) -> None:
     """The speed of every filled model beside its dense one: PyTorch, ONNX Runtime, and that in INT8."""
-    torch.set_num_threads(1)
     rows = Rows(arguments.results.with_name("speeds.csv"), (*CELL, *TIMED), ("median", "ratio"))
     bench = Bench(arguments.batches, [arguments.length], repeats=arguments.repeats, seconds=300.0)
     for cell in _cells(arguments):
         directory = _directory(arguments, cell)
-        names = {"contender": BASELINE, "batch": bench.batches[-1], "length": arguments.length}
+        names = {"contender": DENSE, "batch": bench.batches[-1], "length": arguments.length}
         if not (directory / "int8" / "report.json").exists() or rows.of({**cell, **names}):
             continue
-        dense = load_packed(directory / "filled")
-        dense = type(dense).from_pretrained(directory / "dense")
-        runs = {BASELINE: _pytorch(dense), "pytorch": _pytorch(load_packed(directory / "filled"))}
-        models = {"dense onnx": dense, "onnx": load_packed(directory / "filled")}
-        plans = {name: CompressionPlan({}) for name in models} | {
-            "onnx int8": CompressionPlan.load(directory / "int8" / "plan.json")
-        }
-        for name, model in {**models, "onnx int8": load_packed(directory / "int8" / "packed")}.items():
-            place = directory / name.replace(" ", "-")
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
-            Onnx().write(model.eval(), plans[name], place)
-            runs[name] = Onnx().read(place, 1)
-        for batch in bench.batches:
-            given = made_up(dense, batch, arguments.length)
-            found = summarised(interleaved({n: partial(r, given) for n, r in runs.items()}, bench), batch, BASELINE)
-            for name in [*(name for name in runs if name != BASELINE), BASELINE]:  # whose row says that all are there
-                place = {"contender": name, "batch": batch, "length": arguments.length}
-                rows.add({**cell, **place, "median": found[name]["median"], "ratio": found[name]["ratio"]})
-                print(*cell.values(), *place.values(), found[name]["median"], flush=True)
-
-
-def _pytorch(model: PreTrainedModel) -> Any:
-    model.eval()
-
-    @torch.inference_mode()
-    def run(inputs: Mapping[str, Tensor]) -> Any:
-        return model(**inputs)
-
-    return run
+        filled = load_packed(directory / "filled")
+        dense = type(filled).from_pretrained(directory / "dense")
+        int8 = load_packed(directory / "int8" / "packed"), CompressionPlan.load(directory / "int8" / "plan.json")
+        none = CompressionPlan({})
+        onnx = {"dense onnx": (dense, none), "onnx": (load_packed(directory / "filled"), none), "onnx int8": int8}
+        found = list(speeds({DENSE: dense, "pytorch": filled}, onnx, directory, bench))
+        for each in sorted(found, key=lambda speed: (speed.batch, speed.contender == DENSE)):
+            rows.add({**cell, **each._asdict()})  # the dense one is last: its row says that all are there
+            print(*cell.values(), *each, flush=True)
 
 
 def _arguments() -> argparse.Namespace:

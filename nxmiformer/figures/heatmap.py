@@ -29,7 +29,8 @@ def heatmap(run: Run) -> Figure:
 
     Sets other than the most common one are framed, and in bold. Layers that stay dense have no colour.
     """
-    errors = {name: layer.error for name, layer in run.report.layers.items() if math.isfinite(layer.error)}
+    layers = run.report.layers.items()
+    errors = {n: layer.error for n, layer in layers if layer.error is not None and math.isfinite(layer.error)}
     low, high = (min(errors.values()), max(errors.values())) if errors else (0.0, 1.0)
     ends = (low, high) if high > low else (low * 0.5, low * 1.5 or 1.0)
     sets = {name: layer.set for name, layer in run.report.layers.items()}

@@ -18,7 +18,7 @@ from nxmiformer.files import set_aside, write_text
 from nxmiformer.jobs.digests import read_contents
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.opening import Opened, check_same, identity_of, opened, record
-from nxmiformer.jobs.phases import check_taught, train
+from nxmiformer.jobs.phases import check_taught, taught, train
 from nxmiformer.jobs.record import report
 from nxmiformer.jobs.rehearsal import rehearse
 from nxmiformer.layers.everything import blind_ranges, check_ranges
@@ -65,7 +65,8 @@ def _trained(job: Job) -> Iterator[Opened]:
     """The job as it was opened, and its model trained."""
     check_taught(job, job.recipe.phases)
     with opened(job, job.planning) as (stage, plan, position, resumed):
-        rehearse(stage, dict(list(job.recipe.phases.items())[position.phase :]), job.report_on, plan)
+        remaining = dict(list(job.recipe.phases.items())[position.phase :])
+        rehearse(stage, remaining, job.report_on, plan, taught(job, stage))
         if ranks().writes:
             plan.save(job.directory / "plan.json")
         with compiling(job.settings.compile):

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from safetensors import safe_open
-from torch import nn
+from torch import Size, Tensor, nn
 from transformers import PreTrainedModel
 
 from nxmiformer.console.quiet import quiet
@@ -94,7 +94,8 @@ def _train_dense(
 def leave_dense(job: Job, stage: Stage) -> None:
     """Score the dense model, and keep it in `dense/`, as `transformers` does."""
     Dense().attach(stage.model, Length(0, 1))
-    model = _taught(job, stage) or stage.model
+    model = taught(job, stage) or stage.model
+    stage.facts["dense_alike"] = model is stage.model or shapes_of(model) == shapes_of(stage.model)
     stage.facts["scores"]["dense"] = replace(stage, model=model).score(job.report_on)
     score, chance = stage.facts["scores"]["dense"][stage.task.metric], stage.chance(job.report_on)
     if not chance.beaten(score):
@@ -115,22 +116,27 @@ def _keep_dense(job: Job, stage: Stage, model: PreTrainedModel) -> None:
         stage.tokenizer.save_pretrained(directory)
 
 
-def _taught(job: Job, stage: Stage) -> PreTrainedModel | None:
-    """The dense model of another run, if one is given.
+def taught(job: Job, stage: Stage) -> PreTrainedModel | None:
+    """The dense model of another run, if one is given. It may have more heads, dimensions or layers.
 
     Raises:
-        ValueError: it is of another architecture or size.
+        ValueError: it is of another architecture.
     """
     model = job.source.taught(stage.task, stage.tokenizer)
     if model is None:
         return None
     unfactor(model)  # a packed one may have factors
-    shapes = [{name: p.shape for name, p in each.named_parameters()} for each in (model, stage.model)]
-    if type(model) is not type(stage.model) or shapes[0] != shapes[1]:
+    if type(model) is not type(stage.model):
         raise ValueError(
-            f"model.teacher is a {type(model).__name__} whose layers are not those of the model that it teaches"
+            f"model.teacher is a {type(model).__name__}, and the model that it is to teach a "
+            f"{type(stage.model).__name__}: give one of the same architecture and task"
         )
-    return model.to(stage.accelerator.device)
+    return model.to(stage.accelerator.device).eval().requires_grad_(False)
+
+
+def shapes_of(model: nn.Module) -> dict[str, Size]:
+    """Of all parameters, by name."""
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 
 def check_taught(job: Job, phases: Mapping[str, Phase]) -> None:
@@ -155,12 +161,19 @@ def _goes_on(method: Method) -> bool:
 
 
 def _one_shot(job: Job, stage: Stage) -> None:
-    """Score the projection of the dense model."""
-    one_shot = OneShot()
+    """Score the projection of the model that compression begins with."""
+    one_shot, alike = OneShot(), stage.facts["dense_alike"]
     one_shot.attach(stage.model, Length(0, 1))
+    start = {} if alike else {n: layer.weight.detach().clone() for n, layer in distinct_layers(stage.model).items()}
     with one_shot.as_finished():
         stage.facts["scores"]["one_shot"] = stage.score(job.report_on)
-        stage.facts["projection_error"] = errors(job, stage.model)
+        stage.facts["projection_error"] = errors(job, stage.model) if alike else _distances(start, stage.model)
+
+
+def _distances(start: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
+    """||W_start - W||^2 / ||W_start||^2 of each compressed layer."""
+    layers = distinct_layers(model).items()
+    return {n: ((start[n] - m.weight).square().sum() / start[n].square().sum()).item() for n, m in layers}
 
 
 def _teacher(job: Job, stage: Stage) -> PreTrainedModel:

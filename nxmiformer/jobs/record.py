@@ -19,7 +19,9 @@ from nxmiformer.train.loop import Stage
 def report(job: Job, stage: Stage, plan: CompressionPlan, size: PackedSize, seconds: float) -> dict[str, Any]:
     """The content of report.json of a run that took so many `seconds` of wall-clock time."""
     storage, facts, metric = plan.storage(), stage.facts, job.task.metric
-    distances, layers = errors(job, stage.model), distinct_layers(stage.model)
+    layers = distinct_layers(stage.model)
+    alike = facts.get("dense_alike", True)  # a teacher of another size has no layers to compare with
+    distances = errors(job, stage.model) if alike else dict.fromkeys(layers)
     scores, phases = facts["scores"], facts["phases"]
     gaps: dict[str, float] = next(
         (phase["gaps"] for phase in phases.values() if phase["gaps"]), {}

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from nxmiformer.applied.convert import check_called
 from nxmiformer.export.packed import check_packable
@@ -40,8 +41,16 @@ EVALUATION = "train.eval_batch_size, train.max_length, task"  # keys that it dep
 FEW = 2  # examples of a batch on a CPU; a GPU has whole ones, for it is their memory that may not be there
 
 
-def rehearse(stage: Stage, phases: Mapping[str, Phase], report_on: str, plan: CompressionPlan | None = None) -> None:
+def rehearse(
+    stage: Stage,
+    phases: Mapping[str, Phase],
+    report_on: str,
+    plan: CompressionPlan | None = None,
+    teacher: PreTrainedModel | None = None,
+) -> None:
     """Go through the phases, the evaluation, and the packing of the plan that the model was converted to, if given.
+
+    `teacher` is another model that is distilled, and not the dense one that the phases themselves leave.
 
     Raises:
         ValueError: something of it would fail; the message says what, why, and where to change it.
@@ -59,9 +68,9 @@ def rehearse(stage: Stage, phases: Mapping[str, Phase], report_on: str, plan: Co
                 check_called(stage.model, stage.task.inputs(inputs))
             _thin_out(stage.model)
             blind = blind_ranges(stage.model)
-            check_distillation(phases, stage.model, stage.task.told(inputs))
+            check_distillation(phases, stage.model, stage.task.told(inputs), teacher)
             for name, phase in phases.items():
-                _phase(stage, name, phase, inputs)
+                _phase(stage, name, phase, inputs, teacher)
             epoch = stage.steps_per_epoch()
             compressing = [phase for phase in phases.values() if not isinstance(phase.method, Dense)]
             if not any(each.length(epoch).steps > each.method.delay for each in compressing):
@@ -83,7 +92,7 @@ def _thin_out(model: nn.Module) -> None:
             layer.release()
 
 
-def _phase(stage: Stage, name: str, phase: Phase, batch: Mapping[str, Tensor]) -> None:
+def _phase(stage: Stage, name: str, phase: Phase, batch: Mapping[str, Tensor], teacher: PreTrainedModel | None) -> None:
     """One phase, on one batch of its inputs and targets."""
     where = f"recipe.phases.{name}"
     if ranks().count > 1 and phase.dropout:  # ranks that skip other layers would wait for sums of each other's
@@ -103,7 +112,7 @@ def _phase(stage: Stage, name: str, phase: Phase, batch: Mapping[str, Tensor]) -
     with _part(f"the loss of phase {name!r}", f"{where}.objective, train.batch_size, train.max_length"):
         training_mode(stage.model, phase.dropout)
         with stage.accelerator.autocast():
-            loss = phase.objective.of(stage.task, stage.wrapped, _Dense(stage.model), batch)
+            loss = phase.objective.of(stage.task, stage.wrapped, teacher or _Dense(stage.model), batch)
         if not math.isfinite(loss.item()):
             raise ValueError(f"it is {loss.item()}")
         loss.backward()

@@ -92,6 +92,11 @@ def search(job: Job) -> dict[str, Any]:
         raise ValueError("there is no search: give one, such as search=knapsack")
     if not job.budget.given:
         raise ValueError(NONE)
+    if dict(job.config.get("model", {})).get("teacher") is not None:
+        raise ValueError(
+            "model.teacher: a search goes on from the dense model that it has looked at, and not from a checkpoint "
+            "that another teaches: leave out the budget, and give plan.path of a plan that was searched"
+        )
     method = job.search
     if job.budget.timed:  # what is fast enough already may stay dense
         sets = tuple(dict.fromkeys([*method.candidates.sets, DENSE]))

@@ -65,7 +65,7 @@ class Pretrained(Source):
         labels: the task's class names in the order of the model's outputs; None: as the checkpoint names them.
         finetuned: the checkpoint is already fine-tuned on this task: its head is used, and no dense model is trained
             first.
-        teacher: the directory of a dense model of this architecture and task; see `taught`.
+        teacher: the directory of a dense model of this architecture and task, of any size; see `taught`.
         keep_layers: numbers of the layers that stay, from 0; None: all; see `shallow`.
     """
 

@@ -88,12 +88,12 @@ class StorageReport:
 class LayerReport:
     """A compressed layer: its `set` in words, and the share of its weights that may be non-zero (`kept`).
 
-    `error` is ||W_dense - W_final||^2 / ||W_dense||^2, `projection_error` the same of the one-shot projection; `gap` is
-    ||W - Z|| / ||W|| when ADMM ended, None without ADMM.
+    `error` is ||W_dense - W_final||^2 / ||W_dense||^2, None where the dense model is a teacher of another size;
+    `projection_error` is that of the one-shot projection. `gap` is ||W - Z|| / ||W|| when ADMM ended, None without it.
     """
 
     set: str
-    error: float
+    error: float | None
     gap: float | None
     kept: float
     projection_error: float | None = None

@@ -199,9 +199,14 @@ class Recipe:
 
 
 @torch.no_grad()
-def check_distillation(phases: Mapping[str, Phase], model: PreTrainedModel, batch: Mapping[str, Tensor]) -> None:
-    """Compare the model with itself, on a batch, as each phase's objective will compare it with its teacher. It is in
-    evaluation mode meanwhile, so that chance has no say in what is refused.
+def check_distillation(
+    phases: Mapping[str, Phase],
+    model: PreTrainedModel,
+    batch: Mapping[str, Tensor],
+    teacher: PreTrainedModel | None = None,
+) -> None:
+    """Compare the model, on a batch, with its teacher as each phase's objective will, or with itself where it will be
+    its own. It is in evaluation mode meanwhile, so that chance has no say in what is refused.
 
     Raises:
         ValueError: a phase is to distil hidden states or attention scores which the model does not have, or not always.
@@ -219,7 +224,7 @@ def check_distillation(phases: Mapping[str, Phase], model: PreTrainedModel, batc
             if phase.dropout:
                 check_every_layer_runs(model.config, f"recipe.phases.{name}.dropout=false")
             with evaluating(model):
-                replace(phase.objective, logits=0.0, attention=0.0)(model, model, batch)
+                replace(phase.objective, logits=0.0, attention=0.0)(model, teacher or model, batch)
         except HiddenStatesError as error:
             without = f"recipe.phases.{name}.objective.hidden=0 leaves hidden states out"
             raise ValueError(f"phase {name} is to distil hidden states, but {error}; {without}") from error

@@ -1,0 +1,136 @@
+"""Draw bytes.png and speed.png, and write their tables into README.md: python experiments/seven/figure.py
+
+bytes.png is what each system retains at equal bytes of the layers, from results.csv. speed.png is what is retained
+against the measured speed in ONNX Runtime, from speeds.csv and from the study of heads and dimensions.
+"""
+
+import sys
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from rows import insert_table, spread  # noqa: E402 (beside the studies, not installed)
+
+# Family of plans and method, the name in the figure, and the colour: ours, compositions of several, and the others.
+SYSTEMS = {
+    ("searched", "admm"): ("NxMiFormer, searched N:M + bits", "#0f6cab"),
+    ("sparse_int4", "admm"): ("ADMM, single weights + INT4", "#56a3d9"),
+    ("nm_everything", "admm"): ("ADMM + FullyQT", "#7a5ea8"),
+    ("sparse_int4", "obert_admm"): ("oBERT, then ADMM + INT4", "#b39ddb"),
+    ("sparse_int8", "obert"): ("oBERT + INT8", "#d2691e"),
+    ("blocks_int8", "movement"): ("block movement + INT8", "#2e8b57"),
+    ("pieces_int8", "group_lasso"): ("group Lasso + INT8", "#a3b18a"),
+    ("everything", "fullyqt"): ("FullyQT, low-bit", "#c94f7c"),
+    ("sparse_int8", "pattern_lock"): ("Prune Once for All + INT8", "#8c6d46"),
+    ("kronecker_int8", "kronecker"): ("KroneckerBERT + INT8", "#7f8c99"),
+}
+SHARES = {"0.1": "a tenth", "0.05": "a twentieth", "0.025": "a fortieth"}
+STRUCTURED = {"gradient": "#2e8b57", "magnitude": "#7f8c99", "admm": "#0f6cab"}  # of experiments/movement
+INT8 = "onnx int8"
+
+
+def main() -> None:
+    runs = pd.read_csv(HERE / "results.csv").query("method != 'dense_more'")
+    runs[["family", "share"]] = runs.plan.str.split("@", expand=True)
+    _bytes(runs).savefig(HERE / "bytes.png", dpi=150)
+    fast = _fast(runs)
+    _speed(fast).savefig(HERE / "speed.png", dpi=150)
+    insert_table(HERE / "README.md", f"{_table(runs)}\n\n{_speeds(fast)}")
+
+
+def _present(runs: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:
+    """The systems that have a row, those first that retain the most."""
+    mean = runs.groupby(["family", "method"]).retention.mean()
+    return {key: SYSTEMS[key] for key in sorted(mean.index, key=lambda key: -mean[key])}
+
+
+def _bytes(runs: pd.DataFrame) -> Figure:
+    """A panel a task, a line a system."""
+    tasks = list(runs.groupby("task", sort=False))
+    figure = Figure(figsize=(3.2 + 4.2 * len(tasks), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+    present = _present(runs)
+    for axes, (task, rows) in zip(panels, tasks, strict=True):
+        for (family, method), (_, colour) in present.items():
+            mean = 100 * rows[(rows.family == family) & (rows.method == method)].groupby("share").retention.mean()
+            line = [share for share in SHARES if share in mean]
+            axes.plot([list(SHARES).index(s) for s in line], mean[line], "o-", color=colour, linewidth=2, markersize=5)
+        _tidied(axes, task.upper())
+        axes.set_xlim(-0.3, len(SHARES) - 0.7)
+        axes.set_xticks(range(len(SHARES)), [f"{name}\nof the bytes" for name in SHARES.values()])
+    panels[0].set_ylabel("% of the dense score retained")
+    handles = [panels[0].plot([], [], "o-", color=colour)[0] for _, colour in present.values()]
+    figure.legend(handles, [name for name, _ in present.values()], loc="outside right center", frameon=False)
+    return figure
+
+
+def _tidied(axes: Axes, title: str) -> None:
+    axes.axhline(100, color="#38424c", linewidth=0.8, linestyle=":")
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _table(runs: pd.DataFrame) -> str:
+    """% of the dense score retained, a row a task and system."""
+    lines = [f"| task | system | {' | '.join(SHARES.values())} |", "|---" * (2 + len(SHARES)) + "|"]
+    for task, rows in runs.groupby("task", sort=False):
+        for (family, method), (name, _) in _present(rows).items():
+            cells = rows[(rows.family == family) & (rows.method == method)]
+            scores = [spread(100 * cells[cells.share == share].retention, 1) for share in SHARES]
+            lines.append(f"| {task} | {name} | {' | '.join(scores)} |")
+    return "\n".join(lines)
+
+
+def _fast(runs: pd.DataFrame) -> pd.DataFrame:
+    """What was timed as INT8 in ONNX Runtime: its name, speed by batch, and score over that of the dense model."""
+    found = []
+    dense = runs.groupby(["task", "seed"]).dense_score.max()
+    if (HERE / "speeds.csv").exists():
+        timed = pd.read_csv(HERE / "speeds.csv").merge(runs, on=["task", "plan", "method", "seed"])
+        names = timed.family.combine(timed.method, lambda *key: SYSTEMS[key][0]) + ", " + timed.share.map(SHARES)
+        found.append(timed.assign(name=names, kind="bytes", retained=100 * timed.retention))
+    study = HERE.parent / "movement"
+    columns = ["task", "method", "strength", "seed", "report_on"]
+    smaller = pd.read_csv(study / "speeds.csv").query("contender == @INT8")
+    smaller = smaller.merge(pd.read_csv(study / "results.csv"), on=columns)
+    best = [dense.get((task, seed)) for task, seed in zip(smaller.task, smaller.seed, strict=True)]
+    gone = smaller.strength.map(lambda share: f"{100 * share:.0f} % of heads and dimensions gone, by ")
+    found.append(smaller.assign(name=gone + smaller.method, kind=smaller.method, retained=100 * smaller.int8 / best))
+    return pd.concat(found)[["task", "name", "kind", "strength", "batch", "ratio", "retained"]]
+
+
+def _speed(fast: pd.DataFrame) -> Figure:
+    """What is retained against the speed at the smallest batch."""
+    one = fast[fast.batch == fast.batch.min()]
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for kind, rows in one.groupby("kind"):
+        rows = rows.sort_values("ratio")
+        label = "equal bytes, no structure" if kind == "bytes" else f"fewer heads and dimensions, by {kind}"
+        colour = STRUCTURED.get(str(kind), "#c9d1d9")
+        axes.plot(rows.ratio, rows.retained, "o" if kind == "bytes" else "o-", color=colour, label=label)
+    _tidied(axes, f"INT8 in ONNX Runtime, batch {one.batch.iloc[0]}, one CPU thread")
+    axes.set_xlabel("times as fast as dense float32 PyTorch")
+    axes.set_ylabel("% of the dense score retained")
+    axes.legend(frameon=False, loc="lower left")
+    return figure
+
+
+def _speeds(fast: pd.DataFrame) -> str:
+    """A row a model, the fastest first."""
+    batches = sorted(fast.batch.unique())
+    lines = [f"| INT8 in ONNX Runtime | {' | '.join(f'batch {batch}' for batch in batches)} | retained |"]
+    lines.append("|---" * (2 + len(batches)) + "|")
+    for name, rows in sorted(fast.groupby("name"), key=lambda pair: -pair[1].ratio.max()):
+        ratios = [spread(rows[rows.batch == batch].ratio, 2) for batch in batches]
+        lines.append(f"| {name} | {' | '.join(ratios)} | {spread(rows.drop_duplicates('retained').retained, 1)} % |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()
