@@ -3,12 +3,13 @@
     python experiments/movement/run.py --models MODELS --glue GLUE      # scores, on any device
     python experiments/movement/run.py --time --models MODELS                                       # speeds, on the CPU
 
-A cell is a method at one strength. `movement` prunes at a penalty, is made compact, and is filled: trained on without a
-mask, by distillation from its dense model. `admm` reconstructs the layers that read heads and dimensions without a
-share of them, is made compact, and is filled. The baselines `magnitude` and `gradient` remove a share of the heads and
-dimensions of the dense model at once, the least by the norm or by |gradient x weight|, are made compact, and have as
-many steps of the same distillation. The INT8 model is the filled one projected, with 8-bit inputs. Every finished cell
-is a row of results.csv, every timed one of speeds.csv, and neither is run again. --tiny tries the script out.
+A cell is a method at one strength, on a model with all its layers or, with --keep-layers, some of them. `movement`
+prunes at a penalty, is made compact, and is filled: trained on without a mask, by distillation from its dense model.
+`admm` reconstructs the layers that read heads and dimensions without a share of them, is made compact, and is filled.
+The baselines `magnitude` and `gradient` remove a share of the heads and dimensions of the dense model at once, the
+least by the norm or by |gradient x weight|, are made compact, and have as many steps of the same distillation. The
+INT8 model is the filled one projected, with 8-bit inputs. Every finished cell is a row of results.csv, every timed
+one of speeds.csv, and neither is run again. --tiny tries the script out.
 """
 
 import argparse
@@ -48,9 +49,10 @@ from nxmiformer.train.loop import Stage, train_phase  # noqa: E402
 from nxmiformer.train.objective import Objective  # noqa: E402
 from nxmiformer.train.recipe import Phase  # noqa: E402
 
-CELL = ("task", "method", "strength", "seed", "report_on")
+CELL = ("task", "layers", "method", "strength", "seed", "report_on")
 VALUES = ("heads", "dimensions", "parameters", "score", "int8", "dense", "retention", "steps", "seconds", "device")
 TIMED = ("contender", "batch", "length")
+LAYERS = 6  # of all-MiniLM-L6-v2
 METHODS = ("movement", "admm", "magnitude", "gradient")
 PRUNING = {"movement": 0.7, "admm": 0.15}  # the share of the steps before the model is made compact
 DISTIL = Objective(task=0.1, logits=0.9)
@@ -71,11 +73,12 @@ def main() -> None:
 
 
 def _cells(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    layers = len(arguments.keep_layers or range(LAYERS))
     for task in arguments.tasks:
         for seed in arguments.seeds:
             for method in arguments.methods:
                 for strength in arguments.penalties if method == "movement" else arguments.shares:
-                    yield dict(zip(CELL, (task, method, strength, seed, arguments.report_on), strict=True))
+                    yield dict(zip(CELL, (task, layers, method, strength, seed, arguments.report_on), strict=True))
 
 
 def _directory(arguments: argparse.Namespace, cell: Mapping[str, Any]) -> Path:
@@ -90,6 +93,8 @@ def _settled(arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, A
     common = [*source(arguments.models, arguments.glue, cell["task"], arguments.tiny), f"seed={cell['seed']}"]
     common += [f"report_on={cell['report_on']}", f"train.cpu={str(arguments.cpu).lower()}"]
     common.append(f"dense_cache={arguments.outputs / '.dense'}")
+    if arguments.keep_layers:
+        common.append(f"model.keep_layers={arguments.keep_layers}")
     report = trained(directory, [*common, *_pruning(arguments, cell, first)])
     metric = report["task"]["metric"]
     with opened(job(directory / "fill", common), _nothing) as (stage, *_):
@@ -231,6 +236,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--penalties", nargs="+", type=float, default=[2.5, 5.0, 10.0, 20.0, 40.0])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="of heads, and of dimensions")
+    parser.add_argument("--keep-layers", nargs="+", type=int, help="numbers of layers, from 0 (default: all)")
     parser.add_argument("--steps", type=int, default=2000, help="of pruning and filling together")
     parser.add_argument("--lr", type=float, default=1e-4)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])

@@ -23,6 +23,7 @@ SYSTEMS = {
     ("nm_everything", "admm"): ("ADMM + FullyQT", "#7a5ea8"),
     ("sparse_int4", "obert_admm"): ("oBERT, then ADMM + INT4", "#b39ddb"),
     ("sparse_int8", "obert"): ("oBERT + INT8", "#d2691e"),
+    ("sparse_int4", "movement"): ("movement of single weights + INT4", "#8fbc8f"),
     ("blocks_int8", "movement"): ("block movement + INT8", "#2e8b57"),
     ("pieces_int8", "group_lasso"): ("group Lasso + INT8", "#a3b18a"),
     ("everything", "fullyqt"): ("FullyQT, low-bit", "#c94f7c"),
@@ -95,12 +96,14 @@ def _fast(runs: pd.DataFrame) -> pd.DataFrame:
         names = timed.family.combine(timed.method, lambda *key: SYSTEMS[key][0]) + ", " + timed.share.map(SHARES)
         found.append(timed.assign(name=names, kind="bytes", retained=100 * timed.retention))
     study = HERE.parent / "movement"
-    columns = ["task", "method", "strength", "seed", "report_on"]
+    columns = ["task", "layers", "method", "strength", "seed", "report_on"]
     smaller = pd.read_csv(study / "speeds.csv").query("contender == @INT8")
     smaller = smaller.merge(pd.read_csv(study / "results.csv"), on=columns)
     best = [dense.get((task, seed)) for task, seed in zip(smaller.task, smaller.seed, strict=True)]
     gone = smaller.strength.map(lambda share: f"{100 * share:.0f} % of heads and dimensions gone, by ")
-    found.append(smaller.assign(name=gone + smaller.method, kind=smaller.method, retained=100 * smaller.int8 / best))
+    depth = smaller.layers.map({6: ""}).fillna(", " + smaller.layers.astype(str) + " layers")
+    names, kinds = gone + smaller.method + depth, smaller.method + depth
+    found.append(smaller.assign(name=names, kind=kinds, retained=100 * smaller.int8 / best))
     return pd.concat(found)[["task", "name", "kind", "strength", "batch", "ratio", "retained"]]
 
 

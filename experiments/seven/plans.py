@@ -1,7 +1,7 @@
 """The plans of the study: python experiments/seven/plans.py --models MODELS --out OUT
 
 A family is one kind of set. Of each, OUT gets the plan whose layers take the most bytes within a tenth, a twentieth and
-a fortieth of float32, and what each takes is printed. Where no set of a family is small enough, there is no plan.
+a fortieth of float32, and what each takes is printed.
 """
 
 import argparse
@@ -23,8 +23,6 @@ FAMILIES: Mapping[str, Sequence[str]] = {
     "pieces_int8": [f"1x8@{density}+int8" for density in DENSITIES],
     "blocks_int8": [f"32x32@{density}+int8" for density in DENSITIES],
     "kronecker_int8": [f"kron{rows}x{cols}+int8" for rows in (1, 2, 3, 4) for cols in (1, 2, 3, 4)],
-    "everything": [f"int{bits}" for bits in range(1, 9)],
-    "nm_everything": ["2:4+int4", "1:4+int4", "1:8+int4", "1:16+int4"],
 }
 
 
@@ -41,18 +39,9 @@ def main() -> None:
     for family, sets in FAMILIES.items():
         sizes = {words: size_of(words, targets.layers) for words in sets}
         for share in SHARES:
-            fitting = [words for words in sets if sizes[words] <= share * dense]
-            if not fitting:
-                print(f"{family}@{share}: none is small enough")
-                continue
-            words = max(fitting, key=sizes.__getitem__)
+            words = max((each for each in sets if sizes[each] <= share * dense), key=sizes.__getitem__)
             weight = from_words(words)
-            planning = Planning(
-                name=f"{family}@{share}",
-                weight=weight,
-                activations=Activations(8),
-                everything="int8" if family.endswith("everything") else None,
-            )
+            planning = Planning(name=f"{family}@{share}", weight=weight, activations=Activations(8))
             plan = planning.assigned(model, targets, {target.name: weight for target in targets.layers})
             plan.save(arguments.out / f"{family}@{share}.json")
             print(f"{family}@{share}: {words}, {sizes[words] / dense:.4f} of the layers")
