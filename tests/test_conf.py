@@ -82,7 +82,12 @@ BLOCKS = {
     "kronecker": "kron2x2",
     "kronecker_int8": "kron2x2+int8",
 }  # whose names do not tell their sets
-WORDS = {"fullyqt": "int8", "unstructured": "0.1dense", "unstructured_int8": "0.1dense_int8"}  # nor do these
+WORDS = {
+    "fullyqt": "int8",
+    "structured": "32x32@0.5",
+    "unstructured": "0.1dense",
+    "unstructured_int8": "0.1dense_int8",
+}  # nor do these
 
 
 def together(first, second):

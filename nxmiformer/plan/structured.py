@@ -21,10 +21,14 @@ class Structured(Planning):
     Attributes:
         dimensions: share of the dimensions that remain, at most; None: the feed-forward parts have `weight`.
         heads: share of the heads that remain, at most; None: attention has `weight`.
+        reading: whether only the layers that read dimensions and heads have sets: their columns go, and what computes
+            those is dense, until compaction takes it out. So a method that treats each layer by itself, as ADMM does,
+            needs no agreement between layers.
     """
 
     dimensions: float | None = 0.5
     heads: float | None = None
+    reading: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -48,7 +52,10 @@ class Structured(Planning):
         for units in found:
             density = self.heads if units.kind == "heads" else self.dimensions
             if density is not None:
-                sets |= {name: _blocks(units, name, shapes[name], density) for name in units.names & shapes.keys()}
+                sets |= {
+                    name: None if self.reading and name != units.out else _blocks(units, name, shapes[name], density)
+                    for name in units.names & shapes.keys()
+                }
         return self.assigned(model, targets, sets)
 
 

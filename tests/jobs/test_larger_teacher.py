@@ -23,9 +23,8 @@ def smaller(tmp_path_factory):
     """A run whose `compact` has half of the heads and dimensions of its `dense`."""
     run = tmp_path_factory.mktemp("larger") / "run"
     sizes = ["model=embedded", "model.hidden=64", "model.layers=2", "model.intermediate=128"]
-    phases = ["recipe.phases.dense.steps=4", "recipe.phases.movement.steps=3"]
-    plan = ["plan=hybrid", "plan.heads=0.5", "recipe=movement", "recipe.phases.movement.method.threshold=0"]
-    compress.run(job(run, *sizes, *plan, *phases))
+    phases = ["recipe.phases.dense.steps=4", "recipe.phases.admm.steps=2", "recipe.phases.finish.steps=2"]
+    compress.run(job(run, *sizes, "plan=structured", *phases, "recipe.phases.admm.method.calibration=2"))
     with hydra.initialize_config_module("nxmiformer.conf", version_base="1.3"):
         words = ["job=export", "format=compact", f"path={run}"]
         export.export(cli.build(hydra.compose("config", words), run))
@@ -49,7 +48,10 @@ def test_a_compact_model_is_filled_by_its_dense_one_and_measured_against_it(smal
         transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "filled" / "dense"),
     )
     sizes = [{n: p.shape for n, p in model.named_parameters()} for model in (found, compact, dense)]
-    assert sizes[0] == sizes[1] != sizes[2]
+    assert sizes[0] == sizes[1]
+    query, first = "bert.encoder.layer.1.attention.self.query.weight", "bert.encoder.layer.1.intermediate.dense.weight"
+    assert [tuple(sizes[0][each]) for each in (query, first)] == [(32, 64), (64, 64)]
+    assert [tuple(sizes[2][each]) for each in (query, first)] == [(64, 64), (128, 64)]
     assert {layer["error"] for layer in report["layers"].values()} == {None}  # no layer of the teacher is this one's
     assert all(0 < layer["projection_error"] < 1e-3 for layer in report["layers"].values())
     assert (tmp_path / "filled" / "report.html").is_file()

@@ -35,6 +35,15 @@ def test_dimensions_and_heads_are_blocks_of_the_layers_that_they_are_in(make):
             assert spec.weight == Block(source.width, spec.shape[1], density)
 
 
+@pytest.mark.parametrize("make", [bert, llama, gpt2])
+def test_where_only_reading_layers_have_sets_what_computes_heads_and_dimensions_is_dense(make):
+    model = make()
+    plan = Structured("plan", Block(4, 4, 0.5), dimensions=0.25, heads=0.5, reading=True)(model)
+    both = Structured("plan", Block(4, 4, 0.5), dimensions=0.25, heads=0.5)(model)
+    outs = {units.out for units in find_units(model)}
+    assert plan.layers == {name: spec for name, spec in both.layers.items() if name in outs}
+
+
 def test_what_has_no_density_has_the_set_of_all_others():
     plan = Structured("plan", Block(4, 4, 0.5), dimensions=0.25)(bert())
     sets = {name: str(spec.weight) for name, spec in plan.layers.items()}
