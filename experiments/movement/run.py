@@ -123,12 +123,12 @@ def _settled(arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, A
 
 def _pruning(arguments: argparse.Namespace, cell: Mapping[str, Any], steps: int) -> list[str]:
     """The words of the run that trains the dense model, and prunes it where that takes training."""
-    words = ["plan=hybrid", *(["recipe.phases.dense.steps=4"] if arguments.tiny else [])]
+    words = ["recipe.phases.dense.steps=4"] if arguments.tiny else []
     if cell["method"] == "admm":
-        words += [f"plan.{kind}={1 - cell['strength']:g}" for kind in ("heads", "dimensions")]
-        words += ["plan.include=['*.output.dense']", "recipe=admm", "recipe.phases.finish.steps=0"]
+        words += ["plan=structured", *(f"plan.{kind}={1 - cell['strength']:g}" for kind in ("heads", "dimensions"))]
+        words += ["recipe=admm", "recipe.phases.finish.steps=0"]
         return [*words, f"recipe.phases.admm.steps={steps}", f"recipe.phases.admm.optimizer.lr={arguments.lr}"]
-    words += ["plan.dimensions=1.0", "plan.weight.density=1.0", "recipe=movement"]
+    words += ["plan=hybrid", "plan.dimensions=1.0", "plan.weight.density=1.0", "recipe=movement"]
     words += [f"recipe.phases.movement.steps={steps}", f"recipe.phases.movement.optimizer.lr={arguments.lr}"]
     words.append("recipe.phases.movement.method.feed_forward=0.5")
     penalty = [f"recipe.phases.movement.method.penalty={cell['strength']}"] if cell["method"] == "movement" else []

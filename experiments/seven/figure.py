@@ -23,7 +23,6 @@ SYSTEMS = {
     ("nm_everything", "admm"): ("ADMM + FullyQT", "#7a5ea8"),
     ("sparse_int4", "obert_admm"): ("oBERT, then ADMM + INT4", "#b39ddb"),
     ("sparse_int8", "obert"): ("oBERT + INT8", "#d2691e"),
-    ("sparse_int4", "movement"): ("movement of single weights + INT4", "#8fbc8f"),
     ("blocks_int8", "movement"): ("block movement + INT8", "#2e8b57"),
     ("pieces_int8", "group_lasso"): ("group Lasso + INT8", "#a3b18a"),
     ("everything", "fullyqt"): ("FullyQT, low-bit", "#c94f7c"),

@@ -50,7 +50,7 @@ def main() -> None:
 def size_of(words: str, layers: Iterable[Target]) -> int:
     """What the layers take in this set, in bytes."""
     chosen = from_words(words)
-    return sum(-(-chosen.storage(target.shape).total // 8) for target in layers)
+    return sum(chosen.storage(target.shape).nbytes for target in layers)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,11 @@ class Predicted:
         """The most that is taken until all blocks are compressed."""
         return max(self.around, self.moments, self.reconstruction, self.training)
 
+    @property
+    def survey(self) -> int:
+        """The most that a survey takes, which compares logits at its end."""
+        return max(self.blocks, self.scoring)
+
 
 def predict(decoder: Decoder, settings: Blockwise, tokens: int, scored: int, surveyed: bool = False) -> Predicted:
     """Count what the way takes.
@@ -68,7 +73,7 @@ def predict(decoder: Decoder, settings: Blockwise, tokens: int, scored: int, sur
     kept = round(item * KEPT * batch * max(sum(map(sum, each)) for each in shapes.values()))
     flows = (2 if settings.steps and not surveyed else 1) * 2 * settings.windows
     if surveyed:
-        flows += (len(sizes) + 1) * min(SEEN * settings.batch, settings.windows)
+        flows += (2 * len(sizes) - 1) * min(SEEN * settings.batch, settings.windows)
         block *= 2
     return Predicted(
         around=fixed + around + block + passing,

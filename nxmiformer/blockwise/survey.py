@@ -26,7 +26,7 @@ from nxmiformer.sets import ConstraintSet
 from nxmiformer.tasks.outcomes import Classes
 
 SEEN = 8  # batches on which changes are measured, at most; the moments are of all
-ROWS = 256  # tokens of a batch whose logits are compared, at most
+ROWS = 64  # tokens of a batch whose logits are compared, at most; as many parts of them are compared one by one
 FINISHED = "divergences.json"
 
 Sets = Mapping[str, Sequence[ConstraintSet]]  # by layer
@@ -149,7 +149,10 @@ class Survey:
             weight, anchor = layer.matrix.clone(), self.anchors[layer_name]
             found[layer_name] = {}
             for each in self.candidates[layer_name]:
-                point = problem.point(each, self.iterations) if self.iterations else each.project(problem.weight)
+                try:
+                    point = problem.point(each, self.iterations) if self.iterations else each.project(problem.weight)
+                except ValueError as error:
+                    raise ValueError(f"{layer_name}: {error}") from error
                 if each == anchor:
                     anchors[name] = each.pack(point.cpu())
                 layer.matrix.copy_(point)
@@ -191,12 +194,19 @@ class Survey:
                 exact = self._logits(self.exact, number, last)
                 tokens += len(exact)
                 for index, flow in enumerate(self.changed):
-                    totals[index] += Classes().divergences(exact, self._logits(flow, number, last)).sum().item()
+                    totals[index] += _divergence(exact, self._logits(flow, number, last))
         return [total / tokens for total in totals]
 
     def _logits(self, flow: Flow, number: int, last: int) -> Tensor:
-        """The logits (tokens, words) of some tokens of a batch, evenly apart, in float64."""
+        """The logits (tokens, words) of some tokens of a batch, evenly apart."""
         hidden = flow.at(last).read(number, self.decoder.device)
         logits: Tensor = self.decoder.seen(flow.ids[number], hidden).outputs["logits"].flatten(0, 1)
         kept = torch.linspace(0, len(logits) - 1, min(ROWS, len(logits)), device=logits.device).round().long()
-        return logits[kept].double()
+        return logits[kept]
+
+
+def _divergence(exact: Tensor, changed: Tensor) -> float:
+    """KL(exact || changed), summed over rows of logits; in float64, and so a few rows at a time."""
+    rows = 1 + len(exact) // ROWS
+    pairs = zip(exact.split(rows), changed.split(rows), strict=True)
+    return sum(Classes().divergences(one.double(), other.double()).sum().item() for one, other in pairs)

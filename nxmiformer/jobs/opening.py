@@ -118,6 +118,12 @@ def _going_on(job: Job, checkpoints: Checkpoints, model: PreTrainedModel) -> tup
     return Position(), None
 
 
+def check_searched(directory: Path, search: Path, resume: bool) -> None:
+    """Raise a RefusedError where a job without a search has begun in the directory that one with it is to go on in."""
+    if resume and (directory / RECORD).exists() and not (search / RECORD).exists():
+        raise RefusedError(f"{directory} belongs to a job without a budget; give this job another directory")
+
+
 def record(directory: Path) -> dict[str, Any]:
     """The content of the `run.json` in a directory."""
     path = directory / RECORD

@@ -131,6 +131,12 @@ def taught(job: Job, stage: Stage) -> PreTrainedModel | None:
             f"model.teacher is a {type(model).__name__}, and the model that it is to teach a "
             f"{type(stage.model).__name__}: give one of the same architecture and task"
         )
+    words = [len(each.get_input_embeddings().get_parameter("weight")) for each in (model, stage.model)]
+    if words[0] != words[1]:
+        raise ValueError(
+            f"model.teacher has {words[0]} words, and the model that it is to teach {words[1]}: give one of the same "
+            f"tokenizer"
+        )
     return model.to(stage.accelerator.device).eval().requires_grad_(False)
 
 
@@ -173,7 +179,8 @@ def _one_shot(job: Job, stage: Stage) -> None:
 def _distances(start: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
     """||W_start - W||^2 / ||W_start||^2 of each compressed layer."""
     layers = distinct_layers(model).items()
-    return {n: ((start[n] - m.weight).square().sum() / start[n].square().sum()).item() for n, m in layers}
+    squares = {n: ((start[n] - m.weight).float().square().sum(), start[n].float().square().sum()) for n, m in layers}
+    return {name: (distance / before).item() for name, (distance, before) in squares.items()}
 
 
 def _teacher(job: Job, stage: Stage) -> PreTrainedModel:

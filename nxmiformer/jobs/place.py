@@ -10,11 +10,11 @@ from pathlib import Path
 
 from nxmiformer.errors import RefusedError
 from nxmiformer.files import LOCK, alone, set_aside, write_text
-from nxmiformer.runs.many import BLOCKWISE, FAILED, RECORD
+from nxmiformer.runs.many import BLOCKWISE, FAILED, RECORD, SURVEYED
 
 MARKS = (  # what a run or a search leaves
-    *(RECORD, "plan.json", "metrics.jsonl", "report.json", "search.json", BLOCKWISE),
-    *("checkpoints", "dense", "packed", "search", "trials", "blocks", "activations"),
+    *(RECORD, "plan.json", "metrics.jsonl", "report.json", "search.json", SURVEYED, BLOCKWISE),
+    *("checkpoints", "dense", "packed", "search", "trials", "blocks", "activations", "survey"),
 )
 
 

@@ -18,7 +18,7 @@ from nxmiformer.jobs.compress import run
 from nxmiformer.jobs.digests import read_contents
 from nxmiformer.jobs.job import Job
 from nxmiformer.jobs.latency import Timing, timed
-from nxmiformer.jobs.opening import check_same, opened, without_paths
+from nxmiformer.jobs.opening import check_same, check_searched, opened, without_paths
 from nxmiformer.jobs.phases import leave_dense, train
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.jobs.rehearsal import rehearse
@@ -60,6 +60,7 @@ def planned(job: Job) -> Job:
     if not job.budget.given:
         return job
     searching = replace(job, directory=job.directory / "search", wandb=None, notes={})
+    check_searched(job.directory, searching.directory, job.resume)
     if found(searching) is None:
         search(searching)
     planning = Planning(f"searched@{job.budget}", path=str(searching.directory / "plan.json"))

@@ -10,13 +10,15 @@ from typing import Any
 from nxmiformer.blockwise.memory import predict
 from nxmiformer.blockwise.survey import Survey
 from nxmiformer.console.display import Display
+from nxmiformer.export.packed import check_packable
 from nxmiformer.files import write_text
 from nxmiformer.jobs.decoder import left, open_decoder
 from nxmiformer.jobs.job import Job
-from nxmiformer.jobs.opening import begin
+from nxmiformer.jobs.opening import begin, check_searched
 from nxmiformer.jobs.provenance import provenance
 from nxmiformer.jobs.search import Look, targets_of
 from nxmiformer.plan.origin import Planning
+from nxmiformer.runs.many import SURVEYED
 from nxmiformer.runs.words import size
 from nxmiformer.search.candidates import Choice, words_of
 from nxmiformer.search.costs import Costs
@@ -25,7 +27,7 @@ from nxmiformer.search.table import Table
 from nxmiformer.sets import ConstraintSet
 from nxmiformer.train.memory import measuring
 
-FOUND, LOOKED = "survey.json", "survey"
+LOOKED = "survey"
 WHOLE = ("frontier", "interactions", "halving")  # of a search, what measures whole models
 
 
@@ -39,7 +41,8 @@ def planned(job: Job) -> Job:
     if not job.budget.given:
         return job
     directory = job.directory / "search"
-    survey(replace(job, directory=directory))
+    check_searched(job.directory, directory, job.resume)
+    survey(replace(job, directory=directory, wandb=None, notes={}))
     planning = Planning(f"searched@{job.budget}", path=str(directory / "plan.json"))
     return replace(job, planning=planning, budget=type(job.budget)())
 
@@ -64,16 +67,21 @@ def survey(job: Job) -> dict[str, Any]:
             f"plan.exclude=[{','.join(outside)}], or plan.embeddings and plan.head for one fixed set"
         )
     choices = search.candidates.choices(targets)
+    first = {layer.name: choice.sets[0] for choice in choices for layer in choice.layers}
+    check_packable(decoder.model, job.planning.assigned(decoder.model, targets, first), opened.tokenizer)
     identity = {**opened.identity, **{key: job.config.get(key) for key in ("budget", "search")}}
-    if (content := left(job, identity, FOUND)) is not None:
+    if (content := left(job, identity, SURVEYED)) is not None:
         return content
-    begin(job, identity)
     if not job.resume:  # what an earlier survey left is not this one's
         shutil.rmtree(job.directory / LOOKED, ignore_errors=True)
-    told = predict(decoder, settings, job.settings.max_length, settings.batch * job.settings.max_length, surveyed=True)
+        for name in (SURVEYED, "plan.json"):
+            (job.directory / name).unlink(missing_ok=True)
+    begin(job, identity)
+    tokens = job.settings.max_length
+    told, later = (predict(decoder, settings, tokens, settings.batch * tokens, each) for each in (True, False))
     display.say(
-        f"memory of {decoder.device.type} to look at blocks: {size(told.blocks)}; on disk: {size(told.disk)} of hidden "
-        f"states"
+        f"memory of {decoder.device.type}, beside what is taken: {size(told.survey)} to look at the blocks, then about "
+        f"{size(max(later.blocks, later.scoring))}; on disk: {size(told.disk)} of hidden states"
     )
     sets = {layer.name: [s for s in each.sets if s is not None] for each in choices for layer in each.layers}
     looked = Survey(
@@ -104,12 +112,12 @@ def survey(job: Job) -> dict[str, Any]:
         "plan": plan.fingerprint,
         "sets": {name: words_of(each) for name, each in table.sets(best).items()},
         "damages": damages,
-        "memory": {"predicted": asdict(told), "measured": memory.taken},
+        "memory": {"predicted": {**asdict(told), "survey": told.survey}, "measured": memory.taken},
         "seconds": time.perf_counter() - began,
         **provenance(),
     }
     plan.save(job.directory / "plan.json")
-    write_text(job.directory / FOUND, json.dumps(content, indent=1) + "\n")
+    write_text(job.directory / SURVEYED, json.dumps(content, indent=1) + "\n")
     display.say(_said(content))
     return content
 

@@ -158,9 +158,15 @@ class Pretrained(Source):
     def taught(self, task: Task, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | None:
         if self.teacher is None:
             return None
-        return replace(self, path=self.teacher, name="", teacher=None, finetuned=True, keep_layers=None).model(
-            task, tokenizer, 0
-        )
+        source = replace(self, path=self.teacher, name="", teacher=None, finetuned=True, keep_layers=None)
+        if (Path(self.teacher) / "tokenizer.json").is_file() and (
+            source.tokenizer(task).get_vocab() != tokenizer.get_vocab()
+        ):
+            raise ValueError(
+                f"model.teacher={self.teacher} has another tokenizer than model.path={self.path}: the teacher would "
+                f"read other words"
+            )
+        return source.model(task, tokenizer, 0)
 
     @contextmanager
     def _own_code(self) -> Iterator[None]:

@@ -12,7 +12,8 @@ import pandas as pd
 from nxmiformer.runs.numbers import METRICS, REPORT, STAGES, Report, read_report, read_rows
 from nxmiformer.runs.parse import shaped
 
-RECORD, FAILED, SEARCHED, BLOCKWISE = "run.json", "failed.json", "search.json", "blocks.json"
+RECORD, FAILED, SEARCHED = "run.json", "failed.json", "search.json"
+BLOCKWISE, SURVEYED = "blocks.json", "survey.json"
 PARTS = ("packed", "dense", "checkpoints", "trials")  # of a run or a search: no run to be compared is in them
 WHAT = ("name", "task", "model", "plan", "fingerprint", "phases", "seed")
 FOUND = ("status", "error", "report_on", "metric", *STAGES, "above_chance", "retention")
@@ -100,7 +101,7 @@ def _places(root: Path) -> list[Path]:
     for place, folders, files in os.walk(root):
         if {RECORD, REPORT, FAILED} & set(files):
             folders[:] = [folder for folder in folders if folder not in PARTS]
-            if not {SEARCHED, BLOCKWISE} & set(files) or {REPORT, FAILED} & set(files):
+            if not {SEARCHED, SURVEYED, BLOCKWISE} & set(files) or {REPORT, FAILED} & set(files):
                 found.append(Path(place))
     if not found:
         reason = "there is no such directory" if not root.is_dir() else f"nothing in it has {RECORD} or {REPORT}"

@@ -1,5 +1,8 @@
 """A compact model is trained on by the larger dense model that it came of."""
 
+import json
+import shutil
+
 import hydra
 import pytest
 import transformers
@@ -97,8 +100,21 @@ def test_a_deeper_teacher_gives_its_logits_and_no_hidden_states(smaller, tmp_pat
     assert report["phases"]["ste_qat"]["steps"] == 2
 
 
-def test_a_teacher_of_another_architecture_is_refused_by_name(smaller, tmp_path):
+def test_a_teacher_of_other_words_or_another_architecture_is_refused_by_name(smaller, tmp_path):
     config = transformers.AutoConfig.from_pretrained(smaller / "dense")
+    smaller_words = transformers.AutoModelForSequenceClassification.from_pretrained(smaller / "dense")
+    smaller_words.resize_token_embeddings(config.vocab_size - 3)
+    smaller_words.save_pretrained(tmp_path / "words")
+    with pytest.raises(ValueError, match=r"model\.teacher has \d+ words, and the model that it is to teach \d+"):
+        compress.run(filled(tmp_path / "run", smaller, f"model.teacher={tmp_path / 'words'}"))
+    tokens = json.loads((smaller / "dense" / "tokenizer.json").read_text())
+    vocabulary = tokens["model"]["vocab"]
+    last = list(vocabulary)[-2:]
+    vocabulary[last[0]], vocabulary[last[1]] = vocabulary[last[1]], vocabulary[last[0]]
+    shutil.copytree(smaller / "dense", tmp_path / "tokens")
+    (tmp_path / "tokens" / "tokenizer.json").write_text(json.dumps(tokens))
+    with pytest.raises(ValueError, match=r"has another tokenizer than model\.path"):
+        compress.run(filled(tmp_path / "run", smaller, f"model.teacher={tmp_path / 'tokens'}"))
     other = transformers.DistilBertConfig(
         vocab_size=config.vocab_size, dim=64, n_layers=1, n_heads=2, hidden_dim=64, pad_token_id=config.pad_token_id
     )
