@@ -52,7 +52,6 @@ from nxmiformer.train.recipe import Phase  # noqa: E402
 CELL = ("task", "layers", "method", "strength", "seed", "report_on")
 VALUES = ("heads", "dimensions", "parameters", "score", "int8", "dense", "retention", "steps", "seconds", "device")
 TIMED = ("contender", "batch", "length")
-LAYERS = 6  # of all-MiniLM-L6-v2
 METHODS = ("movement", "admm", "magnitude", "gradient")
 PRUNING = {"movement": 0.7, "admm": 0.15}  # the share of the steps before the model is made compact
 DISTIL = Objective(task=0.1, logits=0.9)
@@ -73,7 +72,7 @@ def main() -> None:
 
 
 def _cells(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    layers = len(arguments.keep_layers or range(LAYERS))
+    layers = ".".join(map(str, arguments.keep_layers)) if arguments.keep_layers else "all"
     for task in arguments.tasks:
         for seed in arguments.seeds:
             for method in arguments.methods:

@@ -41,10 +41,10 @@ def main() -> None:
         for share in SHARES:
             words = max((each for each in sets if sizes[each] <= share * dense), key=sizes.__getitem__)
             weight = from_words(words)
-            planning = Planning(name=f"{family}@{share}", weight=weight, activations=Activations(8))
+            planning = Planning(name=f"{family}_{share}", weight=weight, activations=Activations(8))
             plan = planning.assigned(model, targets, {target.name: weight for target in targets.layers})
-            plan.save(arguments.out / f"{family}@{share}.json")
-            print(f"{family}@{share}: {words}, {sizes[words] / dense:.4f} of the layers")
+            plan.save(arguments.out / f"{family}_{share}.json")
+            print(f"{family}_{share}: {words}, {sizes[words] / dense:.4f} of the layers")
 
 
 def size_of(words: str, layers: Iterable[Target]) -> int:
