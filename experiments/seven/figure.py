@@ -96,20 +96,24 @@ def _fast(runs: pd.DataFrame) -> pd.DataFrame:
         found.append(timed.assign(name=names, kind="bytes", retained=100 * timed.retention))
     study = HERE.parent / "movement"
     columns = ["task", "layers", "method", "strength", "seed", "report_on"]
-    smaller = pd.read_csv(study / "speeds.csv").query("contender == @INT8")
+    smaller = pd.read_csv(study / "speeds.csv").query("contender == @INT8 and layers == 'all'")
     smaller = smaller.merge(pd.read_csv(study / "results.csv"), on=columns)
     best = [dense.get((task, seed)) for task, seed in zip(smaller.task, smaller.seed, strict=True)]
     gone = smaller.strength.map(lambda share: f"{100 * share:.0f} % of heads and dimensions gone, by ")
-    depth = smaller.layers.map(lambda kept: "" if kept == "all" else f", {len(kept.split('.'))} layers")
-    names, kinds = gone + smaller.method + depth, smaller.method + depth
     retained = 100 * smaller.int8 / pd.Series(best, smaller.index, dtype=float)
-    found.append(smaller.assign(name=names, kind=kinds, retained=retained).dropna(subset="retained"))
+    found.append(
+        smaller.assign(name=gone + smaller.method, kind=smaller.method, retained=retained).dropna(subset="retained")
+    )
     return pd.concat(found)[["task", "name", "kind", "strength", "batch", "ratio", "retained"]]
 
 
 def _speed(fast: pd.DataFrame) -> Figure:
     """What is retained against the speed at the smallest batch."""
-    one = fast[fast.batch == fast.batch.min()].groupby(["kind", "name"], as_index=False)[["ratio", "retained"]].mean()
+    one = (
+        fast[fast.batch == fast.batch.min()]
+        .groupby(["kind", "name"], as_index=False)[["ratio", "retained", "strength"]]
+        .mean()
+    )
     figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
     for kind, rows in one.groupby("kind"):
@@ -117,6 +121,10 @@ def _speed(fast: pd.DataFrame) -> Figure:
         label = "equal bytes, no structure" if kind == "bytes" else f"fewer heads and dimensions, by {kind}"
         colour = STRUCTURED.get(str(kind), "#c9d1d9")
         axes.plot(rows.ratio, rows.retained, "o" if kind == "bytes" else "o-", color=colour, label=label)
+        for row in rows.dropna(subset="strength").itertuples():
+            place = {"xytext": (6, 5), "textcoords": "offset points", "fontsize": 8, "color": colour}
+            axes.annotate(f"{100 * row.strength:.0f} %", (row.ratio, row.retained), **place)
+    axes.set_xlim(left=1)
     _tidied(axes, f"{fast.task.iloc[0].upper()}, INT8 in ONNX Runtime, batch {fast.batch.min()}, one CPU thread")
     axes.set_xlabel("times as fast as dense float32 PyTorch")
     axes.set_ylabel("% of the dense score retained")
