@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import combinations
 from math import ceil, comb
 from typing import Literal, get_args
 
@@ -81,7 +82,8 @@ class NM(SparsitySet):
         if self.run == 1:
             return super().cheapest(w, inverse)
         groups, parts = w.double().view(-1, self.group, 1), inverse(self.run).double().flatten(0, 1)
-        patterns = torch.combinations(torch.arange(self.group, device=w.device), self.group - self.keep)
+        chosen = list(combinations(range(self.group), self.group - self.keep))  # torch's lists all products first
+        patterns = torch.tensor(chosen, device=w.device)
         prices = []
         for pattern in patterns:
             cut = groups[:, pattern]
