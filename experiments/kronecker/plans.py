@@ -6,41 +6,38 @@ of r products of a column and a row. `corpus-kron8` and `corpus-kron21` leave th
 of a masked language model too. OUT gets a file of each, and what each stores is printed.
 """
 
-import argparse
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForSequenceClassification
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
 
-from nxmiformer.layers.targets import Target, find_targets
-from nxmiformer.plan.origin import Planning
-from nxmiformer.sets import ConstraintSet, Kronecker
+from blank import blank  # noqa: E402 (beside the studies, not installed)
+
+from nxmiformer.layers.targets import Target, find_targets  # noqa: E402
+from nxmiformer.plan.origin import Planning  # noqa: E402
+from nxmiformer.sets import ConstraintSet, Kronecker  # noqa: E402
 
 # The right factors in attention and in the feed-forward part's wide and narrow matrix, and columns of the embeddings'.
 SHAPES = {"kron8": ((2, 2), (192, 192), 8), "kron21": ((2, 16), (96, 192), 16)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", help="directory with all-MiniLM-L6-v2; without it, from the hub")
-    parser.add_argument("--out", type=Path, default=Path("outputs/kronecker"), help="(default: %(default)s)")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    source = f"{arguments.models or 'sentence-transformers'}/all-MiniLM-L6-v2"
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(source))
+    model, out = blank(HERE, __doc__)
     targets = find_targets(model)
-    for name, (attention, feed_forward, columns) in SHAPES.items():
+    for name, (attention, feed_forward, width) in SHAPES.items():
         products: dict[str, ConstraintSet] = {}
         for target in targets.layers:
-            out, given = target.shape
-            shape = attention if out == given else feed_forward if out > given else feed_forward[::-1]
+            rows, columns = target.shape
+            shape = attention if rows == columns else feed_forward if rows > columns else feed_forward[::-1]
             products[target.name] = Kronecker(*shape)
         planning = Planning(name=name, weight=Kronecker(*attention))
-        planning.assigned(model, targets, products).save(arguments.out / f"corpus-{name}.json")
+        planning.assigned(model, targets, products).save(out / f"corpus-{name}.json")
         for each, weights in {name: products, name.replace("kron", "svd"): _low_rank(targets.layers, products)}.items():
-            plan = replace(planning, embeddings=f"kron1x{columns}").assigned(model, targets, weights)
-            plan.save(arguments.out / f"{each}.json")
+            plan = replace(planning, embeddings=f"kron1x{width}").assigned(model, targets, weights)
+            plan.save(out / f"{each}.json")
             storage = plan.storage()
             print(f"{each}: {(storage.total + storage.rest) // 32:,} of {model.num_parameters():,} numbers")
 

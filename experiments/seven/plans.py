@@ -4,16 +4,19 @@ A family is one kind of set. Of each, OUT gets the plan whose layers take the mo
 a fortieth of float32, and what each takes is printed.
 """
 
-import argparse
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from transformers import AutoConfig, AutoModelForSequenceClassification
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
 
-from nxmiformer.layers.inputs import Activations
-from nxmiformer.layers.targets import Target, find_targets
-from nxmiformer.plan.origin import Planning
-from nxmiformer.sets.words import from_words
+from blank import blank  # noqa: E402 (beside the studies, not installed)
+
+from nxmiformer.layers.inputs import Activations  # noqa: E402
+from nxmiformer.layers.targets import Target, find_targets  # noqa: E402
+from nxmiformer.plan.origin import Planning  # noqa: E402
+from nxmiformer.sets.words import from_words  # noqa: E402
 
 SHARES = (0.1, 0.05, 0.025)
 DENSITIES = [each / 1000 for each in range(1, 1000)]
@@ -27,13 +30,7 @@ FAMILIES: Mapping[str, Sequence[str]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", help="directory with all-MiniLM-L6-v2; without it, from the hub")
-    parser.add_argument("--out", type=Path, default=Path("outputs/seven"), help="(default: %(default)s)")
-    arguments = parser.parse_args()
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    source = f"{arguments.models or 'sentence-transformers'}/all-MiniLM-L6-v2"
-    model = AutoModelForSequenceClassification.from_config(AutoConfig.from_pretrained(source))
+    model, out = blank(HERE, __doc__)
     targets = find_targets(model)
     dense = sum(4 * rows * cols for rows, cols in (target.shape for target in targets.layers))
     for family, sets in FAMILIES.items():
@@ -43,7 +40,7 @@ def main() -> None:
             weight = from_words(words)
             planning = Planning(name=f"{family}_{share}", weight=weight, activations=Activations(8))
             plan = planning.assigned(model, targets, {target.name: weight for target in targets.layers})
-            plan.save(arguments.out / f"{family}_{share}.json")
+            plan.save(out / f"{family}_{share}.json")
             print(f"{family}_{share}: {words}, {sizes[words] / dense:.4f} of the layers")
 
 

@@ -1,6 +1,6 @@
 """What is done to one block: its layers reconstructed, and the block trained on its own output."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -136,11 +136,11 @@ def _size(parameter: Tensor) -> float:
 
 
 @torch.no_grad()
-def output_error(batches: Batches) -> float:
-    """||output - wanted||^2 / ||wanted||^2 of the block over all windows."""
+def output_error(batches: Batches, outputs: Iterable[Tensor] | None = None) -> float:
+    """||output - wanted||^2 / ||wanted||^2 of the block over these outputs of the first batches; None: those of all."""
     error = norm = 0.0
-    for number in range(batches.number):
+    for number, output in enumerate(map(batches.output, range(batches.number)) if outputs is None else outputs):
         wanted = batches.wanted(number).double()
-        error += (batches.output(number).double() - wanted).square().sum().item()
+        error += (output.double() - wanted).square().sum().item()
         norm += wanted.square().sum().item()
     return error / norm if norm else 0.0

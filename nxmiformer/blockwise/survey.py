@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nxmiformer.blockwise.block import Batches, problems
+from nxmiformer.blockwise.block import Batches, output_error, problems
 from nxmiformer.blockwise.decoder import Decoder
 from nxmiformer.blockwise.flow import Flow
 from nxmiformer.blockwise.passage import ACTIVATIONS
@@ -130,7 +130,7 @@ class Survey:
                 lambda number, hidden: self.exact.through(index, number, hidden),
             )
             changes = self._changes(index, batches)
-            anchor = self._change(self._take(index, batches), batches)
+            anchor = output_error(batches, self._take(index, batches))
         found = {"changes": changes, "anchor": anchor, "seconds": time.perf_counter() - began}
         write_text(self._file(index), json.dumps(found) + "\n")
         for flow in (self.exact, *self.changed[:index]):
@@ -156,7 +156,7 @@ class Survey:
                 if each == anchor:
                     anchors[name] = each.pack(point.cpu())
                 layer.matrix.copy_(point)
-                found[layer_name][str(each)] = self._change(map(batches.output, range(self._seen(batches))), batches)
+                found[layer_name][str(each)] = output_error(batches, map(batches.output, range(self._seen(batches))))
                 layer.matrix.copy_(weight)  # which the problem looks at
         for name, packed in anchors.items():
             layer = linear_layers(block)[name]
@@ -175,15 +175,6 @@ class Survey:
                 hidden = batches.output(number)
                 writer.take(hidden)
                 yield hidden
-
-    def _change(self, outputs: Iterator[Tensor], batches: Batches) -> float:
-        """||output - wanted||^2 / ||wanted||^2 over these outputs of the first batches."""
-        error = norm = 0.0
-        for number, output in enumerate(outputs):
-            wanted = batches.wanted(number).double()
-            error += (output.double() - wanted).square().sum().item()
-            norm += wanted.square().sum().item()
-        return error / norm if norm else 0.0
 
     @torch.no_grad()
     def _divergences(self) -> list[float]:

@@ -1,7 +1,7 @@
 """The phases of a run, from its position to their end."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -173,14 +173,9 @@ def _one_shot(job: Job, stage: Stage) -> None:
     start = {} if alike else {n: layer.weight.detach().clone() for n, layer in distinct_layers(stage.model).items()}
     with one_shot.as_finished():
         stage.facts["scores"]["one_shot"] = stage.score(job.report_on)
-        stage.facts["projection_error"] = errors(job, stage.model) if alike else _distances(start, stage.model)
-
-
-def _distances(start: Mapping[str, Tensor], model: nn.Module) -> dict[str, float]:
-    """||W_start - W||^2 / ||W_start||^2 of each compressed layer."""
-    layers = distinct_layers(model).items()
-    squares = {n: ((start[n] - m.weight).float().square().sum(), start[n].float().square().sum()) for n, m in layers}
-    return {name: (distance / before).item() for name, (distance, before) in squares.items()}
+        stage.facts["projection_error"] = (
+            errors(job, stage.model) if alike else _distances(start.__getitem__, stage.model)
+        )
 
 
 def _teacher(job: Job, stage: Stage) -> PreTrainedModel:
@@ -192,10 +187,15 @@ def _teacher(job: Job, stage: Stage) -> PreTrainedModel:
 
 def errors(job: Job, model: nn.Module) -> dict[str, float]:
     """||W_dense - W||^2 / ||W_dense||^2 of each compressed layer, as the model stands."""
-    errors = {}
     with safe_open(job.directory / "dense" / "model.safetensors", framework="pt") as dense:
-        for name, layer in distinct_layers(model).items():
-            before = dense.get_tensor(f"{name}.weight").float()
-            distance = (before - layer.weight.detach().cpu().float()).square().sum()
-            errors[name] = (distance / before.square().sum()).item()
-    return errors
+        return _distances(lambda name: dense.get_tensor(f"{name}.weight"), model)
+
+
+def _distances(start: Callable[[str], Tensor], model: nn.Module) -> dict[str, float]:
+    """||W_start - W||^2 / ||W_start||^2 of each compressed layer; `start` gives the weight by the layer's name."""
+    found = {}
+    for name, layer in distinct_layers(model).items():
+        before = start(name).cpu().float()
+        distance = (before - layer.weight.detach().cpu().float()).square().sum()
+        found[name] = (distance / before.square().sum()).item()
+    return found
