@@ -4,7 +4,7 @@ import copy
 
 VALUES = [
     *(None, True, False, 0, 1, -1, 2, 3, 4, 5, 8, 16, 10**30, 0.0, 0.5, 1.0, 4.0, 8.0, float("nan"), float("inf")),
-    *("", "no", "true", "NM", "Grid", "Block", "dense", "absmax", "ema", "tensor", "4"),
+    *("", "no", "true", "NM", "Grid", "Block", "dense", "absmax", "ema", "static", "tensor", "4"),
     *([], {}, [16, 16], [4.0, 16], ["x"], [1, 2, 3], {"set": "Grid", "bits": 4, "group": None, "scale": "mse"}),
 ]
 

@@ -84,6 +84,7 @@ BLOCKS = {
 }  # whose names do not tell their sets
 WORDS = {
     "fullyqt": "int8",
+    "int8_static": "int8",
     "structured": "32x32@0.5",
     "unstructured": "0.1dense",
     "unstructured_int8": "0.1dense_int8",

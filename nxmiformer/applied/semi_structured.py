@@ -80,6 +80,8 @@ def refusals(model: nn.Module, plan: CompressionPlan, kernel: Kernel) -> Iterato
             yield f"{name}: {spec.weight} has no scale per row, so there are no integers to multiply"
         if kernel == "int8" and spec.activations is None:
             yield f"{name}: its inputs are not quantized"
+        elif kernel == "int8" and spec.activations is not None and spec.activations.ranges == "static":
+            yield f"{name}: the levels of its inputs are not symmetric (ranges=static), and the kernels take such alone"
 
 
 @torch.no_grad()

@@ -7,8 +7,8 @@ codes: releases after 0.14 have no sparse forms.
 
 Inputs with dynamic scales, for each token or tensor, follow the package's convention, which is not ours. With q =
 2**(bits-1) - 1, its scale is the maximum over q + 1/2 and its codes are -q - 1 ... q. Our scale is the maximum over q,
-and our codes are -q ... q. So with such inputs the logits are near, not equal. A static range from training is exported
-unchanged; only the additional code below -q differs.
+and our codes are -q ... q. So with such inputs the logits are near, not equal. A fixed range is exported unchanged; of
+`ema` only the additional code below -q differs.
 """
 
 import copy
@@ -79,8 +79,8 @@ class CompressedTensors(Format):
                 scales = ours.quantizer.constraint.pack(ours.matrix.cpu())["scales"]
                 blank = theirs.get_parameter("weight_scale")
                 blank.copy_(scales.where(scales > 0, 1).view(blank.shape))  # zeros have any
-                if self.activations and quantizer is not None and _seen(quantizer):
-                    theirs.get_parameter("input_scale").copy_(quantizer.peak / quantizer.top)
+                if self.activations and quantizer is not None:
+                    _fix_range(theirs, quantizer)
                 compress_module(theirs)
         plain.save_pretrained(directory)
         ModelCompressor(config).update_config(str(directory))
@@ -130,7 +130,8 @@ def _inputs(quantizer: ActivationQuantizer, spec: LayerSpec, rank: int) -> dict[
         # For "token" the first two dimensions are batch and tokens, whatever they are: of (batch, features), as of a
         # head, it takes one range for all. A group of all features is the range of a row, whatever the dimensions.
         ranges = {"strategy": "token"} if rank == 3 else {"strategy": "group", "group_size": spec.shape[1]}
-    return {"num_bits": quantizer.spec.bits, "dynamic": not _seen(quantizer), **ranges}
+    symmetric = {} if quantizer.ends is None else {"symmetric": False}
+    return {"num_bits": quantizer.spec.bits, "dynamic": not _seen(quantizer), **symmetric, **ranges}
 
 
 def _quantizer(layer: Compressed) -> ActivationQuantizer | None:
@@ -140,7 +141,21 @@ def _quantizer(layer: Compressed) -> ActivationQuantizer | None:
 
 def _seen(quantizer: ActivationQuantizer) -> bool:
     """Whether the range of the inputs is known, from training; else each pass takes its own."""
+    if quantizer.ends is not None:
+        return quantizer.ends.seen
     return quantizer.spec.ranges == "ema" and float(quantizer.peak) > 0
+
+
+def _fix_range(theirs: nn.Module, quantizer: ActivationQuantizer) -> None:
+    """Give a layer of theirs the range of its inputs, if it is known."""
+    if not _seen(quantizer):
+        return
+    if quantizer.ends is None:
+        theirs.get_parameter("input_scale").copy_(quantizer.peak / quantizer.top)
+        return
+    levels = quantizer.ends.levels()
+    theirs.get_parameter("input_scale").copy_(levels.scale)
+    theirs.get_parameter("input_zero_point").copy_(-levels.least - 2 ** (quantizer.spec.bits - 1))
 
 
 @torch.no_grad()

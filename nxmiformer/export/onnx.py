@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -67,8 +68,11 @@ class Onnx(Format):
         if model.dtype != torch.float32:
             yield f"the model computes in {model.dtype}, and its ONNX form in float32: pack it in float32"
         for name, quantizer in range_quantizers(model).items():
-            if bool((quantizer.low > quantizer.high).any()):
-                yield f"{name}: it has seen no input, and so has no ends: train the model for a step at least"
+            if not quantizer.seen:
+                yield (
+                    f"{name}: it has seen no input, and so has no ends: train the model for a step at least, or "
+                    f"calibrate it by recipe=one_shot"
+                )
         yield from no_tokens(model)
 
     def write(self, model: PreTrainedModel, plan: CompressionPlan, directory: Path) -> None:
@@ -89,6 +93,7 @@ class Onnx(Format):
             producer = node.inputs[0].producer() if node.op_type == "LayerNormalization" and node.inputs[0] else None
             if producer is not None and producer.op_type == "Add":
                 producer.op_type = "Sum"  # ONNX Runtime fuses Add and this, to what takes 30 times as long on a CPU
+        _add_zeros(graph)
         if self.int4:
             _narrow(graph)
         ClearMetadataAndDocStringPass()(graph)  # stack traces, with paths of this machine
@@ -183,6 +188,28 @@ def _exported(
         )
     assert program is not None
     return program.model
+
+
+def _add_zeros(model: "ir.Model") -> None:
+    """Give what dequantizes weights and biases a zero point each, which may be left out by the standard.
+
+    ONNX Runtime makes one operator only of those that have it, and cannot shift the codes of two weights that share it.
+    """
+    import onnx_ir as ir
+
+    graph = model.graph
+    for node in graph:
+        if node.op_type != "DequantizeLinear" or len(node.inputs) != 2:
+            continue
+        codes, scales = (None if each is None else each.const_value for each in node.inputs)
+        if codes is None or scales is None:
+            continue
+        zeros = ir.tensor(np.zeros_like(scales.numpy(), codes.numpy().dtype), name=f"{codes.name}.zero")
+        value = ir.Value(name=zeros.name, shape=ir.Shape(scales.numpy().shape), type=ir.TensorType(zeros.dtype))
+        value.const_value = zeros
+        graph.register_initializer(value)
+        node.resize_inputs(3)
+        node.replace_input_with(2, value)
 
 
 def _narrow(model: "ir.Model") -> None:

@@ -72,7 +72,7 @@ def open_decoder(job: Job, display: Display, planning: Callable[[PreTrainedModel
     _refuse_everything(plan.everything)
     convert(model, plan)
     layers = compressed_layers(model).values()
-    _refuse_static(job.planning.activations, *(layer.inputs.spec for layer in layers if layer.inputs is not None))
+    _refuse_fixed(job.planning.activations, *(layer.inputs.spec for layer in layers if layer.inputs is not None))
     check_packable(model, plan, tokenizer)
     decoder = Decoder(model, plan, job.settings.accelerator().device)
     dense = Checkpoint(path, shapes_of(model, decoder.shared), model.base_model_prefix)
@@ -117,7 +117,9 @@ def left(job: Job, identity: Mapping[str, Any], name: str) -> dict[str, Any] | N
     return parse(path.read_bytes(), str(path)) if path.exists() else None
 
 
-def _refuse_static(*inputs: Activations | None) -> None:
+def _refuse_fixed(*inputs: Activations | None) -> None:
     """Raise a ValueError where ranges of inputs are to be learned while a model trains, which it does not here."""
-    if any(each is not None and each.ranges == "ema" for each in inputs):
-        raise ValueError("plan.activations.ranges=ema is learned in training: job=blockwise takes token or tensor")
+    if learned := {each.ranges for each in inputs if each is not None and each.fixed}:
+        raise ValueError(
+            f"plan.activations.ranges={learned.pop()} is learned in training: job=blockwise takes token or tensor"
+        )

@@ -163,6 +163,7 @@ def _layer(job: Job, call: Call, words: str) -> nn.Module | None:
         project(holder)
         layer = holder[0]
         assert isinstance(layer, CompressedLinear)
-        if layer.inputs is not None and layer.inputs.spec.ranges == "ema":
-            layer.inputs.peak.fill_(1.0)  # a range that was seen in training is a constant of the graph
+        if layer.inputs is not None and layer.inputs.spec.fixed:
+            layer.inputs.train()(torch.linspace(-1.0, 1.0, 2, device="cpu"))  # what was seen is a constant of the graph
+            layer.inputs.eval()
     return holder[0]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
 from nxmiformer.layers import attention, norms
+from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.norms import QuantizedNorm
 from nxmiformer.layers.padding import Padding, drop, unwatch, watch
 from nxmiformer.layers.ranges import RangeQuantizer, Ranges
@@ -118,22 +119,24 @@ def hand_on(module: nn.Module, other: nn.Module) -> None:
 
 
 def range_quantizers(model: nn.Module) -> dict[str, RangeQuantizer]:
-    """The quantizers that `install` put into a model, by name."""
+    """The quantizers that `install` put into a model, and those of layers' inputs with static ranges, by name."""
     named = unwrapped(model).named_modules()
     return {name: module for name, module in named if isinstance(module, RangeQuantizer)}
 
 
 def blind_ranges(model: nn.Module) -> list[str]:
-    """The names of the quantizers that have seen no input in training."""
-    return [name for name, each in range_quantizers(model).items() if not bool((each.low <= each.high).all())]
+    """The names of the quantizers of fixed ranges that have seen no input, those of layers' inputs among them."""
+    named = unwrapped(model).named_modules()
+    fixed = {name: each for name, each in named if isinstance(each, RangeQuantizer | ActivationQuantizer)}
+    return [name for name, each in fixed.items() if not each.seen]
 
 
 def check_ranges(blind: Sequence[str]) -> None:
-    """Raise a ValueError for quantizers that see no input in training: they would follow each batch instead."""
+    """Raise a ValueError for quantizers that see no input before evaluation: they would follow each batch instead."""
     if blind:
         raise ValueError(
-            f"plan.everything: {len(blind)} ranges have seen no input, such as {', '.join(blind[:4])}: take a recipe "
-            f"that trains, for more steps than method.delay"
+            f"plan: {len(blind)} ranges have seen no input, such as {', '.join(blind[:4])}: take a recipe that trains, "
+            f"for more steps than method.delay, or recipe=one_shot with method.calibration"
         )
 
 

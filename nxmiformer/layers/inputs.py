@@ -13,24 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from nxmiformer.errors import unknown
+from nxmiformer.layers.mode import recomputing
+from nxmiformer.layers.ranges import RangeQuantizer, Ranges
 from nxmiformer.layers.straight import straight
 from nxmiformer.ranks import ranks
 from nxmiformer.sets.fields import check_fields
 from nxmiformer.sets.fused import fused
 
-RANGES = ("token", "tensor", "ema")
+RANGES = ("token", "tensor", "ema", "static")
 
 
 @dataclass(frozen=True)
 class Activations:
-    """How a layer's input is quantized: symmetric, `bits` wide, with codes -q ... q, q = 2**(bits-1) - 1.
+    """How a layer's input is quantized, to `bits` bits.
 
-    ranges: "token" takes the maximum of each token (dynamic), "tensor" that of the whole input. "ema" takes a moving
-    average of the latter with `momentum`, which evaluation leaves unchanged (static).
+    ranges: "token" takes the maximum of each token (dynamic), "tensor" that of the whole input, "ema" a moving average
+        of the latter with `momentum`, which evaluation leaves as it is. These are symmetric, with codes -q ... q and
+        q = 2**(bits-1) - 1. "static" takes moving averages of the least and of the greatest value, which evaluation
+        leaves as they are, and has 2**bits levels between them, 0 among them: what runtimes multiply fastest.
     """
 
     bits: int = 8
-    ranges: Literal["token", "tensor", "ema"] = "token"
+    ranges: Literal["token", "tensor", "ema", "static"] = "token"
     momentum: float = 0.99
 
     def __post_init__(self) -> None:
@@ -41,6 +45,11 @@ class Activations:
             raise unknown("range of activations", self.ranges, RANGES)
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), not {self.momentum}")
+
+    @property
+    def fixed(self) -> bool:
+        """Whether evaluation leaves the ranges as they are."""
+        return self.ranges in ("ema", "static")
 
     def __str__(self) -> str:
         return f"a{self.bits}" + ("" if self.ranges == "token" else self.ranges)
@@ -123,13 +132,23 @@ class ActivationQuantizer(nn.Module):
         self.latest = latest or Latest()
         self.active = True
         self.top = 2 ** (spec.bits - 1) - 1
+        self.ends: RangeQuantizer | None = None
         if spec.ranges == "ema":
             # Persistent: static quantization needs it after a reload.
             self.register_buffer("peak", torch.zeros((), dtype=torch.float32, device=device))
+        if spec.ranges == "static":
+            self.ends = RangeQuantizer(Ranges(spec.bits, spec.momentum, features=False), device=device)
+
+    @property
+    def seen(self) -> bool:
+        """Whether it can do without the input: it has no fixed range, or knows it, which `ends` are asked for."""
+        return self.spec.ranges != "ema" or bool(self.peak > 0)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.active:
             return x
+        if self.ends is not None:
+            return self.ends(x)
         if self.spec.ranges == "ema":
             return _Clamped.apply(x, self._scale(x), self.top)
         return straight(x, self.latest.of(x, self.spec, self._points))
@@ -143,7 +162,11 @@ class ActivationQuantizer(nn.Module):
 
     @torch.no_grad()
     def codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The integer codes of an input, float32 (..., features), and their scales, (..., 1) or one for all."""
+        """The integer codes of an input, float32 (..., features), and their scales, (..., 1) or one for all.
+
+        Those of "static" ranges are not symmetric, and not given.
+        """
+        assert self.ends is None
         scale = self._scale(x)
         return (x.float() / scale).round_().clamp_(-self.top, self.top), scale
 
@@ -166,9 +189,3 @@ class ActivationQuantizer(nn.Module):
 
     def extra_repr(self) -> str:
         return str(self.spec)
-
-
-def recomputing() -> bool:
-    """Whether a backward pass is running. What is computed in one was computed in the forward pass and not kept, to
-    save memory (gradient checkpointing, in both of torch's variants). It must see what it saw then."""
-    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)

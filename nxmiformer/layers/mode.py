@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -16,6 +17,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def recomputing() -> bool:
+    """Whether a backward pass is running. What is computed in one was computed in the forward pass and not kept, to
+    save memory (gradient checkpointing, in both of torch's variants). It must see what it saw then."""
+    return not torch.compiler.is_compiling() and bool(torch._C._current_graph_task_id() != -1)
 
 
 def checkpointing(model: nn.Module) -> bool:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.layers.inputs import recomputing
+from nxmiformer.layers.mode import recomputing
 from nxmiformer.layers.padding import Padding
 from nxmiformer.ranks import ranks
 from nxmiformer.sets.fields import check_fields
@@ -127,7 +127,8 @@ def rounded(x: Tensor, low: Tensor, high: Tensor, bits: int, zero: bool) -> Tens
 class RangeQuantizer(nn.Module):
     """Fake quantizer of what is multiplied, (batch, tokens, ...) -> the same; with `active` unset it does nothing.
 
-    In training it follows the ends of what it sees, without padding; in evaluation they stay as they are.
+    In training it follows the ends of what it sees, where `padding` is told without padding; in evaluation they stay
+    as they are.
 
     Args:
         spec: how.
@@ -161,6 +162,16 @@ class RangeQuantizer(nn.Module):
         """Whether 0 is a level."""
         return self.spec.zero and not self.positive
 
+    @property
+    def seen(self) -> bool:
+        """Whether it has seen an input."""
+        return bool((self.low <= self.high).all())
+
+    def levels(self) -> Levels:
+        """The levels between the ends that it has seen, on the CPU: of each feature (count,), or of all ()."""
+        shape = (self.count,) if self.count > 1 else ()
+        return Levels.between(self.low.cpu().view(shape), self.high.cpu().view(shape), self.spec.bits, self.zero)
+
     def forward(self, x: Tensor, sees: Tensor | None = None) -> Tensor:
         """x at its nearest levels; where it is of keys, `sees` (batch, queries, keys) says which query sees which."""
         if not self.active:
@@ -171,14 +182,15 @@ class RangeQuantizer(nn.Module):
     @torch.no_grad()
     def ends(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """The ends, (count,) each, after x has been seen; of a feature that never was, those of x."""
-        seen = self.low <= self.high
-        if (self.training and not recomputing()) or not bool(seen.all()):
-            now = self._now(x, real)
-            ends = [torch.where(seen, old, new) for old, new in zip((self.low, self.high), now, strict=True)]
-            if not self.training or recomputing():
-                return ends[0], ends[1]
-            for kept, old, new in zip((self.low, self.high), ends, now, strict=True):
-                kept.copy_(old + (1 - self.spec.momentum) * (new - old))
+        seen, follows = self.low <= self.high, self.training and not recomputing()
+        if self.count > 1 and not follows and bool(seen.all()):  # of one pair, to ask takes longer than to look
+            return self.low, self.high
+        now = self._now(x, real)
+        ends = [torch.where(seen, old, new) for old, new in zip((self.low, self.high), now, strict=True)]
+        if not follows:
+            return ends[0], ends[1]
+        for kept, old, new in zip((self.low, self.high), ends, now, strict=True):
+            kept.copy_(old + (1 - self.spec.momentum) * (new - old))
         return self.low, self.high
 
     def _now(self, x: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:

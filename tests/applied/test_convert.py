@@ -9,7 +9,7 @@ from transformers.pytorch_utils import Conv1D
 
 from nxmiformer.applied.convert import convert, strip, verify
 from nxmiformer.layers.found import compressed_layers, distinct_layers
-from nxmiformer.layers.inputs import Activations
+from nxmiformer.layers.inputs import RANGES, Activations
 from nxmiformer.layers.linear import CompressedLinear
 from nxmiformer.layers.projection import project, projected
 from nxmiformer.layers.targets import find_targets
@@ -147,7 +147,7 @@ def test_a_conv1d_is_compressed_in_its_transpose():
     torch.testing.assert_close(layer(x), x @ JOINT.project(conv.weight.detach().t()).t() + conv.bias)
 
 
-@pytest.mark.parametrize("ranges", ["token", "tensor", "ema"])
+@pytest.mark.parametrize("ranges", RANGES)
 def test_autocast_to_bfloat16_keeps_dtypes_and_gradients_finite(ranges):
     model = seeded(bert)
     convert(model, plan_for(model, activations=Activations(8, ranges)))

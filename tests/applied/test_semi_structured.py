@@ -162,6 +162,7 @@ def test_the_study_of_tensor_cores_times_every_layer_each_way_and_gives_its_shar
         (NM(2, 4), Activations(8), "int8", "2:4 has no scale per row"),
         (Then(NM(2, 4), Grid(4, group=32)), Activations(8), "int8", "has no scale per row"),
         (Then(NM(2, 4), Grid(4)), None, "int8", "its inputs are not quantized"),
+        (Then(NM(2, 4), Grid(4)), Activations(8, "static"), "int8", "the levels of its inputs are not symmetric"),
     ],
 )
 def test_every_layer_that_the_kernels_cannot_carry_is_named_and_the_model_stays(weight, activations, kernel, reason):

@@ -457,6 +457,7 @@ REFUSED = {
     "model.keep_layers=[0]": "job=blockwise compresses all layers",
     "plan.everything=int8": "plan.everything is learned in training",
     "plan.activations.ranges=ema": "plan.activations.ranges=ema is learned in training",
+    "plan.activations.ranges=static": "plan.activations.ranges=static is learned in training",
     "model.dtype=bfloat16": "blockwise.steps=2 trains in model.dtype: float32, not bfloat16",
     "blockwise.windows=99": "blockwise.windows=99: the training texts have ",
     "model.path={xlm}": "job=blockwise takes a decoder that is one list of blocks, and the lists of a XLMWithLMHead",

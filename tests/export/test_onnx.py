@@ -32,6 +32,9 @@ KINDS = [
     (Then(NM(2, 4), Grid(5, 4)), None),
     (Grid(4), Activations(8, "tensor")),
     (Grid(4), Activations(6, "ema")),
+    (Grid(8), Activations(8, "static")),
+    (Grid(4), Activations(6, "static")),
+    (Grid(4, 8), Activations(8, "static")),
 ]
 
 
@@ -131,6 +134,48 @@ def test_every_linear_layer_of_one_scale_a_row_multiplies_integers_by_standard_o
     assert sum(node.op_type == "MatMulInteger" for node in content.graph.node) == len(linear)
     assert {node.domain for node in content.graph.node} == {""}
     assert {entry.domain for entry in content.opset_import} == {""}
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory):
+    """A BERT of INT8 weights and of inputs with static ranges, a row of zeros among its weights: model, file, run."""
+    model, plan = compressed(bert, weight=Grid(8), activations=Activations(8, "static"))
+    layers = list(compressed_layers(model).values())
+    with torch.no_grad():
+        for layer in layers:
+            layer.bias.normal_(generator=torch.Generator().manual_seed(1))
+        layers[0].weight[1::2] = 0  # their biases are all that they give
+        layers[1].weight[:, :] = 1e-30  # steps in which no integer of 32 bits holds the bias
+        project(model)
+        model.train()(**batch(model, 4, 6))
+    place = tmp_path_factory.mktemp("static")
+    content, run = written(model.eval(), plan, place)
+    return model, plan, content, run, place / FILE
+
+
+def test_inputs_with_static_ranges_give_the_logits_of_the_model(static):
+    check_agrees(static[0], static[3])
+
+
+def test_inputs_with_static_ranges_are_multiplied_exactly_where_sums_of_codes_saturate_too(static, monkeypatch):
+    monkeypatch.setattr("nxmiformer.export.onnx.saturates", lambda: True)
+    run = Onnx().read(static[4].parent, threads=1)
+    check_agrees(static[0], lambda given: run(given)["logits"])
+
+
+def test_products_of_inputs_with_static_ranges_are_one_operator_of_integers_in_the_runtime(static, tmp_path):
+    import onnxruntime
+
+    _, plan, content, _, path = static
+    kinds = [node.op_type for node in content.graph.node]
+    assert "MatMulInteger" not in kinds
+    assert {node.domain for node in content.graph.node} == {""}
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    fused = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert fused.count("QGemm") == len(plan.layers) - 1  # not the layer whose bias no integers hold
 
 
 def test_the_file_tells_nothing_of_the_machine_that_wrote_it(joint):

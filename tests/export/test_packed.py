@@ -39,7 +39,7 @@ from torch import nn
 from nxmiformer.applied.convert import convert
 from nxmiformer.export import PackedError, load_packed, save_packed
 from nxmiformer.layers.found import compressed_layers
-from nxmiformer.layers.inputs import Activations
+from nxmiformer.layers.inputs import RANGES, Activations
 from nxmiformer.layers.projection import project
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.models import embedded
@@ -119,7 +119,7 @@ def test_every_set_comes_back_bit_for_bit(weight, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("ranges", ["token", "tensor", "ema"])
+@pytest.mark.parametrize("ranges", RANGES)
 def test_activations_are_quantized_as_they_were(ranges, dtype, tmp_path):
     model, plan = compressed(activations=Activations(4, ranges), dtype=dtype)
     model.train()
@@ -130,6 +130,8 @@ def test_activations_are_quantized_as_they_were(ranges, dtype, tmp_path):
     assert {layer.inputs.spec for layer in layers.values()} == {Activations(4, ranges)}
     if ranges == "ema":
         assert all(layer.inputs.peak > 0 for layer in layers.values())
+    if ranges == "static":
+        assert all(layer.inputs.ends.seen for layer in layers.values())
 
 
 def test_ema_peaks_that_were_cast_with_their_model_come_back(tmp_path):

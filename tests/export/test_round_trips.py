@@ -13,7 +13,7 @@ from nxmiformer.applied.convert import convert
 from nxmiformer.export import load_packed, save_packed
 from nxmiformer.export.packed import check_packable
 from nxmiformer.export.skeleton import header_of, planned_header
-from nxmiformer.layers.inputs import Activations
+from nxmiformer.layers.inputs import RANGES, Activations
 from nxmiformer.layers.projection import project
 from nxmiformer.plan.origin import Planning
 from nxmiformer.sets import NM, Grid, Then
@@ -31,7 +31,7 @@ plans = st.builds(
         "drawn", weight, ranges and Activations(8, ranges), embeddings=embeddings, head=head
     ),
     sparse | grids | st.builds(Then, sparse, grids),
-    st.sampled_from([None, "token", "tensor", "ema"]),
+    st.sampled_from([None, *RANGES]),
     words,
     words,
 )

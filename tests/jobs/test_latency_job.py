@@ -17,6 +17,8 @@ pytest.importorskip("onnx", reason="the extra onnx is not installed")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
 
+from nxmiformer.export.onnx import Onnx
+
 SETS = "search.candidates.sets=[dense,int8,2:4+int4]"
 SHORT = ["job=search", "budget.length=16", "search.frontier=2", "search.interactions=0", SETS]
 DENSE, PER_CALL = 100_000, {"dense": 10_000, "int8": 4_000}
@@ -47,6 +49,17 @@ def test_a_dense_plan_fits_into_the_time_that_was_measured_of_the_dense_model(tm
     assert content["best"]["cost"] + timed["rest"] == timed["dense"] > 0
     assert (timed["batch"], timed["length"], timed["threads"]) == (1, 16, 1)
     assert all(each["cost"] > 0 for each in content["frontier"])
+
+
+@pytest.mark.parametrize("ranges", ["ema", "static"])
+def test_a_layer_that_is_timed_has_fixed_ranges_where_the_plan_has_and_can_be_written(ranges, tmp_path):
+    planned = job(tmp_path, f"plan.activations.ranges={ranges}")
+    layer = latency._layer(planned, ((3, 16), (8, 16)), "int8")
+    assert all(each.isfinite().all() and each.any() for each in layer.inputs.state_dict().values())
+    Onnx().write_layer(layer, torch.randn(3, 16), tmp_path)
+    run = Onnx().read(tmp_path, 1)
+    x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    torch.testing.assert_close(run({"x": x})["y"], layer(x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_plan_within_the_budget_is_the_best_of_those_that_are(tmp_path, made_up):

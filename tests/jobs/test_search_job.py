@@ -173,7 +173,7 @@ def test_the_run_goes_on_from_the_dense_model_of_the_search(compressed):
     assert content["scores"].keys() == {"dense", "one_shot", "final", "packed"}
 
 
-@pytest.mark.parametrize("ranges", ["token", "ema"])
+@pytest.mark.parametrize("ranges", ["token", "ema", "static"])
 def test_the_file_of_a_whole_model_takes_what_it_may_and_little_less(tmp_path, ranges):
     limit = 60_000
     content = run(planned(job(tmp_path, f"budget.whole_model_bytes={limit}", f"plan.activations.ranges={ranges}")))

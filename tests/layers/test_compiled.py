@@ -42,7 +42,9 @@ def trained(ranges, precision, compiled):
     return losses, {name: p.detach() for name, p in model.named_parameters()}
 
 
-@pytest.mark.parametrize(("ranges", "precision"), [("token", "no"), ("token", "bf16"), ("ema", "no"), ("tensor", "no")])
+@pytest.mark.parametrize(
+    ("ranges", "precision"), [("token", "no"), ("token", "bf16"), ("ema", "no"), ("tensor", "no"), ("static", "no")]
+)
 def test_compressed_layers_are_one_graph_and_train_as_without_a_compiler(ranges, precision):
     (losses, weights), (expected, theirs) = trained(ranges, precision, True), trained(ranges, precision, False)
     close = 1e-6 if precision == "no" else 1e-2

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from nxmiformer.layers.inputs import ActivationQuantizer, Activations, Latest
+from nxmiformer.layers.inputs import RANGES, ActivationQuantizer, Activations, Latest
 from nxmiformer.layers.weights import WeightQuantizer, round_ahead
 from nxmiformer.sets import NM, Grid, Piece, Then, Unstructured
 
@@ -62,9 +62,60 @@ def test_ema_ranges_that_saw_nothing_yet_take_the_input_own():
     assert fresh.peak == 0
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_static_ranges_have_every_level_from_the_least_to_the_greatest_with_zero_among_them(bits):
+    quantizer = ActivationQuantizer(Activations(bits, "static"))
+    x = seeded(3, 5) + 0.5
+    y = quantizer(x)
+    low, high, top = min(0.0, x.min().item()), max(0.0, x.max().item()), 2**bits - 1
+    step = (high - low) / top
+    least = round(low / step)
+    expected = [max(least, min(least + top, round(v / step))) * step for v in x.flatten().tolist()]
+    torch.testing.assert_close(y.flatten(), torch.tensor(expected))
+    assert quantizer.eval()(torch.zeros(3)).tolist() == [0, 0, 0]
+
+
+def test_static_ranges_average_both_ends_in_training_and_stand_still_in_evaluation():
+    quantizer = ActivationQuantizer(Activations(8, "static", momentum=0.9))
+    low = high = None
+    for step in range(4):
+        x = seeded(3, 5, seed=step)
+        quantizer(x)
+        least, most = x.min().item(), x.max().item()
+        low = least if low is None else 0.9 * low + 0.1 * least
+        high = most if high is None else 0.9 * high + 0.1 * most
+        assert (quantizer.ends.low.item(), quantizer.ends.high.item()) == pytest.approx((low, high))
+    quantizer.eval()(torch.tensor([100.0, -100.0]))
+    assert (quantizer.ends.low.item(), quantizer.ends.high.item()) == pytest.approx((low, high))
+
+
 def test_ema_ranges_are_in_the_state_and_the_others_have_none():
     assert list(ActivationQuantizer(Activations(8, "ema")).state_dict()) == ["peak"]
+    assert list(ActivationQuantizer(Activations(8, "static")).state_dict()) == ["ends.low", "ends.high"]
     assert not ActivationQuantizer(Activations(8)).state_dict()
+
+
+# torch's own: its tracing makes an object of each autograd function that it meets
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("ranges", RANGES)
+def test_an_evaluation_is_one_graph_whatever_the_ranges(ranges):
+    quantizer = ActivationQuantizer(Activations(8, ranges))
+    quantizer(seeded(3, 5))
+    x = seeded(3, 5, seed=1)
+    compiled = torch.compile(quantizer.eval(), fullgraph=True, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), quantizer(x))
+
+
+def test_the_gradient_of_static_ranges_is_zero_where_they_clamp():
+    quantizer = ActivationQuantizer(Activations(4, "static")).eval()
+    quantizer.ends.low.fill_(-5.0)  # a step of 1
+    quantizer.ends.high.fill_(10.0)
+    x = torch.tensor([-9.0, -5.6, -5.4, 0.2, 10.4, 10.6], requires_grad=True)
+    y = quantizer(x)
+    y.backward(torch.arange(1.0, 7.0))
+    assert y.tolist() == [-5, -5, -5, 0, 10, 10]
+    assert x.grad.tolist() == [0, 0, 3, 4, 5, 0]
 
 
 @pytest.mark.parametrize("ranges", ["token", "tensor"])
@@ -85,7 +136,7 @@ def test_the_gradient_of_ema_ranges_is_zero_where_they_clamp():
     assert x.grad.tolist() == [0, 0, 3, 4, 5, 6, 7, 0, 0]
 
 
-@pytest.mark.parametrize("ranges", ["token", "tensor", "ema"])
+@pytest.mark.parametrize("ranges", RANGES)
 @pytest.mark.parametrize("training", [True, False])
 def test_inputs_all_zero_stay_zero_with_a_finite_gradient(ranges, training):
     x = torch.zeros(2, 4, requires_grad=True)
@@ -95,7 +146,7 @@ def test_inputs_all_zero_stay_zero_with_a_finite_gradient(ranges, training):
     assert torch.equal(x.grad, torch.ones(2, 4))
 
 
-@pytest.mark.parametrize("ranges", ["token", "tensor", "ema"])
+@pytest.mark.parametrize("ranges", RANGES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_the_output_has_the_input_dtype(ranges, dtype):
     x = seeded(3, 5, dtype=dtype).requires_grad_()
@@ -107,11 +158,13 @@ def test_the_output_has_the_input_dtype(ranges, dtype):
 
 
 def test_an_inactive_quantizer_returns_its_input_and_watches_nothing():
-    quantizer = ActivationQuantizer(Activations(2, "ema"))
-    quantizer.active = False
-    x = seeded(3, 5)
-    assert quantizer(x) is x
-    assert quantizer.peak == 0
+    for ranges in ("ema", "static"):
+        quantizer = ActivationQuantizer(Activations(2, ranges))
+        before = {name: each.clone() for name, each in quantizer.state_dict().items()}
+        quantizer.active = False
+        x = seeded(3, 5)
+        assert quantizer(x) is x
+        assert quantizer.state_dict() == before
 
 
 @pytest.mark.parametrize(
@@ -121,7 +174,7 @@ def test_an_inactive_quantizer_returns_its_input_and_watches_nothing():
         ({"bits": 9}, "2 to 8 bits, not 9"),
         ({"ranges": "tokens"}, "unknown range of activations 'tokens': did you mean token"),
         ({"bits": 8.0}, "Activations needs bits to be an integer, not 8.0"),
-        ({"ranges": None}, "needs ranges to be 'token' or 'tensor' or 'ema', not None"),
+        ({"ranges": None}, "needs ranges to be 'token' or 'tensor' or 'ema' or 'static', not None"),
         ({"momentum": float("nan")}, "Activations needs momentum to be a finite number, not nan"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), not 1.0"),
     ],
@@ -132,7 +185,7 @@ def test_activations_out_of_range_are_refused(options, message):
 
 
 def test_activations_print_short():
-    assert [str(Activations()), str(Activations(4, "ema"))] == ["a8", "a4ema"]
+    assert [str(Activations(4, ranges)) for ranges in RANGES] == ["a4", "a4tensor", "a4ema", "a4static"]
 
 
 # Weights

@@ -9,7 +9,7 @@ from mutated import mutated, same
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from nxmiformer.layers.inputs import Activations
+from nxmiformer.layers.inputs import RANGES, Activations
 from nxmiformer.layers.targets import find_targets
 from nxmiformer.plan.compression import CompressionPlan, LayerSpec
 from nxmiformer.sets import NM, Block, ConstraintSet, Grid, Then, Unstructured
@@ -29,7 +29,7 @@ SPECS = st.builds(
     LayerSpec,
     weight=st.one_of(GRIDS, SPARSITIES, st.builds(Then, SPARSITIES, GRIDS)),
     shape=st.tuples(*[st.integers(1, 4).map(lambda n: 16 * n)] * 2),
-    activations=st.none() | st.builds(Activations, st.integers(2, 8), st.sampled_from(["token", "tensor", "ema"])),
+    activations=st.none() | st.builds(Activations, st.integers(2, 8), st.sampled_from(RANGES)),
     transposed=st.booleans(),
     aliases=st.lists(st.text(max_size=5), max_size=2).map(tuple),
 )
