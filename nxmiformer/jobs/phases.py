@@ -1,5 +1,6 @@
 """The phases of a run, from its position to their end."""
 
+import copy
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,12 +10,12 @@ from safetensors import safe_open
 from torch import Size, Tensor, nn
 from transformers import PreTrainedModel
 
+from nxmiformer.applied.convert import strip
 from nxmiformer.console.quiet import quiet
 from nxmiformer.files import replacing
 from nxmiformer.jobs.dense import rows_of, shared
 from nxmiformer.jobs.job import Job
-from nxmiformer.layers.factored import unfactor
-from nxmiformer.layers.found import distinct_layers
+from nxmiformer.layers.found import compressed_layers, distinct_layers
 from nxmiformer.layers.inputs import ActivationQuantizer
 from nxmiformer.layers.ranges import RangeQuantizer
 from nxmiformer.methods.base import Length, Method
@@ -110,7 +111,9 @@ def _keep_dense(job: Job, stage: Stage, model: PreTrainedModel) -> None:
         quantizers = tuple(f"{name}." for name, m in model.named_modules() if isinstance(m, RANGES))
         weights = {name: each for name, each in model.state_dict().items() if not name.startswith(quantizers)}
         if "save_pretrained" in vars(model):  # it was read from a packed model, and saves itself whole
-            model.save_pretrained(directory)
+            plain = copy.deepcopy(model)
+            strip(plain)
+            plain.save_pretrained(directory)
         else:
             model.save_pretrained(directory, state_dict=weights)
         stage.tokenizer.save_pretrained(directory)
@@ -120,12 +123,16 @@ def taught(job: Job, stage: Stage) -> PreTrainedModel | None:
     """The dense model of another run, if one is given. It may have more heads, dimensions or layers.
 
     Raises:
-        ValueError: it is of another architecture.
+        ValueError: it is of another architecture, or compressed.
     """
     model = job.source.taught(stage.task, stage.tokenizer)
     if model is None:
         return None
-    unfactor(model)  # a packed one may have factors
+    if compressed_layers(model):
+        raise ValueError(
+            "model.teacher is a compressed model, and what is retained is told against a dense one: give the dense "
+            "model that it was made of, such as model.teacher=RUN/dense"
+        )
     if type(model) is not type(stage.model):
         raise ValueError(
             f"model.teacher is a {type(model).__name__}, and the model that it is to teach a "

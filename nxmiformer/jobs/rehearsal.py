@@ -73,7 +73,7 @@ def rehearse(
                 _phase(stage, name, phase, inputs, teacher)
             epoch = stage.steps_per_epoch()
             compressing = [phase for phase in phases.values() if not isinstance(phase.method, Dense)]
-            if not any(each.length(epoch).steps > each.method.delay for each in compressing):
+            if not any(each.method.sees_inputs(each.length(epoch).steps) for each in compressing):
                 check_ranges(blind)
             with _part("the evaluation", EVALUATION):
                 answers = _evaluate(stage)

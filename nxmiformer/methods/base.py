@@ -77,6 +77,10 @@ class Method(abc.ABC):
         """Whether it looks at the task's loss of the labels, whatever the phase minimises."""
         return False
 
+    def sees_inputs(self, steps: int) -> bool:
+        """Whether quantizers whose ranges are fixed see inputs in a phase of so many steps, so that they have some."""
+        return steps > self.delay
+
     def attach(self, model: nn.Module, length: Length) -> None:
         """Attach to the model's compressed layers.
 

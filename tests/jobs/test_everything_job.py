@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from test_job import job
 
 from nxmiformer.export.packed import load_packed
 from nxmiformer.jobs.compress import run
-from nxmiformer.layers.everything import range_quantizers
+from nxmiformer.layers.everything import blind_ranges, range_quantizers
+from nxmiformer.layers.found import compressed_layers
 from nxmiformer.models.source import Pretrained
 from nxmiformer.tasks.grammar import Grammar
 
@@ -30,7 +32,23 @@ def test_one_word_quantizes_everything_and_leaves_a_dense_model_that_can_be_read
     assert source.model(task, source.tokenizer(task), 0).num_labels == 2
 
 
-def test_a_recipe_in_which_no_range_would_see_an_input_is_refused_before_any_training(tmp_path):
-    with pytest.raises(ValueError, match=r"ranges have seen no input.*take a recipe that trains"):
-        run(job(tmp_path / "run", "plan.everything=int8", recipe="one_shot"))
+PLANNED = ["plan.everything=int8", "plan.activations.ranges=static", "plan.activations.ranges=ema"]
+
+
+@pytest.mark.parametrize("planned", PLANNED)
+def test_a_recipe_in_which_no_range_would_see_an_input_is_refused_before_any_training(planned, tmp_path):
+    blind = "recipe.phases.one_shot.method.calibration=0"
+    with pytest.raises(ValueError, match=r"ranges have seen no input.*take a recipe that trains.*calibration"):
+        run(job(tmp_path / "run", planned, blind, recipe="one_shot"))
     assert not (tmp_path / "run" / "dense").exists()
+
+
+@pytest.mark.parametrize("planned", PLANNED)
+def test_one_shot_fixes_the_ranges_of_inputs_on_batches_and_leaves_the_weights_projected(planned, tmp_path):
+    steps = "recipe.phases.dense.steps=2"
+    content = run(job(tmp_path / "run", planned, steps, recipe="one_shot"))
+    assert content["scores"]["packed"] == content["scores"]["final"]
+    model, dense = load_packed(tmp_path / "run" / "packed"), load_file(tmp_path / "run" / "dense" / "model.safetensors")
+    assert not blind_ranges(model)
+    for name, layer in compressed_layers(model).items():
+        assert torch.equal(layer.weight, layer.quantizer.constraint.project(dense[f"{name}.weight"]))

@@ -68,6 +68,20 @@ def test_learning_rates_in_proportion_to_a_layers_distance_are_those_from_where_
     assert all(layer["projection_error"] > 0.01 for layer in report["layers"].values())
 
 
+@pytest.mark.parametrize("ranges", ["ema", "static"])
+def test_a_compact_model_gets_fixed_ranges_and_then_is_no_teacher_but_its_dense_one_is(ranges, smaller, tmp_path):
+    compact = ["model=pretrained", f"model.path={smaller / 'compact'}", "model.finetuned=true"]
+    fixed = f"plan.activations.ranges={ranges}"
+    first = compress.run(job(tmp_path / "small", *compact, "recipe=one_shot", "plan=int8", fixed))
+    assert first["scores"]["packed"] == first["scores"]["final"]
+    words = ["recipe=ste_qat", "plan=int4", "recipe.phases.ste_qat.steps=2", DISTIL]
+    with pytest.raises(ValueError, match=r"model\.teacher is a compressed model.*such as model\.teacher=RUN/dense"):
+        compress.run(job(tmp_path / "run", *compact, f"model.teacher={tmp_path / 'small' / 'packed'}", *words))
+    teacher = f"model.teacher={tmp_path / 'small' / 'dense'}"
+    second = compress.run(job(tmp_path / "taught", *compact, teacher, *words))
+    assert second["scores"]["dense"] == first["scores"]["dense"]
+
+
 REFUSED = {
     "attention scores of more heads": (
         ["recipe.phases.ste_qat.objective.attention=1.0"],
