@@ -12,6 +12,7 @@ from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.methods.prune_once import PruneOnce
 from nxmiformer.methods.sr_ste import SrSte
 from nxmiformer.methods.ste_qat import SteQat
+from nxmiformer.methods.taylor import Taylor
 from nxmiformer.search.anchored import Anchored
 from nxmiformer.search.sensitivity import LossChange, Measured, OutputError, Sensitivity, WeightError
 from nxmiformer.sets import (
@@ -70,6 +71,7 @@ METHODS: dict[str, type[Method]] = {
     "group_lasso": GroupLasso,
     "movement": Movement,
     "prune_once": PruneOnce,
+    "taylor": Taylor,
     "kronecker": kronecker.Kronecker,
 }
 

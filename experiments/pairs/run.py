@@ -37,6 +37,7 @@ PHASES = (
     "ste_qat",
     "obert",
     "prune_once",
+    "taylor",
     "group_lasso",
     "movement",
     "kronecker",
@@ -112,7 +113,7 @@ def words_of(kind: str, first: str, second: str) -> list[str]:
 def _few(phases: Mapping[str, str]) -> list[str]:
     """Words for few steps, and for few batches before them."""
     steps = [f"recipe.phases.{name}.steps=3" for name, phase in phases.items() if phase not in ("dense", "one_shot")]
-    few = {"admm": "calibration", "obert": "gradients", "obert_gradual": "gradients"}
+    few = {"admm": "calibration", "obert": "gradients", "obert_gradual": "gradients", "taylor": "gradients"}
     return steps + [f"recipe.phases.{name}.method.{few[phase]}=2" for name, phase in phases.items() if phase in few]
 
 

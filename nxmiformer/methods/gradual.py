@@ -69,6 +69,11 @@ class Gradual(Method):
             return sparsity
         return sparsity.keeping(1 - Cubic(min(self.initial, final), final, self.prunings - 1).at(number))
 
+    def share(self, density: float, number: int) -> float:
+        """The share of all weights that a ranking over all layers keeps at pruning `number`; `density` is the last."""
+        last, final = self.prunings - 1, 1 - density
+        return density if number == last else 1 - Cubic(min(self.initial, final), final, last).at(number)
+
     def sparse(self) -> dict[str, Compressed]:
         """The layers that have a support to find."""
         return {name: layer for name, layer in self.layers.items() if layer.quantizer.constraint.sparsity is not None}

@@ -17,7 +17,6 @@ from nxmiformer.layers.mode import evaluating
 from nxmiformer.methods.base import Calibration, Length
 from nxmiformer.methods.gradual import Gradual
 from nxmiformer.methods.ranking import Ranking, check_global, check_ranking, ranked, shape_of
-from nxmiformer.optim.cubic import Cubic
 from nxmiformer.optim.fisher import Fisher, Surgeon, check_run
 from nxmiformer.sets import SparsitySet
 
@@ -127,7 +126,7 @@ class Obert(Gradual):
             for layers in passes:
                 fishers = self._fishers(layers, given)
                 prices |= {name: self._prices(name, layers[name], each) for name, each in fishers.items()}
-            targets |= ranked(prices, targets, self._share(self.moments[step]))
+            targets |= ranked(prices, targets, self.share(self.density, self.moments[step]))
         for layers in passes:
             if not (fishers and len(passes) == 1):
                 fishers = self._fishers(layers, given)
@@ -146,13 +145,6 @@ class Obert(Gradual):
         assert target is not None
         assert mask is not None
         self.hold(layer, target.mask(torch.where(mask, layer.matrix.abs(), -1.0)))
-
-    def _share(self, number: int) -> float:
-        """The share of all weights that a global ranking keeps at pruning `number`."""
-        assert self.density is not None
-        last = self.prunings - 1
-        final = 1 - self.density
-        return self.density if number == last else 1 - Cubic(min(self.initial, final), final, last).at(number)
 
     def _passes(self) -> Iterator[dict[str, Compressed]]:
         """The layers that have a sparsity set, in parts whose Gram matrices fit into `memory`."""

@@ -12,6 +12,7 @@ from torch.optim import SGD
 from nxmiformer.methods.base import Length
 from nxmiformer.methods.obert import Obert
 from nxmiformer.methods.prune_once import PruneOnce
+from nxmiformer.methods.taylor import Taylor
 from nxmiformer.sets import NM, Block, Grid, Then, Unstructured
 from nxmiformer.train.rates import held, rewound
 
@@ -40,7 +41,10 @@ def test_prune_once_follows_the_trace_of_the_authors_then_moves_and_then_freezes
     assert max(moved) <= 80
 
 
-@pytest.mark.parametrize("method", [PruneOnce(prunings=5), Obert(prunings=3, initial=0.3, after=0.4, gradients=0)])
+@pytest.mark.parametrize(
+    "method",
+    [PruneOnce(prunings=5), *(kind(prunings=3, initial=0.3, after=0.4, gradients=0) for kind in (Obert, Taylor))],
+)
 @pytest.mark.parametrize("kind", ["bert", "gpt2"])
 def test_no_gradient_reaches_what_is_left_out_and_no_weight_of_it_is_seen(method, kind):
     phase = Run(make(kind, NM(2, 4))[0], method)

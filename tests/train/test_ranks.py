@@ -39,6 +39,7 @@ from nxmiformer.methods.obert import Obert
 from nxmiformer.methods.one_shot import OneShot
 from nxmiformer.methods.prune_once import PruneOnce
 from nxmiformer.methods.sr_ste import SrSte
+from nxmiformer.methods.taylor import Taylor
 from nxmiformer.models.source import Embedded
 from nxmiformer.plan.origin import Planning
 from nxmiformer.ranks import Alone, LostError, joined, ranks
@@ -95,7 +96,13 @@ LAWS = {
     ),
     "everything": lambda place: job(place, {"admm": Admm(calibration=1, interval=2)}, everything=Ranges()),
     "others": lambda place: job(
-        place, {"sr_ste": SrSte(decay=0.1), "prune_once": PruneOnce(prunings=2), "one_shot": OneShot()}
+        place,
+        {
+            "sr_ste": SrSte(decay=0.1),
+            "prune_once": PruneOnce(prunings=2),
+            "taylor": Taylor(prunings=2, gradients=3),
+            "one_shot": OneShot(),
+        },
     ),
 }
 
