@@ -5,11 +5,13 @@
 
 A cell is a method at one strength, on a model with all its layers or, with --keep-layers, some of them. `movement`
 prunes at a penalty, is made compact, and is filled: trained on without a mask, by distillation from its dense model.
-`admm` reconstructs the layers that read heads and dimensions without a share of them, is made compact, and is filled.
-The baselines `magnitude` and `gradient` remove a share of the heads and dimensions of the dense model at once, the
-least by the norm or by |gradient x weight|, are made compact, and have as many steps of the same distillation. The
-INT8 model is the filled one projected, with 8-bit inputs. Every finished cell is a row of results.csv, every timed
-one of speeds.csv, and neither is run again. --tiny tries the script out.
+`movement_top` keeps the highest scores of each layer instead. `admm` reconstructs the layers that read heads and
+dimensions without a share of them, is made compact, and is filled. The baselines `magnitude` and `gradient` remove a
+share of the heads and dimensions of the dense model at once, the least by the norm or by |gradient x weight|
+(`recipe=taylor`), are made compact, and have as many steps of the same distillation. `gradual` removes as `gradient`
+does, in ten steps while it trains. The INT8 model is the filled one projected, with 8-bit inputs of fixed ranges
+(`plan=int8_static`). Every finished cell is a row of results.csv, every timed one of speeds.csv, and neither is run
+again. --tiny tries the script out.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 
 HERE = Path(__file__).parent
@@ -39,22 +41,21 @@ from nxmiformer.export.compact import dense_plan  # noqa: E402
 from nxmiformer.export.packed import load_packed, packing  # noqa: E402
 from nxmiformer.jobs.opening import opened  # noqa: E402
 from nxmiformer.layers.compact import compact  # noqa: E402
-from nxmiformer.layers.targets import is_transposed  # noqa: E402
-from nxmiformer.layers.units import Units, find_units  # noqa: E402
+from nxmiformer.layers.units import find_units  # noqa: E402
 from nxmiformer.methods.dense import Dense  # noqa: E402
 from nxmiformer.plan.compression import CompressionPlan  # noqa: E402
-from nxmiformer.tasks.batches import shuffled  # noqa: E402
 from nxmiformer.train.checkpoint import Position  # noqa: E402
 from nxmiformer.train.loop import Stage, train_phase  # noqa: E402
 from nxmiformer.train.objective import Objective  # noqa: E402
 from nxmiformer.train.recipe import Phase  # noqa: E402
 
-CELL = ("task", "layers", "method", "strength", "seed", "report_on")
-VALUES = ("heads", "dimensions", "parameters", "score", "int8", "dense", "retention", "steps", "seconds", "device")
+CELL = ("task", "layers", "method", "strength", "seed", "report_on", "steps", "lr")
+VALUES = ("heads", "dimensions", "parameters", "score", "int8", "dense", "retention", "seconds", "device")
 TIMED = ("contender", "batch", "length")
-METHODS = ("movement", "admm", "magnitude", "gradient")
-PRUNING = {"movement": 0.7, "admm": 0.15}  # the share of the steps before the model is made compact
-DISTIL = Objective(task=0.1, logits=0.9)
+# The share of the steps before the model is made compact
+PRUNING = {"movement": 0.7, "movement_top": 0.7, "admm": 0.15, "magnitude": 0.0, "gradient": 0.0, "gradual": 0.4}
+METHODS = tuple(PRUNING)
+DISTIL = Objective(task=0.1, logits=0.9, hidden=10.0)
 
 
 def main() -> None:
@@ -67,7 +68,7 @@ def main() -> None:
         if rows.of(cell) is None:
             began = time.perf_counter()
             row = _settled(arguments, cell)
-            rows.add({**cell, **row, "steps": arguments.steps, "seconds": round(time.perf_counter() - began)})
+            rows.add({**cell, **row, "seconds": round(time.perf_counter() - began)})
             print(*cell.values(), f"{row['score']:.4f} of {row['dense']:.4f}", flush=True)
 
 
@@ -77,7 +78,8 @@ def _cells(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for seed in arguments.seeds:
             for method in arguments.methods:
                 for strength in arguments.penalties if method == "movement" else arguments.shares:
-                    yield dict(zip(CELL, (task, layers, method, strength, seed, arguments.report_on), strict=True))
+                    named = (task, layers, method, strength, seed, arguments.report_on, arguments.steps, arguments.lr)
+                    yield dict(zip(CELL, named, strict=True))
 
 
 def _directory(arguments: argparse.Namespace, cell: Mapping[str, Any]) -> Path:
@@ -88,8 +90,8 @@ def _directory(arguments: argparse.Namespace, cell: Mapping[str, Any]) -> Path:
 def _settled(arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, Any]:
     """Prune, make compact, fill, quantize; what came of it."""
     directory = _directory(arguments, cell)
-    first = round(arguments.steps * PRUNING.get(cell["method"], 0))
-    common = [*source(arguments.models, arguments.glue, cell["task"], arguments.tiny), f"seed={cell['seed']}"]
+    first = round(arguments.steps * PRUNING[cell["method"]])
+    common = [*_source(arguments, cell), f"seed={cell['seed']}"]
     common += [f"report_on={cell['report_on']}", f"train.cpu={str(arguments.cpu).lower()}"]
     common.append(f"dense_cache={arguments.outputs / '.dense'}")
     if arguments.keep_layers:
@@ -97,15 +99,17 @@ def _settled(arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, A
     report = trained(directory, [*common, *_pruning(arguments, cell, first)])
     metric = report["task"]["metric"]
     with opened(job(directory / "fill", common), _nothing) as (stage, *_):
-        model = _smaller(arguments, cell, stage, directory)
+        model = load_packed(directory / "packed")
+        strip(model)
+        compact(model)
         left = [[u for u in find_units(model) if u.kind == kind] for kind in ("heads", "dimensions")]
         stage = _with(stage, model)
         score = _filled(arguments, stage, directory, arguments.steps - first, cell["report_on"])[metric]
     with_data = [word for word in common if not word.startswith("model")]
     int8 = trained(
         directory / "int8",
-        [*with_data, "model=pretrained", f"model.path={directory / 'filled'}", "model.finetuned=true", "plan=int8",
-         "recipe=one_shot"],
+        [*with_data, "model=pretrained", f"model.path={directory / 'filled'}", "model.finetuned=true",
+         "plan=int8_static", "recipe=one_shot"],
     )  # fmt: skip
     dense = report["scores"]["dense"][metric]
     return {
@@ -120,18 +124,39 @@ def _settled(arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, A
     }
 
 
+def _source(arguments: argparse.Namespace, cell: Mapping[str, Any]) -> list[str]:
+    """The words of the task, and of the model: one that is dense and trained, or one that is to be."""
+    words = source(arguments.models, arguments.glue, cell["task"], arguments.tiny)
+    if arguments.tiny:
+        return words
+    if arguments.dense:
+        trained = arguments.dense.resolve() / f"{cell['task']}-dense-{cell['seed']}" / "dense"
+        words = [word for word in words if not word.startswith("model.path")]
+        return [*words, f"model.path={trained}", "model.finetuned=true"]
+    return words
+
+
 def _pruning(arguments: argparse.Namespace, cell: Mapping[str, Any], steps: int) -> list[str]:
-    """The words of the run that trains the dense model, and prunes it where that takes training."""
-    words = ["recipe.phases.dense.steps=4"] if arguments.tiny else []
-    if cell["method"] == "admm":
-        words += ["plan=structured", *(f"plan.{kind}={1 - cell['strength']:g}" for kind in ("heads", "dimensions"))]
-        words += ["recipe=admm", "recipe.phases.finish.steps=0"]
-        return [*words, f"recipe.phases.admm.steps={steps}", f"recipe.phases.admm.optimizer.lr={arguments.lr}"]
-    words += ["plan=hybrid", "plan.dimensions=1.0", "plan.weight.density=1.0", "recipe=movement"]
-    words += [f"recipe.phases.movement.steps={steps}", f"recipe.phases.movement.optimizer.lr={arguments.lr}"]
-    words.append("recipe.phases.movement.method.feed_forward=0.5")
-    penalty = [f"recipe.phases.movement.method.penalty={cell['strength']}"] if cell["method"] == "movement" else []
-    return [*words, *penalty]
+    """The words of the run that trains the dense model, unless it is given, and prunes it."""
+    words = [] if arguments.dense else ["recipe.phases.dense.epochs=5", "recipe.phases.dense.optimizer.lr=1e-4"]
+    words += ["recipe.phases.dense.steps=4"] if arguments.tiny else []
+    method, left = cell["method"], f"{1 - cell['strength']:g}"
+    if method == "movement":
+        phase, given = "movement", {"penalty": cell["strength"], "feed_forward": 0.5}
+        words += ["plan=hybrid", "plan.dimensions=1.0", "plan.weight.density=1.0"]
+    elif method == "movement_top":
+        phase, given = "movement", {"threshold": 0.0}
+        words += ["plan=hybrid", f"plan.heads={left}", f"plan.dimensions={left}"]
+    elif method == "admm":
+        phase, given = "admm", dict[str, object]()
+        words += ["plan=structured", f"plan.heads={left}", f"plan.dimensions={left}", "recipe.phases.finish.steps=0"]
+    else:
+        phase, given = "taylor", {"ranking": "global", "density": left}
+        given |= {"magnitude": {"gradients": 0}, "gradual": {"prunings": 10}}.get(method, {})
+        words += ["plan=structured", "plan.heads=1.0", "plan.dimensions=1.0"]
+    words += [f"recipe={phase}", f"recipe.phases.{phase}.steps={steps}"]
+    words.append(f"recipe.phases.{phase}.optimizer.lr={arguments.lr}")
+    return [*words, *(f"recipe.phases.{phase}.method.{name}={value}" for name, value in given.items())]
 
 
 def _nothing(model: nn.Module) -> CompressionPlan:
@@ -142,53 +167,6 @@ def _nothing(model: nn.Module) -> CompressionPlan:
 def _with(stage: Stage, model: PreTrainedModel) -> Stage:
     model = model.to(stage.accelerator.device)  # type: ignore[arg-type]
     return replace(stage, model=model, wrapped=stage.accelerator.prepare_model(model))
-
-
-def _smaller(arguments: argparse.Namespace, cell: dict[str, Any], stage: Stage, directory: Path) -> PreTrainedModel:
-    """The cell's model without what is pruned, on the CPU."""
-    if cell["method"] in PRUNING:
-        model = load_packed(directory / "packed")
-        strip(model)
-    else:
-        model = type(stage.model).from_pretrained(directory / "dense")
-        worth = _gradients(model, stage) if cell["method"] == "gradient" else None
-        for kind in ("heads", "dimensions"):
-            _remove(model, [u for u in find_units(model) if u.kind == kind], cell["strength"], worth)
-    compact(model)
-    return model
-
-
-def _gradients(model: PreTrainedModel, stage: Stage, batches: int = 16) -> dict[str, Tensor]:
-    """|gradient x weight| is of the sum over so many batches of dL/dW * W, by the parameter's name."""
-    size, device = stage.settings.batch_size, torch.device("cpu")
-    model.zero_grad()
-    given = shuffled(stage.data["train"], size, 0, 0, device)
-    for _ in range(batches):
-        Objective().of(stage.task, model, None, next(given)).backward()
-    return {n: p.grad * p.detach() for n, p in model.named_parameters() if p.grad is not None}
-
-
-@torch.no_grad()
-def _remove(model: nn.Module, all_units: list[Units], share: float, worth: dict[str, Tensor] | None) -> None:
-    """Zero the columns of a share of all heads, or dimensions, of the model: those that are worth the least."""
-    values = torch.cat([_worth(model, units, worth) for units in all_units])
-    gone = torch.zeros_like(values, dtype=torch.bool)
-    gone[values.argsort()[: round(share * len(values))]] = True
-    for units, lost in zip(all_units, gone.split([units.count for units in all_units]), strict=True):
-        _matrix(model, units.out, None)[:, units.columns(lost.nonzero().flatten())] = 0
-
-
-def _worth(model: nn.Module, units: Units, worth: dict[str, Tensor] | None) -> Tensor:
-    """Of each unit: the norm of the columns that read it, or what |gradient x weight| sums to over them."""
-    columns = _matrix(model, units.out, worth)
-    each = columns.view(len(columns), units.count, units.width)
-    return each.square().sum((0, 2)).sqrt() if worth is None else each.sum((0, 2)).abs()
-
-
-def _matrix(model: nn.Module, name: str, of: dict[str, Tensor] | None) -> Tensor:
-    module = model.get_submodule(name)
-    tensor = module.get_parameter("weight") if of is None else of[f"{name}.weight"]
-    return tensor.t() if is_transposed(module) else tensor
 
 
 def _filled(arguments: argparse.Namespace, stage: Stage, directory: Path, steps: int, split: str) -> dict[str, float]:
@@ -236,8 +214,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--penalties", nargs="+", type=float, default=[2.5, 5.0, 10.0, 20.0, 40.0])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="of heads, and of dimensions")
     parser.add_argument("--keep-layers", nargs="+", type=int, help="numbers of layers, from 0 (default: all)")
+    parser.add_argument("--dense", type=Path, help="outputs of study.py, whose dense models to begin with")
     parser.add_argument("--steps", type=int, default=2000, help="of pruning and filling together")
-    parser.add_argument("--lr", type=float, default=1e-4)
+    parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=15)

@@ -32,7 +32,8 @@ SYSTEMS = {
     ("kronecker_int8", "kronecker"): ("KroneckerBERT + INT8", "#7f8c99"),
 }
 SHARES = {"0.1": "a tenth", "0.05": "a twentieth", "0.025": "a fortieth"}
-STRUCTURED = {"gradient": "#2e8b57", "magnitude": "#7f8c99", "admm": "#0f6cab"}  # of experiments/movement
+# Of the study of heads and dimensions
+STRUCTURED = {"gradient": "#2e8b57", "movement_top": "#c94f7c", "magnitude": "#7f8c99", "admm": "#0f6cab"}
 INT8 = "onnx int8"
 LEAST = 84.0  # % retained: what is below lies on the lower edge, with its number
 
@@ -113,15 +114,14 @@ def _fast(runs: pd.DataFrame) -> pd.DataFrame:
         names = timed.family.combine(timed.method, lambda *key: SYSTEMS[key][0]) + ", " + timed.share.map(SHARES)
         found.append(timed.assign(name=names, kind="bytes", retained=100 * timed.retention))
     study = HERE.parent / "movement"
-    columns = ["task", "layers", "method", "strength", "seed", "report_on"]
+    columns = ["task", "layers", "method", "strength", "seed", "report_on", "steps", "lr"]
     smaller = pd.read_csv(study / "speeds.csv").query("contender == @INT8 and layers == 'all'")
     smaller = smaller.merge(pd.read_csv(study / "results.csv"), on=columns)
     best = [dense.get((task, seed)) for task, seed in zip(smaller.task, smaller.seed, strict=True)]
     gone = smaller.strength.map(lambda share: f"{100 * share:.0f} % of heads and dimensions gone, by ")
+    ways = smaller.method.str.replace("_", ", ")
     retained = 100 * smaller.int8 / pd.Series(best, smaller.index, dtype=float)
-    found.append(
-        smaller.assign(name=gone + smaller.method, kind=smaller.method, retained=retained).dropna(subset="retained")
-    )
+    found.append(smaller.assign(name=gone + ways, kind=smaller.method, retained=retained).dropna(subset="retained"))
     return pd.concat(found)[["task", "name", "kind", "strength", "batch", "ratio", "retained"]]
 
 
@@ -136,7 +136,8 @@ def _speed(fast: pd.DataFrame) -> Figure:
     axes = figure.subplots()
     for kind, rows in one.groupby("kind"):
         rows = rows.sort_values("ratio")
-        label = "equal bytes, no structure" if kind == "bytes" else f"fewer heads and dimensions, by {kind}"
+        way = str(kind).replace("_", ", ")
+        label = "equal bytes, no structure" if kind == "bytes" else f"fewer heads and dimensions, by {way}"
         colour = STRUCTURED.get(str(kind), "#c9d1d9")
         if kind == "bytes":
             axes.plot(rows.ratio, rows.retained, "o", color=colour, markersize=5, label=label)
