@@ -141,9 +141,7 @@ def _quantizer(layer: Compressed) -> ActivationQuantizer | None:
 
 def _seen(quantizer: ActivationQuantizer) -> bool:
     """Whether the range of the inputs is known, from training; else each pass takes its own."""
-    if quantizer.ends is not None:
-        return quantizer.ends.seen
-    return quantizer.spec.ranges == "ema" and float(quantizer.peak) > 0
+    return quantizer.spec.fixed and (quantizer if quantizer.ends is None else quantizer.ends).seen
 
 
 def _fix_range(theirs: nn.Module, quantizer: ActivationQuantizer) -> None:

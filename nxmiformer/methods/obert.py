@@ -4,19 +4,15 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.linear import CompressedLinear
-from nxmiformer.layers.mode import evaluating
 from nxmiformer.methods.base import Calibration, Length
-from nxmiformer.methods.gradual import Gradual
-from nxmiformer.methods.ranking import Ranking, check_global, check_ranking, ranked, shape_of
+from nxmiformer.methods.by_gradient import ByGradient
+from nxmiformer.methods.ranking import check_global, ranked, shape_of
 from nxmiformer.optim.fisher import Fisher, Surgeon, check_run
 from nxmiformer.sets import SparsitySet
 
@@ -25,7 +21,7 @@ GIB = 1 << 30
 
 
 @dataclass(kw_only=True)
-class Obert(Gradual):
+class Obert(ByGradient):
     """Prune where the loss rises least, let the weights that stay make up for it, and train under that support.
 
     The rise is that of a quadratic whose Hessian is the empirical Fisher information of the task's loss, in blocks of
@@ -35,44 +31,27 @@ class Obert(Gradual):
 
     Attributes:
         gradients: batches that a Fisher information is taken from, m; 0: the support is that of magnitude.
-        loss: what the gradients are of: "task": the loss of the labels, as in the paper; "objective": what the phase
-            minimises. A model that is its own teacher has no gradient of distillation: pruned from there, it is pruned
-            by magnitude.
+        loss: "task" is that of the paper; a model that is its own teacher is pruned by magnitude from "objective".
         block: consecutive weights of a row-major weight that share a block of it, B.
         damping: what is added to its diagonal; too much is pruning by magnitude, too little is unstable.
         memory: GiB for the Gram matrices of the layers that are looked at in one pass over the batches, 4 * block bytes
             a weight; a layer that needs more takes a pass of its own.
-        ranking: "layer": each layer keeps its own share of its weights; "global": those of all layers compete for
-            `density`, and a layer's set is the most that it may keep.
-        density: share of all weights that a global ranking keeps at the end.
     """
 
     gradients: int = 256
-    loss: Literal["task", "objective"] = "task"
     block: int = 32
     damping: float = 1e-7
     memory: float = 4.0
-    ranking: Ranking = "layer"
-    density: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gradients < 0:
-            raise ValueError(f"gradients is a number of batches, 0 or more, not {self.gradients}")
         if self.block < 1:
             raise ValueError(f"block is a number of weights, at least 1, not {self.block}")
         for name in ("damping", "memory"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, not {getattr(self, name):g}")
-        if self.loss not in ("task", "objective"):
-            raise unknown("loss of the Fisher information", self.loss, ("task", "objective"))
-        check_ranking(self.ranking, self.density)
         if self.density is not None and not self.gradients:
             raise ValueError("ranking=global needs gradients, which say what weights of different layers are worth")
-
-    @property
-    def labelled(self) -> bool:
-        return self.gradients > 0 and self.loss == "task"
 
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
@@ -90,8 +69,7 @@ class Obert(Gradual):
             return
         self._tell()
         if 0 in self.moments:
-            for layer in self.sparse().values():  # nothing is pruned yet
-                self.hold(layer, torch.ones_like(layer.matrix, dtype=torch.bool))
+            self.hold_all()
             yield from self._prune(0, given)
 
     def calibrate_again(self, step: int, given: Calibration) -> Iterator[str]:
@@ -115,9 +93,7 @@ class Obert(Gradual):
     def _prune(self, step: int, given: Calibration) -> Iterator[str]:
         """Prune every layer to what the course has come to before this optimizer step."""
         self._activate(False)
-        for layer in self.sparse().values():
-            with torch.no_grad():  # the optimizer's momentum may have moved what is behind a mask
-                layer.matrix.copy_(torch.where(layer.quantizer.mask, layer.matrix, 0))  # type: ignore[arg-type]
+        self.clear()
         passes = list(self._passes())
         fishers: dict[str, Fisher] = {}
         targets = {name: self.target(layer, self.moments[step]) for name, layer in self.sparse().items()}
@@ -163,16 +139,12 @@ class Obert(Gradual):
             yield part
 
     def _fishers(self, layers: Mapping[str, Compressed], given: Calibration) -> dict[str, Fisher]:
-        loss = given.loss if self.loss == "task" else given.objective
         fishers = {name: Fisher(shape_of(layer), self.block, layer.weight.device) for name, layer in layers.items()}
-        weights = [layer.weight for layer in layers.values()]
-        with evaluating(self.model):
-            for batch in islice(given.batches, self.gradients):
-                gradients = torch.autograd.grad(loss(batch), weights)
-                for (name, layer), gradient in zip(layers.items(), gradients, strict=True):
-                    assert layer.quantizer.mask is not None
-                    with named(name):
-                        fishers[name].add((gradient.t() if layer.transposed else gradient) * layer.quantizer.mask)
+        for gradients in self.gradients_of(layers.values(), given):
+            for (name, layer), gradient in zip(layers.items(), gradients, strict=True):
+                assert layer.quantizer.mask is not None
+                with named(name):
+                    fishers[name].add(gradient * layer.quantizer.mask)
         return fishers
 
     def _surgeon(self, layer: Compressed, fisher: Fisher) -> Surgeon:

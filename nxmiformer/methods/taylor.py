@@ -2,27 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from nxmiformer.errors import unknown
-from nxmiformer.layers.mode import evaluating
 from nxmiformer.methods.base import Calibration, Length
-from nxmiformer.methods.gradual import Gradual
-from nxmiformer.methods.ranking import Ranking, check_global, check_ranking, ranked
+from nxmiformer.methods.by_gradient import ByGradient
+from nxmiformer.methods.ranking import check_global, ranked
 from nxmiformer.ranks import ranks
 from nxmiformer.sets import SparsitySet
 from nxmiformer.sets.base import Shape
 from nxmiformer.sets.block import spread, tile_sums
 
-Loss = Literal["task", "objective"]
-
 
 @dataclass(kw_only=True)
-class Taylor(Gradual):
+class Taylor(ByGradient):
     """Prune what changes the task's loss least to first order, and train under that support.
 
     A block is worth |sum of dL/dW * W| over its weights, with dL/dW summed over batches in evaluation mode: how much
@@ -33,29 +27,12 @@ class Taylor(Gradual):
 
     Attributes:
         gradients: batches that the gradients are summed over; 0: blocks are worth their norm (magnitude).
-        loss: what the gradients are of: "task", of the labels; or "objective", of what the phase minimises, which has
-            no gradient where a model is its own teacher.
         ranking: "layer": each layer keeps its own share; "global": blocks of one size of all layers compete for
             `density`, so heads with heads and dimensions with dimensions, and a layer's set is the most that it keeps.
         density: share of the weights of each kind that a global ranking keeps at the end.
     """
 
     gradients: int = 16
-    loss: Loss = "task"
-    ranking: Ranking = "layer"
-    density: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.gradients < 0:
-            raise ValueError(f"gradients is a number of batches, 0 or more, not {self.gradients}")
-        if self.loss not in get_args(Loss):
-            raise unknown("loss of the gradients", self.loss, get_args(Loss))
-        check_ranking(self.ranking, self.density)
-
-    @property
-    def labelled(self) -> bool:
-        return self.gradients > 0 and self.loss == "task"
 
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
@@ -65,8 +42,7 @@ class Taylor(Gradual):
 
     def calibrate(self, given: Calibration) -> Iterator[str]:
         if 0 in self.moments:
-            for layer in self.sparse().values():  # nothing is pruned yet
-                self.hold(layer, torch.ones_like(layer.matrix, dtype=torch.bool))
+            self.hold_all()
             yield from self._prune(0, given)
 
     def calibrate_again(self, step: int, given: Calibration) -> Iterator[str]:
@@ -77,9 +53,7 @@ class Taylor(Gradual):
         """Prune every layer to what the course has come to before this optimizer step."""
         self._activate(False)
         layers, number = self.sparse(), self.moments[step]
-        with torch.no_grad():  # the optimizer's momentum may have moved what is behind a mask
-            for layer in layers.values():
-                layer.matrix.mul_(layer.quantizer.mask)  # type: ignore[arg-type]
+        self.clear()
         worth = self._worth(given)
         targets = {name: self.target(layer, number) for name, layer in layers.items()}
         if self.density is not None:
@@ -100,19 +74,16 @@ class Taylor(Gradual):
     def _worth(self, given: Calibration) -> dict[str, Tensor]:
         """What each weight's block is worth, (out, in), by the layer's name; below zero where it is pruned already."""
         layers = self.sparse()
-        weights = [layer.weight for layer in layers.values()]
-        sums = [torch.zeros_like(weight) for weight in weights]
-        loss = given.loss if self.loss == "task" else given.objective
-        with evaluating(self.model):
-            for batch in islice(given.batches, self.gradients):
-                for total, gradient in zip(sums, torch.autograd.grad(loss(batch), weights), strict=True):
-                    total.add_(gradient)
+        sums = [torch.zeros_like(layer.matrix, memory_format=torch.contiguous_format) for layer in layers.values()]
+        for gradients in self.gradients_of(layers.values(), given):
+            for total, gradient in zip(sums, gradients, strict=True):
+                total.add_(gradient)
         ranks().add(sums)  # a loss is the rank's part of it
         found = {}
         for (name, layer), total in zip(layers.items(), sums, strict=True):
             weight, mask = layer.matrix.detach(), layer.quantizer.mask
             assert mask is not None
-            product = (total.t() if layer.transposed else total) * weight if self.gradients else weight.square()
+            product = total * weight if self.gradients else weight.square()
             tile = _tile(layer.quantizer.constraint.sparsity)
             found[name] = torch.where(mask, spread(tile_sums(product, tile).abs(), tile), -1.0)
         return found
