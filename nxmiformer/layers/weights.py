@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nxmiformer.layers.kronecker import Factors
 from nxmiformer.layers.straight import straight
 from nxmiformer.sets import ConstraintSet, Piece, ValueSet
+from nxmiformer.sets.base import masked
 from nxmiformer.sets.batch import Asked, pieces, points
 
 
@@ -24,7 +25,7 @@ class _LearnedScale(torch.autograd.Function):
         y = grid.apply(w, Piece(scales=scales.abs()))
         ctx.grid, ctx.mask = grid, mask
         ctx.save_for_backward(w, y, scales)
-        return y if mask is None else torch.where(mask, y, 0)
+        return y if mask is None else masked(y, mask)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor
 Shape = tuple[int, int]
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of so many bytes
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class ConstraintSet(abc.ABC):
 
     def fits(self, w: Tensor) -> bool:
         """Whether `w` is a finite matrix of a shape that the set does not reject."""
-        return w.ndim == 2 and self.rejects((w.shape[0], w.shape[1])) is None and bool(w.isfinite().all())
+        return w.ndim == 2 and self.rejects((w.shape[0], w.shape[1])) is None and is_finite(w)
 
     def check(self, w: Tensor, importance: Tensor | None = None) -> None:
         """Raise the ValueError of `project`, without projecting."""
@@ -214,7 +215,7 @@ class SparsitySet(ConstraintSet):
 
     def apply(self, w: Tensor, piece: Piece) -> Tensor:
         assert piece.mask is not None
-        return torch.where(piece.mask, w, 0)  # not a product: -1 * False is -0
+        return masked(w, piece.mask)
 
     def contains(self, w: Tensor) -> bool:
         return self.fits(w) and bool((self.mask(w.abs()) | (w == 0)).all())
@@ -264,9 +265,25 @@ def energy(w: Tensor, importance: Tensor | None) -> Tensor:
     return importance.double() * w.double().square()
 
 
+def masked(w: Tensor, mask: Tensor) -> Tensor:
+    """`w` where `mask`, and 0 elsewhere: `torch.where(mask, w, 0)`, bit for bit, which has no vector code on a CPU.
+    Not a product: -1 * False is -0."""
+    plain = w.device.type != "cpu" or torch.compiler.is_compiling() or (w.requires_grad and torch.is_grad_enabled())
+    if plain or w.itemsize not in WORDS or w.shape != mask.shape:
+        return torch.where(mask, w, 0)
+    word = WORDS[w.itemsize]
+    kept = mask.view(torch.int8).neg().to(word)  # True is a word of ones
+    return kept.bitwise_and_(w.detach().view(word)).view(w.dtype)
+
+
+def is_finite(w: Tensor) -> bool:
+    """Whether every value is; a NaN is both the least and the greatest."""
+    return w.numel() == 0 or bool(torch.stack(torch.aminmax(w)).isfinite().all())
+
+
 def check_finite(w: Tensor, what: str) -> None:
     """Raise a ValueError that counts the NaN and infinite values of `w`, if there are any."""
-    if not w.isfinite().all():
+    if not is_finite(w):
         raise ValueError(f"{what} holds {int(w.isnan().sum())} NaN and {int(w.isinf().sum())} infinite values")
 
 

@@ -94,11 +94,15 @@ class Grid(ValueSet):
 
     def codes(self, w: Tensor, scales: Tensor) -> Tensor:
         """The nearest codes (rows, columns), float32 or w's own float64, for `rows(w)` and scales (rows,)."""
+        return self._signed(w, scales).add_(0.0)  # -0 + 0 is 0
+
+    def _signed(self, w: Tensor, scales: Tensor) -> Tensor:
+        """The codes, of which a 0 may have a sign."""
         x = w if w.dtype == torch.float64 else w.float()
         if self.bits == 1:
             return torch.where(x < 0, -1.0, 1.0).to(x.dtype)
         safe = torch.where(scales > 0, scales, torch.inf)[:, None]
-        return (x / safe).round_().clamp_(-self.top, self.top).add_(0.0)  # -0 + 0 is 0
+        return (x / safe).round_().clamp_(-self.top, self.top)
 
     def rounded(self, x: Tensor, scales: Tensor) -> Tensor:
         """The points on the grids of `scales` (rows,) nearest to x (rows, columns)."""
@@ -149,14 +153,14 @@ class Grid(ValueSet):
             return mean(u.abs()) / (float(x.shape[1]) if weight is None else weight.sum(1))
         best = refined = torch.ones_like(peak)
         # A sum of n squares is wrong by a few units in the last place; only a real gain moves the scale off absmax.
-        least = mean((u - self.codes(u, best)).square_()) * (1 - 1e-5)
+        least = mean((u - self._signed(u, best)).square_()) * (1 - 1e-5)
         for step in range(CANDIDATES + REFINEMENTS):
             ratio = torch.full_like(best, SWEEP[self.bits][step]) if step < CANDIDATES else refined
-            codes = self.codes(u, ratio)
-            error = mean((u - codes * ratio[:, None]).square_())
+            codes = self._signed(u, ratio)
+            error = mean(codes.mul_(ratio[:, None]).sub_(u).square_())
             best, least = torch.where(error < least, ratio, best), torch.minimum(error, least)
             if step >= CANDIDATES - 1:
-                codes = self.codes(u, best)
+                codes = self._signed(u, best)
                 refined = mean(u * codes) / mean(codes.square()).clamp(min=torch.finfo(peak.dtype).tiny)
                 refined = torch.where(refined > 0, refined, best).clamp(max=1)  # the top code stays in use
         return best

@@ -6,10 +6,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from nxmiformer.sets.base import Shape, SparsitySet
+from nxmiformer.sets.base import WORDS, Shape, SparsitySet
 from nxmiformer.sets.bits import unpack_bits
 from nxmiformer.sets.grid import Grid
-from nxmiformer.sets.nm import NM, WORDS
+from nxmiformer.sets.nm import NM
 
 MOST = 12  # bits of a group, codes and support, all cases of which are listed: 4096 words stay in the cache of a CPU
 NONE = -128  # a byte that is no code

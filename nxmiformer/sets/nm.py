@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from nxmiformer.errors import unknown
-from nxmiformer.sets.base import Shape, SparsitySet
+from nxmiformer.sets.base import WORDS, Shape, SparsitySet
 from nxmiformer.sets.bits import pack_bits, pack_wide, unpack_bits, unpack_wide
 from nxmiformer.sets.fields import check_fields
 from nxmiformer.sets.fused import fused, pays
 
 Coding = Literal["hardware", "dense"]
-WORDS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # that hold a group of bytes
 PATTERNS = 100  # of a group, that are looked at one by one
 PAIRWISE = 16  # up to this group size, comparing all pairs is faster than sorting each group
 
@@ -60,8 +59,9 @@ class NM(SparsitySet):
         grouped = score.reshape(score.numel() // self.group, self.group)
         if self.keep == self.group:
             return torch.ones_like(score, dtype=torch.bool)
-        if self.group <= PAIRWISE and score.device.type != "cpu" and pays(score):
-            return _beaten_by_few(score, self.group, self.keep)
+        if self.group <= PAIRWISE and pays(score):
+            compiled = _pairwise_compiled if score.device.type == "cpu" else _beaten_by_few
+            return compiled(score, self.group, self.keep)
         if self.group <= PAIRWISE:
             return _pairwise(grouped, self.keep).view(score.shape)
         order = grouped.argsort(dim=1, descending=True, stable=True)[:, : self.keep]
@@ -198,6 +198,18 @@ def _beaten_by_few(score: Tensor, group: int, keep: int) -> Tensor:
     mine, others = rows[..., :, None], rows[..., None, :]
     beats = (others > mine) | ((others == mine) & (place[None, :] < place[:, None]))
     return (beats.sum(-1, dtype=torch.int32) < keep).view(score.shape)
+
+
+@fused
+def _pairwise_compiled(score: Tensor, group: int, keep: int) -> Tensor:
+    """`_pairwise` for the compiler of a CPU: one loop over groups, each of which is a few numbers in registers."""
+    members = score.view(-1, group).unbind(1)
+    beaten = [torch.zeros_like(members[0], dtype=torch.int32) for _ in members]
+    for low in range(group):
+        for high in range(low + 1, group):
+            wins = (members[low] >= members[high]).to(torch.int32)
+            beaten[high], beaten[low] = beaten[high] + wins, beaten[low] + (1 - wins)
+    return torch.stack([each < keep for each in beaten], 1).view(score.shape)
 
 
 def _pairwise(grouped: Tensor, keep: int) -> Tensor:

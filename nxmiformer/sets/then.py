@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage
+from nxmiformer.sets.base import ConstraintSet, Piece, Shape, SparsitySet, Storage, masked
 from nxmiformer.sets.fused import fused
 from nxmiformer.sets.grid import Grid
 from nxmiformer.sets.lookup import look_up
@@ -82,7 +82,7 @@ class Then(ConstraintSet):
         return self.first.mask(gain if importance is None else gain * importance)
 
     def _scales(self, w: Tensor, importance: Tensor | None, mask: Tensor, recover: bool) -> Tensor | None:
-        return self.second.piece(torch.where(mask, w, 0), importance, mask, recover).scales
+        return self.second.piece(masked(w, mask), importance, mask, recover).scales
 
     def apply(self, w: Tensor, piece: Piece) -> Tensor:
         assert piece.mask is not None
@@ -126,4 +126,4 @@ class Then(ConstraintSet):
 @fused
 def _rounded(grid: Grid, w: Tensor, mask: Tensor, scales: Tensor) -> Tensor:
     """The point on the grids of `scales` with support `mask` nearest to `w`."""
-    return torch.where(mask, grid.apply(w, Piece(scales=scales)), 0)
+    return masked(grid.apply(w, Piece(scales=scales)), mask)

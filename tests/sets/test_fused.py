@@ -11,7 +11,7 @@ from nxmiformer.sets import NM, Grid, Then
 from nxmiformer.sets import fused as module
 from nxmiformer.sets.base import DTYPES
 from nxmiformer.sets.fused import LEAST, compiling, fused, pays
-from nxmiformer.sets.nm import PAIRWISE, _beaten_by_few
+from nxmiformer.sets.nm import PAIRWISE, _beaten_by_few, _pairwise_compiled
 
 LARGE = torch.randn(LEAST // 128, 128, generator=torch.Generator().manual_seed(0), device="cpu")
 
@@ -41,7 +41,7 @@ def test_a_compiled_projection_is_that_of_the_twin_which_is_not(traced, monkeypa
         found = points.project(LARGE)
         count = len(traced)
         points.project(torch.cat([LARGE, LARGE[:64]]))
-    assert len(traced) == count == 2  # another number of rows compiles nothing anew
+    assert len(traced) == count == 3  # another number of rows compiles nothing anew
     assert points.contains(found)
     torch.testing.assert_close((LARGE - found).norm(), (LARGE - expected).norm(), rtol=1e-4, atol=0)
 
@@ -49,10 +49,11 @@ def test_a_compiled_projection_is_that_of_the_twin_which_is_not(traced, monkeypa
 @pytest.mark.parametrize(
     "points", [each for each in SPARSE if isinstance(each, NM) and each.group <= PAIRWISE], ids=str
 )
-def test_the_mask_for_a_compiler_is_that_of_pairs_ties_included(points):
+@pytest.mark.parametrize("function", [_beaten_by_few, _pairwise_compiled])
+def test_the_mask_for_a_compiler_is_that_of_pairs_ties_included(points, function):
     chance = torch.Generator().manual_seed(0)
     for score in (torch.randn(8, 64, generator=chance), torch.randint(3, (8, 64), generator=chance).float()):
-        assert torch.equal(_beaten_by_few(score, points.group, points.keep), points.mask(score))
+        assert torch.equal(function(score, points.group, points.keep), points.mask(score))
 
 
 def test_without_a_compiler_the_function_runs_as_it_is_and_that_is_told_once(monkeypatch, recwarn):
