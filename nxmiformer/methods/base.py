@@ -77,6 +77,11 @@ class Method(abc.ABC):
         """Whether it looks at the task's loss of the labels, whatever the phase minimises."""
         return False
 
+    @property
+    def across_layers(self) -> bool:
+        """Whether a layer may keep less than its set allows, for it competes with others."""
+        return False
+
     def sees_inputs(self, steps: int) -> bool:
         """Whether quantizers whose ranges are fixed see inputs in a phase of so many steps, so that they have some."""
         return steps > self.delay

@@ -45,6 +45,10 @@ class ByGradient(Gradual):
         check_ranking(self.ranking, self.density)
 
     @property
+    def across_layers(self) -> bool:
+        return self.density is not None
+
+    @property
     def labelled(self) -> bool:
         return self.gradients > 0 and self.loss == "task"
 

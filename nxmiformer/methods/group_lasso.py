@@ -1,6 +1,7 @@
 """The reweighted group Lasso on blocks."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -11,8 +12,10 @@ from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Length, Method
+from nxmiformer.methods.ranking import Ranking, by_tile, check_global, check_ranking, ranked
 from nxmiformer.optim.group_lasso import norms, shrink, slope, weights
 from nxmiformer.sets.base import Shape
+from nxmiformer.sets.block import spread
 
 How = Literal["proximal", "gradient"]
 
@@ -37,6 +40,9 @@ class GroupLasso(Method):
         how: "proximal": the closed form after each optimizer step, which does reach zero; "gradient": added to the
             gradient before it is clipped, as the authors do.
         sized: whether the penalty is times the square root of a group's size.
+        ranking: "layer": each layer keeps the blocks that its set allows; "global": blocks of one size of all layers
+            compete by their norms for `density`, and a layer's set is the most that it keeps.
+        density: share of the blocks of each size that a global ranking keeps.
     """
 
     prunes: ClassVar[bool] = True
@@ -47,6 +53,8 @@ class GroupLasso(Method):
     reweights: int = 4
     how: How = "proximal"
     sized: bool = True
+    ranking: Ranking = "layer"
+    density: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,6 +68,11 @@ class GroupLasso(Method):
             raise ValueError(f"reweights is how often gamma is recomputed, 0 or more, not {self.reweights}")
         if self.how not in get_args(How):
             raise unknown("way to apply the penalty", self.how, get_args(How))
+        check_ranking(self.ranking, self.density)
+
+    @property
+    def across_layers(self) -> bool:
+        return self.density is not None
 
     def prepare(self, layer: Compressed) -> None:
         layer.quantizer.frozen = False
@@ -67,6 +80,9 @@ class GroupLasso(Method):
 
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
+        if self.density is not None:
+            for kind in by_tile(self.layers).values():
+                check_global(kind, self.density)
         self._reweight()
 
     def before_step(self, step: int, ahead: bool = True) -> None:
@@ -118,7 +134,37 @@ class GroupLasso(Method):
 
     def hand_over(self) -> Moved:
         """Project onto the sparsity sets: whole blocks are pruned, and the remaining weights are not rounded."""
+        self._prune()
         return self.to_supports()
+
+    @contextmanager
+    def as_finished(self) -> Iterator[None]:
+        moved = self._grouped() if self.density is not None else ()
+        before = {name: layer.matrix.detach().clone() for name, layer, _ in moved}
+        try:
+            self._prune()
+            with super().as_finished():
+                yield
+        finally:
+            with torch.no_grad():
+                for name, values in before.items():
+                    self.layers[name].matrix.copy_(values)
+
+    def finalize(self) -> Moved:
+        self._prune()
+        return super().finalize()
+
+    @torch.no_grad()
+    def _prune(self) -> None:
+        """Make zero the blocks that lose to those of other layers."""
+        if self.density is None:
+            return
+        for tile, kind in by_tile(self.layers).items():
+            worth = {name: spread(norms(layer.matrix, tile), tile) for name, layer in kind.items()}
+            most = {name: layer.quantizer.constraint.sparsity for name, layer in kind.items()}
+            for name, target in ranked(worth, most, self.density).items():
+                assert target is not None
+                kind[name].matrix.mul_(target.mask(worth[name]))
 
     def metrics(self, layers: bool = False) -> dict[str, float]:
         """The share of the groups that are zero already."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.sets import Block, SparsitySet, Unstructured
+from nxmiformer.sets.base import Shape
 from nxmiformer.sets.unstructured import top
 
 Ranking = Literal["layer", "global"]
@@ -30,6 +31,16 @@ def check_ranking(ranking: Ranking, density: float | None) -> None:
         raise ValueError(f"density is the share that ranking=global keeps: not {density} with {ranking}")
     if density is not None and not 0 < density <= 1:
         raise ValueError(f"ranking=global needs a density in (0, 1], not {density}")
+
+
+def by_tile(layers: Mapping[str, Compressed]) -> dict[Shape, dict[str, Compressed]]:
+    """The layers that have a support to find, by the size of their sets' blocks."""
+    kinds: dict[Shape, dict[str, Compressed]] = {}
+    for name, layer in layers.items():
+        sparsity = layer.quantizer.constraint.sparsity
+        if sparsity is not None:
+            kinds.setdefault(sparsity.tile, {})[name] = layer
+    return kinds
 
 
 def check_global(layers: Mapping[str, Compressed], density: float) -> None:

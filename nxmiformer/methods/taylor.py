@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nxmiformer.methods.base import Calibration, Length
 from nxmiformer.methods.by_gradient import ByGradient
-from nxmiformer.methods.ranking import check_global, ranked
+from nxmiformer.methods.ranking import by_tile, check_global, ranked
 from nxmiformer.ranks import ranks
 from nxmiformer.sets import SparsitySet
 from nxmiformer.sets.base import Shape
@@ -37,8 +37,8 @@ class Taylor(ByGradient):
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
         if self.density is not None:
-            for names in self._kinds().values():
-                check_global({name: self.layers[name] for name in names}, self.density)
+            for kind in by_tile(self.layers).values():
+                check_global(kind, self.density)
 
     def calibrate(self, given: Calibration) -> Iterator[str]:
         if 0 in self.moments:
@@ -58,9 +58,8 @@ class Taylor(ByGradient):
         targets = {name: self.target(layer, number) for name, layer in layers.items()}
         if self.density is not None:
             share = self.share(self.density, number)
-            for names in self._kinds().values():
-                most = {name: targets[name] for name in names}
-                targets |= ranked({name: worth[name] for name in names}, most, share)
+            for kind in by_tile(layers).values():
+                targets |= ranked({name: worth[name] for name in kind}, {name: targets[name] for name in kind}, share)
         for name, layer in layers.items():
             target = targets[name]
             assert target is not None
@@ -87,13 +86,6 @@ class Taylor(ByGradient):
             tile = _tile(layer.quantizer.constraint.sparsity)
             found[name] = torch.where(mask, spread(tile_sums(product, tile).abs(), tile), -1.0)
         return found
-
-    def _kinds(self) -> dict[Shape, list[str]]:
-        """The names of the layers whose blocks are of one size."""
-        kinds: dict[Shape, list[str]] = {}
-        for name, layer in self.sparse().items():
-            kinds.setdefault(_tile(layer.quantizer.constraint.sparsity), []).append(name)
-        return kinds
 
 
 def _tile(sparsity: SparsitySet | None) -> Shape:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from inspect import Parameter, signature
-from itertools import dropwhile, takewhile
+from itertools import dropwhile, pairwise, takewhile
 from typing import Any, Self
 
 import torch
@@ -19,6 +19,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.layers.mode import evaluating
 from nxmiformer.methods.base import Length, Method
 from nxmiformer.methods.dense import Dense
+from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.sets.fields import check_fields
 from nxmiformer.train.attention import ScoresError, check_scores
 from nxmiformer.train.hidden import HiddenStatesError, check_every_layer_runs
@@ -165,6 +166,13 @@ class Recipe:
         for name, phase in takewhile(lambda pair: isinstance(pair[1].method, Dense), self.phases.items()):
             if phase.objective.distils:
                 raise ValueError(f"phase {name!r} makes the dense model, and has no teacher yet: use objective.task")
+        for (name, phase), (then, finish) in pairwise(self.phases.items()):
+            method = finish.method
+            if phase.method.across_layers and isinstance(method, FixedMask) and not method.keep_zeros:
+                raise ValueError(
+                    f"phase {name!r} lets layers compete, and phase {then!r} would train again what lost, as each set "
+                    f"has room for it: use recipe.phases.{then}.method.keep_zeros=true"
+                )
 
     def of_a_trained_model(self) -> Self:
         """The recipe with no step in the phases that make the dense model."""

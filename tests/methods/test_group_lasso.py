@@ -11,9 +11,12 @@ from test_methods import Run, make
 
 from nxmiformer.methods.fixed_mask import FixedMask
 from nxmiformer.methods.group_lasso import GroupLasso
+from nxmiformer.methods.obert import Obert
+from nxmiformer.methods.taylor import Taylor
 from nxmiformer.optim.group_lasso import norms, shrink, slope, weights
 from nxmiformer.sets import NM, Block, Grid, Then
 from nxmiformer.sets.block import spread
+from nxmiformer.train.recipe import Phase, Recipe
 
 TILES = [(1, 4), (3, 1), (2, 4), (6, 8), (1, 1)]
 
@@ -193,9 +196,83 @@ def test_a_set_that_keeps_weights_one_by_one_has_groups_of_one():
     assert all(gamma.shape == method.layers[name].matrix.shape for name, gamma in method.gamma.items())
 
 
+def kept_blocks(method):
+    return {name: norms(layer.matrix.detach(), (8, 8)) > 0 for name, layer in method.layers.items()}
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+@pytest.mark.parametrize("end", ["hand_over", "finalize"])
+def test_a_global_ranking_keeps_the_blocks_of_largest_norm_of_all_layers(kind, end):
+    model, _ = make(kind, Block(8, 8, 0.75))
+    with torch.no_grad():
+        for number, layer in enumerate(Run(model, GroupLasso()).method.layers.values()):
+            layer.weight.mul_(1 + number)  # later layers have the larger blocks
+    method = Run(model, GroupLasso(ranking="global", density=0.4)).method
+    before = {name: norms(layer.matrix.detach(), (8, 8)) for name, layer in method.layers.items()}
+    with method.as_finished():
+        meanwhile = kept_blocks(method)
+    assert all(torch.equal(norms(layer.matrix.detach(), (8, 8)), before[n]) for n, layer in method.layers.items())
+    getattr(method, end)()
+    kept = kept_blocks(method)
+    assert all(torch.equal(kept[name], meanwhile[name]) for name in kept)
+    total = sum(each.numel() for each in kept.values())
+    assert sum(int(each.sum()) for each in kept.values()) == round(0.4 * total)
+    assert len({int(each.sum()) / each.numel() for each in kept.values()}) > 1
+    full = {name for name, each in kept.items() if int(each.sum()) == round(0.75 * each.numel())}
+    lost = max(before[name][~kept[name]].max() for name in kept.keys() - full)
+    for name, each in kept.items():
+        if each.any():
+            assert before[name][each].min() >= max(lost, before[name][~each].max())
+
+
+def test_the_finish_leaves_empty_what_the_phase_before_has_emptied_if_it_is_asked_to():
+    model, _ = make(constraint=Block(8, 8, 0.75))
+    phase = Run(model, GroupLasso(ranking="global", density=0.4)).take(2)
+    phase.method.hand_over()
+    kept = kept_blocks(phase.method)
+    finish = Run(model, FixedMask(keep_zeros=True)).take(3)
+    finish.method.finalize()
+    found = kept_blocks(finish.method)
+    whole = [name for name, each in kept.items() if each.any()]
+    assert all(torch.equal(found[name], kept[name]) for name in whole)
+    again, _ = make(constraint=Block(8, 8, 0.75))
+    with torch.no_grad():
+        for layer in Run(again, GroupLasso()).method.layers.values():
+            layer.matrix[:8] = 0
+    method = Run(again, FixedMask()).take(1).method
+    assert any(layer.quantizer.mask[:8].any() for layer in method.layers.values())
+
+
+@pytest.mark.parametrize("first", [GroupLasso, Taylor, Obert])
+def test_a_recipe_whose_finish_would_train_what_lost_to_other_layers_is_refused(first):
+    def recipe(finish):
+        adam = torch.optim.AdamW
+        phases = {
+            "prune": Phase(first(ranking="global", density=0.5), adam, steps=4),
+            "finish": Phase(finish, adam, steps=4),
+        }
+        return Recipe(phases)
+
+    with pytest.raises(ValueError, match=r"use recipe\.phases\.finish\.method\.keep_zeros=true"):
+        recipe(FixedMask())
+    assert recipe(FixedMask(keep_zeros=True)).phases
+
+
+def test_a_layer_of_zeros_can_be_trained_by_the_finish():
+    model, _ = make(constraint=Block(8, 8, 0.5))
+    first = next(iter(Run(model, GroupLasso()).method.layers.values()))
+    with torch.no_grad():
+        first.weight.zero_()
+    assert Run(model, FixedMask(keep_zeros=True)).method is not None
+    assert first.quantizer.mask.float().mean() == 0.5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"ranking": "global"}, "density is the share that ranking=global keeps: not None with global"),
+        ({"density": 0.5}, "density is the share that ranking=global keeps: not 0.5 with layer"),
+        ({"ranking": "global", "density": 1.5}, r"ranking=global needs a density in \(0, 1\], not 1.5"),
         ({"penalty": -1.0}, "penalty must be a number that is not negative, not -1"),
         ({"power": 3}, "power of the norm in gamma is 0, 1 or 2, not 3"),
         ({"epsilon": 0.0}, "epsilon must be positive, not 0"),
