@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from data import words
 
 from nxmiformer.cli import build
 from nxmiformer.jobs.compress import run
@@ -35,13 +36,13 @@ def trained(directory: Path, overrides: Sequence[str]) -> dict[str, Any]:
     return content
 
 
-def source(models: str | None, glue: str | None, task: str, tiny: bool) -> list[str]:
+def source(arguments: argparse.Namespace, task: str) -> list[str]:
     """Which model and data: those of the tiny mode, of local directories, or of the hub."""
-    if tiny:
+    if arguments.tiny:
         return TINY
     model = "all-MiniLM-L6-v2"
-    path = f"{models}/{model}" if models else f"sentence-transformers/{model}"
-    return [f"task={task}", "model=pretrained", f"model.path={path}", *([f"task.path={glue}"] if glue else [])]
+    path = f"{arguments.models}/{model}" if arguments.models else f"sentence-transformers/{model}"
+    return ["model=pretrained", f"model.path={path}", *words(task, arguments.glue, arguments.data)]
 
 
 def parser_of(study: Path, description: str | None) -> argparse.ArgumentParser:
@@ -49,6 +50,7 @@ def parser_of(study: Path, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", help="directory with all-MiniLM-L6-v2; without it, from the hub")
     parser.add_argument("--glue", help="directory with the tasks' data; without it, from the hub")
+    parser.add_argument("--data", help="directory that holds qamr/")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--report-on", choices=("holdout", "validation"), default="validation")
     parser.add_argument("--outputs", type=Path, default=Path("outputs") / study.name)

@@ -23,7 +23,8 @@ import yaml
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from rows import Rows  # noqa: E402 (beside this script, not installed)
+from data import words  # noqa: E402 (beside this script, not installed)
+from rows import Rows  # noqa: E402
 
 RIVAL = HERE / "peers" / "modelopt_qat.py"
 FOUND = ["steps", "score", "dense_score", "retention"]
@@ -51,10 +52,13 @@ def main() -> None:
 
 
 def read_sweep(directory: Path) -> dict[str, Any]:
-    """What a study runs: its sweep.yaml, and what that does not say from the one that it names as its base."""
+    """What a study runs: its sweep.yaml, and what that does not say from the one that it names as its base. Its tasks
+    are added to those of the base; one that is null is not run."""
     sweep: dict[str, Any] = yaml.safe_load((directory / "sweep.yaml").read_text())
-    base = sweep.pop("base", None)
-    return sweep if base is None else {**read_sweep(HERE / base), **sweep}
+    name = sweep.pop("base", None)
+    base = {"tasks": {}} if name is None else read_sweep(HERE / name)
+    tasks = {**base["tasks"], **sweep.get("tasks", {})}
+    return {**base, **sweep, "tasks": {task: facts for task, facts in tasks.items() if facts is not None}}
 
 
 def flat(overrides: Any) -> list[str]:
@@ -112,9 +116,10 @@ class Study:
         return row is not None
 
     def _common(self, task: str, seed: int) -> list[str]:
-        path = [f"task.path={self.arguments.glue}"] if self.arguments.glue and task != EMBEDDED else []
+        glue = None if task == EMBEDDED else self.arguments.glue
         precision = [f"train.precision={self.arguments.precision or self.sweep['precision']}"]
-        return [f"task={task}", f"seed={seed}", *self.sweep["common"], *precision, *path]
+        given = words(task, glue, self.arguments.data)
+        return [f"seed={seed}", *self.sweep["common"], *precision, *given]
 
     def _folder(self, task: str, seed: int) -> Path:
         return Path(self.arguments.outputs) / f"{task}-dense-{seed}"
@@ -212,6 +217,7 @@ def _arguments(sweep: dict[str, Any]) -> argparse.Namespace:
     add("study", help="the directory's name")
     add("--models", help="directory that holds the model's (default: the hub)")
     add("--glue", help="directory of GLUE in the hub's layout (default: the hub)")
+    add("--data", help="directory that holds qamr/")
     add("--precision", choices=["no", "bf16"], help=f"no: float32, for a CPU (default: {sweep['precision']})")
     add("--peers", help="Python of ModelOpt's environment, such as .venv-peers/bin/python")
     add("--outputs", default="outputs/glue", help="where the runs go (default: %(default)s)")

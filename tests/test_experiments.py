@@ -48,16 +48,36 @@ def test_every_method_of_a_study_composes_and_takes_the_same_steps_or_those_that
     assert steps == (0 if method == "one_shot" else int(said[1]) if said else VALUES["steps"])
 
 
-@pytest.mark.parametrize(("study", "plan"), [(name, plan) for name, sweep in SWEEPS.items() for plan in sweep["plans"]])
-def test_every_task_and_plan_of_a_study_composes(tmp_path, study, plan):
+def pairs():
+    """Every plan and every task of each study at least once."""
+    for study, sweep in SWEEPS.items():
+        plans, tasks = list(sweep["plans"]), list(sweep["tasks"])
+        for number in range(max(len(plans), len(tasks))):
+            yield study, plans[number % len(plans)], tasks[number % len(tasks)]
+
+
+@pytest.mark.parametrize(("study", "plan", "task"), list(pairs()))
+def test_every_task_and_every_plan_of_a_study_composes(tmp_path, study, plan, task):
     sweep = SWEEPS[study]
     fitting = next(each for name, each in sweep["methods"].items() if SCRIPT["takes"](sweep, name, plan))
     recipe = next(word for word in SCRIPT["flat"](fitting) if word.startswith("recipe="))
-    for task, facts in sweep["tasks"].items():
-        job = compose(tmp_path, sweep, [f"task={task}", recipe, *facts["dense"], *sweep["plans"][plan]])
-        assert job.task.name == task
-        assert job.budget.given == ("@" in plan)
-        assert job.planning.name == plan or job.budget.given
+    given = [*SCRIPT["words"](task, None, str(tmp_path)), *sweep["tasks"][task]["dense"]]
+    job = compose(tmp_path, sweep, [*given, recipe, *sweep["plans"][plan]])
+    assert job.task.name == {"qamr": "answers"}.get(task, task)
+    assert job.budget.given == ("@" in plan)
+    assert job.planning.name == plan or job.budget.given
+
+
+def test_the_tasks_of_a_study_are_those_of_its_base_and_its_own_without_those_that_it_leaves_out():
+    assert list(SWEEPS["glue_uniform"]["tasks"]) == ["stsb", "mrpc", "sst2", "rte"]
+    assert list(SWEEPS["obert"]["tasks"]) == ["stsb", "mrpc", "sst2", "qamr"]
+    assert SWEEPS["obert"]["tasks"]["mrpc"] == SWEEPS["glue_uniform"]["tasks"]["mrpc"]
+    assert SWEEPS["kronecker"]["tasks"]["mrpc"]["steps"] == 600
+
+
+def test_questions_are_refused_without_their_directory():
+    with pytest.raises(SystemExit, match="with --data which one holds qamr/"):
+        SCRIPT["words"]("qamr", None, None)
 
 
 def test_no_label_teaches_what_distils_and_no_teacher_what_does_not(tmp_path):

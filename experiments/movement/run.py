@@ -1,7 +1,7 @@
 """Score against measured CPU speed as block movement pruning takes heads and dimensions.
 
-    python experiments/movement/run.py --models MODELS --glue GLUE      # scores, on any device
-    python experiments/movement/run.py --time --models MODELS                                       # speeds, on the CPU
+    python experiments/movement/run.py --models MODELS --glue GLUE --data DATA      # scores, on any device
+    python experiments/movement/run.py --time --models MODELS                       # speeds, on the CPU
 
 A cell is a method at one strength, on a model with all its layers or, with --keep-layers, some of them. `movement`
 prunes at a penalty, is made compact, and is filled: trained on without a mask, by distillation from its dense model.
@@ -55,6 +55,8 @@ TIMED = ("contender", "batch", "length")
 # The share of the steps before the model is made compact
 PRUNING = {"movement": 0.7, "movement_top": 0.7, "admm": 0.15, "magnitude": 0.0, "gradient": 0.0, "gradual": 0.4}
 METHODS = tuple(PRUNING)
+GLUE = ["recipe.phases.dense.epochs=5", "recipe.phases.dense.optimizer.lr=1e-4"]
+TRAINING = {"qamr": ["recipe.phases.dense.steps=500", "recipe.phases.dense.optimizer.lr=2e-4"]}
 DISTIL = Objective(task=0.1, logits=0.9, hidden=10.0)
 
 
@@ -126,7 +128,7 @@ def _settled(arguments: argparse.Namespace, cell: dict[str, Any]) -> dict[str, A
 
 def _source(arguments: argparse.Namespace, cell: Mapping[str, Any]) -> list[str]:
     """The words of the task, and of the model: one that is dense and trained, or one that is to be."""
-    words = source(arguments.models, arguments.glue, cell["task"], arguments.tiny)
+    words = source(arguments, cell["task"])
     if arguments.tiny:
         return words
     if arguments.dense:
@@ -138,7 +140,7 @@ def _source(arguments: argparse.Namespace, cell: Mapping[str, Any]) -> list[str]
 
 def _pruning(arguments: argparse.Namespace, cell: Mapping[str, Any], steps: int) -> list[str]:
     """The words of the run that trains the dense model, unless it is given, and prunes it."""
-    words = [] if arguments.dense else ["recipe.phases.dense.epochs=5", "recipe.phases.dense.optimizer.lr=1e-4"]
+    words = [] if arguments.dense else [*TRAINING.get(cell["task"], GLUE)]
     words += ["recipe.phases.dense.steps=4"] if arguments.tiny else []
     method, left = cell["method"], f"{1 - cell['strength']:g}"
     if method == "movement":
@@ -209,7 +211,7 @@ def _time(arguments: argparse.Namespace) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = parser_of(HERE, __doc__)
-    parser.add_argument("--tasks", nargs="+", default=["stsb", "sst2"])
+    parser.add_argument("--tasks", nargs="+", default=["stsb", "mrpc", "sst2", "qamr"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--penalties", nargs="+", type=float, default=[2.5, 5.0, 10.0, 20.0, 40.0])
     parser.add_argument("--shares", nargs="+", type=float, default=[0.3, 0.5, 0.7], help="of heads, and of dimensions")
