@@ -130,7 +130,7 @@ def test_the_readme_is_short_and_has_one_figure_and_ten_lines_of_python():
 
 TABLES = {"glue_uniform": "glue_uniform/figure.py", "glue_search": "glue_search/figure.py"}
 TABLES |= dict.fromkeys(["ablation", "obert", "group_lasso", "fullyqt", "kronecker", "on_the_loss"], "table.py")
-TABLES |= {"prune_once": "prune_once/table.py", "seven": "seven/figure.py", "movement": "movement/table.py"}
+TABLES |= {"prune_once": "prune_once/table.py", "seven": "seven/figure.py", "movement": "movement/figure.py"}
 
 
 @pytest.mark.parametrize("study", TABLES)

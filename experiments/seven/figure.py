@@ -115,7 +115,8 @@ def _fast(runs: pd.DataFrame) -> pd.DataFrame:
         found.append(timed.assign(name=names, kind="bytes", retained=100 * timed.retention))
     study = HERE.parent / "movement"
     columns = ["task", "layers", "method", "strength", "seed", "report_on", "steps", "lr"]
-    smaller = pd.read_csv(study / "speeds.csv").query("contender == @INT8 and layers == 'all'")
+    wanted = "contender == @INT8 and layers == 'all' and method != 'movement'"  # which has a penalty, and no share
+    smaller = pd.read_csv(study / "speeds.csv").query(wanted)
     smaller = smaller.merge(pd.read_csv(study / "results.csv"), on=columns)
     best = [dense.get((task, seed)) for task, seed in zip(smaller.task, smaller.seed, strict=True)]
     gone = smaller.strength.map(lambda share: f"{100 * share:.0f} % of heads and dimensions gone, by ")
