@@ -18,6 +18,8 @@ from nxmiformer.sets.fields import choices, hints
 
 MOST = 2**63  # what counts something fits into 64 bits
 TARGET, PARTIAL = "_target_", "_partial_"
+BRIEF = reprlib.Repr()  # what lies deep in a value is left out, so that a line stays one
+BRIEF.maxlevel = 2
 
 
 def mistakes(value: Any, hint: Any, where: str) -> Iterator[str]:
@@ -54,7 +56,7 @@ def _mistakes(value: Any, kind: Any, where: str) -> Iterator[str]:
 
 
 def _wrong(where: str, value: Any, what: str) -> str:
-    shown = "null" if value is None else value if isinstance(value, str) else reprlib.repr(value)
+    shown = "null" if value is None else value if isinstance(value, str) else BRIEF.repr(value)
     return f"{where}={shown}: its value must be {what}"
 
 
