@@ -12,7 +12,7 @@ from nxmiformer.errors import unknown
 from nxmiformer.layers.compressed import Compressed
 from nxmiformer.layers.projection import Moved
 from nxmiformer.methods.base import Length, Method
-from nxmiformer.methods.ranking import Ranking, by_tile, check_global, check_ranking, ranked
+from nxmiformer.methods.ranking import Ranking, by_tile, check_by_tile, check_ranking, ranked
 from nxmiformer.optim.group_lasso import norms, shrink, slope, weights
 from nxmiformer.sets.base import Shape
 from nxmiformer.sets.block import spread
@@ -81,8 +81,7 @@ class GroupLasso(Method):
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
         if self.density is not None:
-            for kind in by_tile(self.layers).values():
-                check_global(kind, self.density)
+            check_by_tile(self.layers, self.density)
         self._reweight()
 
     def before_step(self, step: int, ahead: bool = True) -> None:

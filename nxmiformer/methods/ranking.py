@@ -58,6 +58,12 @@ def check_global(layers: Mapping[str, Compressed], density: float) -> None:
         )
 
 
+def check_by_tile(layers: Mapping[str, Compressed], density: float) -> None:
+    """`check_global`, of the layers of each size of blocks alone."""
+    for kind in by_tile(layers).values():
+        check_global(kind, density)
+
+
 def ranked(
     prices: Mapping[str, Tensor], most: Mapping[str, SparsitySet | None], share: float
 ) -> dict[str, SparsitySet | None]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from nxmiformer.methods.base import Calibration, Length
 from nxmiformer.methods.by_gradient import ByGradient
-from nxmiformer.methods.ranking import by_tile, check_global, ranked
+from nxmiformer.methods.ranking import by_tile, check_by_tile, ranked
 from nxmiformer.ranks import ranks
 from nxmiformer.sets import SparsitySet
 from nxmiformer.sets.base import Shape
@@ -37,8 +37,7 @@ class Taylor(ByGradient):
     def attach(self, model: nn.Module, length: Length) -> None:
         super().attach(model, length)
         if self.density is not None:
-            for kind in by_tile(self.layers).values():
-                check_global(kind, self.density)
+            check_by_tile(self.layers, self.density)
 
     def calibrate(self, given: Calibration) -> Iterator[str]:
         if 0 in self.moments:
